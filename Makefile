@@ -1,0 +1,67 @@
+# make demo | test | lint | install | lock | clean | help. Nothing else to do by hand.
+# `make demo` and `make test` create the environment in .venv first (Python 3.10 to 3.12); a second
+# run reuses it. VENV=path uses another folder, PYTHON=path another interpreter.
+SHELL := /bin/bash
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTHON ?=
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+UV := $(BIN)/uv pip
+# One thread per test process: two of them share two cores without fighting.
+TEST_PROCESSES ?= 2
+
+LOCKS := requirements/uv.txt requirements/build.txt requirements/all.txt requirements/no-deps.txt
+# The stamp's name changes with the locks, setup.py and the folder, so a change reinstalls.
+STAMP := $(VENV)/.installed-$(firstword $(shell (cat $(LOCKS) setup.py Makefile; pwd) | cksum))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint install lock clean
+
+help:  ## this list
+	@awk -F':.*##' '/^[a-z]+:.*##/ {printf "make %-9s%s\n", $$1, $$2}' Makefile
+
+demo: $(STAMP)  ## build the mini benchmark, train and evaluate its models, write output/demo (DEMO_ARGS=--quick)
+	$(BIN)/ovd demo $(DEMO_ARGS)
+
+test: lint  ## all checks and tests, slow ones too (PYTEST_ARGS="-k name")
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+lint: $(STAMP)  ## ruff format --check, ruff check, import directions
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m pytest -p no:cacheprovider --durations=0 tests/test_import_directions.py
+
+install: $(STAMP)  ## only create the environment
+
+$(STAMP): | $(VENV)/.python
+	@echo "Installing the locked environment into $(VENV) (a few minutes and 5 GB the first time) ..."
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/uv.txt
+	VIRTUAL_ENV=$(VENV) $(UV) install --no-deps --require-hashes --build-constraints requirements/build.txt -r requirements/all.txt
+	VIRTUAL_ENV=$(VENV) $(UV) install --no-deps --require-hashes --python-version 3.10 -r requirements/no-deps.txt
+	VIRTUAL_ENV=$(VENV) $(UV) install --no-deps --no-build-isolation -e .
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+# An environment that is there and works is kept; else the first interpreter that starts, is 3.10 to
+# 3.12 and can make one.
+SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+$(VENV)/.python:
+	@if $(BIN)/python -m pip --version >/dev/null 2>&1 && $(BIN)/python -c '$(SUITABLE)'; then touch $@; exit 0; fi; \
+	for p in $(PYTHON) python3 python3.12 python3.11 python3.10 /usr/bin/python3 ~/.pyenv/versions/3.1[012]*/bin/python; do \
+	    $$p -c '$(SUITABLE)' 2>/dev/null || continue; \
+	    echo "Creating $(VENV) with $$p ($$($$p --version))"; \
+	    $$p -m venv --clear $(VENV) && touch $@ && exit 0; \
+	done; \
+	echo "error: no Python 3.10, 3.11 or 3.12 with venv found; install one or call make PYTHON=/path/to/python" >&2; exit 2
+
+lock:  ## pin requirements/*.in anew, with hashes
+	@test -x $(BIN)/uv || { echo "error: run make install first" >&2; exit 2; }
+	for name in uv build; do $(UV) compile -q --upgrade $(COMPILE) requirements/$$name.in -o requirements/$$name.txt || exit 1; done
+	$(UV) compile -q --upgrade $(COMPILE) --overrides requirements/overrides.txt --build-constraints requirements/build.txt requirements/all.in -o requirements/all.txt
+
+COMPILE := --universal --python-version 3.10 --generate-hashes --custom-compile-command "make lock"
+
+clean:  ## remove the environment and build leftovers (keeps datasets/ and output/)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find ovd_d2 tests -name __pycache__ -type d -prune -exec rm -rf {} +

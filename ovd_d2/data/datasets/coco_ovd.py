@@ -1,0 +1,162 @@
+"""COCO for open-vocabulary detection: 48 base and 17 novel classes (Bansal et al. 2018).
+
+Filtered at load time from the standard instances_train2017.json and instances_val2017.json. The
+other 15 classes are unused. Training keeps the images with at least one base box, and only base
+boxes; the generalised evaluation keeps the images with base or novel boxes, and base and novel
+names compete. K = 65 in both, in the order of COCO's category ids.
+"""
+
+import json
+import os
+from collections.abc import Collection
+from typing import Any
+
+import pycocotools.mask as mask_utils
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from detectron2.structures import BoxMode
+
+from ovd_d2.data.datasets.annotation_files import check_records, explain_errors
+from ovd_d2.errors import OVDError
+
+README_SECTION = "COCO"
+
+BASE_CLASSES = (
+    *("person", "bicycle", "car", "motorcycle", "train", "truck", "boat", "bench", "bird"),
+    *("horse", "sheep", "bear", "zebra", "giraffe", "backpack", "handbag", "suitcase", "frisbee"),
+    *("skis", "kite", "surfboard", "bottle", "fork", "spoon", "bowl", "banana", "apple"),
+    *("sandwich", "orange", "broccoli", "carrot", "pizza", "donut", "chair", "bed", "toilet"),
+    *("tv", "laptop", "mouse", "remote", "microwave", "oven", "toaster", "refrigerator"),
+    *("book", "clock", "vase", "toothbrush"),
+)
+NOVEL_CLASSES = (
+    *("airplane", "bus", "cat", "dog", "cow", "elephant", "umbrella", "tie", "snowboard"),
+    *("skateboard", "cup", "knife", "cake", "couch", "keyboard", "sink", "scissors"),
+)
+
+
+def coco_ovd_metadata() -> dict[str, Any]:
+    """Metadata of the 65 classes.
+
+    Returns:
+        ``thing_classes`` and ``is_novel`` (length 65), ``thing_dataset_id_to_contiguous_id`` (COCO
+        category id to 0..64) and ``readme_section``.
+    """
+    used = set(BASE_CLASSES) | set(NOVEL_CLASSES)
+    categories = [c for c in COCO_CATEGORIES if c["isthing"] and c["name"] in used]
+    categories.sort(key=lambda c: c["id"])
+    return {
+        "thing_classes": [c["name"] for c in categories],
+        "is_novel": [c["name"] in NOVEL_CLASSES for c in categories],
+        "thing_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(categories)},
+        "readme_section": README_SECTION,
+    }
+
+
+def read_coco_json(json_file: str, category_ids: Collection[int]) -> dict[str, Any]:
+    """Reads a COCO instances json and keeps some categories of it.
+
+    Args:
+        json_file: in the format of instances_val2017.json.
+        category_ids: the categories to keep.
+
+    Returns:
+        The json's content with those categories (ascending ids), their annotations (crowds
+        included) and the images that have at least one of them.
+
+    Raises:
+        OVDError: the file is missing or broken or lacks one of the categories.
+    """
+    with explain_errors(json_file, README_SECTION):
+        with open(json_file, encoding="utf-8") as f:
+            content = json.load(f)
+        categories = {c["id"]: c for c in content["categories"]}
+        annotations = [a for a in content["annotations"] if a["category_id"] in category_ids]
+        with_annotations = {a["image_id"] for a in annotations}
+        images = [i for i in content["images"] if i["id"] in with_annotations]
+        if len(images) != len(with_annotations):
+            raise OVDError(
+                f"{json_file} has annotations of images that it does not list: use the full file."
+            )
+    missing = sorted(set(category_ids) - set(categories))
+    if missing:
+        raise OVDError(
+            f"{json_file} lacks {len(missing)} of the {len(category_ids)} COCO categories of this "
+            f"split (such as id {missing[0]}): use the standard file that section "
+            f"'{README_SECTION}' of datasets/README.md names."
+        )
+    return {
+        **content,
+        "categories": [categories[i] for i in sorted(category_ids)],
+        "annotations": annotations,
+        "images": images,
+    }
+
+
+def load_coco_ovd(json_file: str, image_root: str, *, base_only: bool) -> list[dict[str, Any]]:
+    """Records in Detectron2's format from a standard COCO instances json.
+
+    Args:
+        json_file: instances_train2017.json or instances_val2017.json.
+        image_root: the folder of its images.
+        base_only: keep only annotations of base classes (for training).
+
+    Returns:
+        One dict per image with at least one annotation, in the order of image ids;
+        ``category_id`` is in 0..64 and boxes are x, y, width, height in pixels.
+
+    Raises:
+        OVDError: the file or the image folder is missing, broken or empty.
+    """
+    metadata = coco_ovd_metadata()
+    is_novel = metadata["is_novel"]
+    contiguous = metadata["thing_dataset_id_to_contiguous_id"]
+    kept = {i: c for i, c in contiguous.items() if not (base_only and is_novel[c])}
+    content = read_coco_json(json_file, kept)
+    with explain_errors(json_file, README_SECTION):
+        records = {
+            image["id"]: {
+                "file_name": os.path.join(image_root, image["file_name"]),
+                "height": image["height"],
+                "width": image["width"],
+                "image_id": image["id"],
+                "annotations": [],
+            }
+            for image in sorted(content["images"], key=lambda i: i["id"])
+        }
+        for annotation in content["annotations"]:
+            record = records[annotation["image_id"]]
+            record["annotations"].append(_to_detectron2(annotation, kept))
+    records = list(records.values())
+    check_records(records, json_file, README_SECTION)
+    return records
+
+
+def _to_detectron2(annotation: dict[str, Any], contiguous: dict[int, int]) -> dict[str, Any]:
+    converted = {
+        "bbox": annotation["bbox"],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": contiguous[annotation["category_id"]],
+        "iscrowd": annotation.get("iscrowd", 0),
+    }
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, dict):
+        if isinstance(segmentation["counts"], list):  # uncompressed, as COCO stores crowds
+            segmentation = mask_utils.frPyObjects(segmentation, *segmentation["size"])
+    elif segmentation:
+        # A polygon has at least three points.
+        segmentation = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
+    if segmentation:
+        converted["segmentation"] = segmentation
+    return converted
+
+
+def register_coco_ovd(name: str, json_file: str, image_root: str, *, train: bool) -> None:
+    """Registers a base training split (``train``) or a generalised evaluation split.
+
+    Reads no file.
+    """
+    DatasetCatalog.register(name, lambda: load_coco_ovd(json_file, image_root, base_only=train))
+    MetadataCatalog.get(name).set(
+        json_file=json_file, image_root=image_root, evaluator_type="coco_ovd", **coco_ovd_metadata()
+    )

@@ -1,0 +1,20 @@
+"""Training and evaluation: :class:`OpenVocabTrainer` and what ``train_net.py`` is made of."""
+
+from .checkpoint import AtomicCheckpointer
+from .launch import launch
+from .setup import argument_parser, error_sentence, load_config, open_output_dir, setup
+from .train_loop import NonFiniteLossError
+from .trainer import OpenVocabTrainer, write_results
+
+__all__ = [
+    "AtomicCheckpointer",
+    "NonFiniteLossError",
+    "OpenVocabTrainer",
+    "argument_parser",
+    "error_sentence",
+    "launch",
+    "load_config",
+    "open_output_dir",
+    "setup",
+    "write_results",
+]

@@ -1,0 +1,201 @@
+"""Checkpoints that survive being killed, and that run no code when they are opened."""
+
+import glob
+import logging
+import os
+import pickle
+import re
+import zipfile
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
+
+from ovd_d2.errors import OVDError
+
+from .atomic_file import PARTIAL_SUFFIX, atomic_write
+
+logger = logging.getLogger(__name__)
+
+# Set to 1 (train_net.py --trust does) to let pickles be opened.
+TRUST_VARIABLE = "OVD_D2_TRUST_PICKLE"
+_PERIODIC = re.compile(r"model_(\d{7})\.pth")
+
+
+def check_trusted(path: str) -> None:
+    """Raises OVDError for a pickle (``.pkl``) that the user has not declared trustworthy."""
+    is_pickle = path.split("?")[0].endswith(".pkl")
+    if is_pickle and os.environ.get(TRUST_VARIABLE) != "1":
+        raise OVDError(
+            f"{path} is a pickle, which can run any code when it is opened: if you trust its "
+            f"origin, pass --trust (or set {TRUST_VARIABLE}=1), or convert it to .safetensors."
+        )
+
+
+def find_damage(path: str) -> str | None:
+    """Reads a checkpoint of ours whole and compares it with the checksums stored inside it.
+
+    Args:
+        path: a file written by ``torch.save`` (a zip archive with a CRC-32 for every tensor).
+
+    Returns:
+        None for an intact file, else what is wrong with it.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        return f"{type(error).__name__}: {error}"
+    return f"the checksum of its part {broken} is wrong" if broken else None
+
+
+class AtomicCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer with atomic saves, verified resuming and no code on loading.
+
+    * ``save`` replaces a file only by a complete, flushed one.
+    * resuming takes the newest checkpoint that verifies, and names in the log those that do not.
+    * ``.pth`` is read with ``weights_only=True``, ``.safetensors`` is read, ``.pkl`` is refused
+      unless trusted (:func:`check_trusted`).
+    """
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Writes ``name``.pth and tags it as the last checkpoint.
+
+        Args:
+            name: file name without ending.
+            kwargs: further entries: tensors, numbers, strings and containers of them.
+
+        Raises:
+            OVDError: the file cannot be written; an older file of that name is unharmed.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: part.state_dict() for key, part in self.checkpointables.items()})
+        data.update(kwargs)
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        logger.info("Saving checkpoint to %s", path)
+        try:
+            with atomic_write(path) as file:
+                torch.save(data, file)
+            self.tag_last_checkpoint(f"{name}.pth")
+        except (OSError, RuntimeError) as error:
+            raise OVDError(
+                f"Cannot write the checkpoint {path} ({error}): make room or repair OUTPUT_DIR, "
+                "then go on with --resume."
+            ) from error
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Names the checkpoint that resuming tries first."""
+        with atomic_write(os.path.join(self.save_dir, "last_checkpoint")) as file:
+            file.write(last_filename_basename.encode())
+
+    def candidates(self) -> list[str]:
+        """Checkpoints to resume from, best first: the tagged one, then the others by age."""
+        files = glob.glob(os.path.join(glob.escape(self.save_dir), "model_*.pth"))
+        files.sort(key=lambda path: (os.stat(path).st_mtime_ns, path), reverse=True)
+        tagged = os.path.basename(self.get_checkpoint_file())
+        files.sort(key=lambda path: os.path.basename(path) != tagged)
+        return files
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is anything to resume from, damaged or not."""
+        return bool(self.save_dir and self.candidates())
+
+    def newest_intact(self) -> str:
+        """The first of :meth:`candidates` that verifies.
+
+        Raises:
+            OVDError: none does.
+        """
+        damaged = []
+        for path in self.candidates():
+            damage = find_damage(path)
+            if damage is None:
+                if damaged:
+                    logger.warning("Falling back to the checkpoint %s.", path)
+                return path
+            logger.warning("The checkpoint %s is damaged (%s).", path, damage)
+            damaged.append(path)
+        raise OVDError(
+            f"No checkpoint in {self.save_dir} is intact ({', '.join(damaged)}): start again "
+            "without --resume or with another OUTPUT_DIR."
+        )
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Goes on from the newest intact checkpoint of ``save_dir``, or loads weights alone.
+
+        Args:
+            path: weights (``MODEL.WEIGHTS``) for when there is nothing to resume from.
+            resume: whether to look for checkpoints at all.
+
+        Returns:
+            what the file holds beyond model and checkpointables.
+        """
+        if resume and self.has_checkpoint():
+            if comm.is_main_process():
+                self._remove_partial_files()
+            return self.load(self.newest_intact())
+        return self.load(path, checkpointables=[])
+
+    def _remove_partial_files(self) -> None:
+        pattern = os.path.join(glob.escape(self.save_dir), f".model_*{PARTIAL_SUFFIX}")
+        for path in glob.glob(pattern):
+            os.unlink(path)
+
+    def prune(self, keep: int) -> None:
+        """Deletes all but the ``keep`` newest of the periodic checkpoints; 0 keeps all."""
+        if not (keep and self.save_dir and self.save_to_disk):
+            return
+        periodic = [
+            path
+            for path in glob.glob(os.path.join(glob.escape(self.save_dir), "model_*.pth"))
+            if _PERIODIC.fullmatch(os.path.basename(path))
+        ]
+        periodic.sort(key=lambda path: (os.stat(path).st_mtime_ns, path))
+        for path in periodic[:-keep]:
+            os.unlink(path)
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Loads a checkpoint or plain weights.
+
+        Raises:
+            OVDError: missing or unreadable file, or a pickle that is not trusted.
+        """
+        check_trusted(path or "")
+        try:
+            return super().load(path, *args, **kwargs)
+        except OVDError:
+            raise
+        except (OSError, AssertionError) as error:
+            raise OVDError(
+                f"Cannot read the weights {path} ({error}): check MODEL.WEIGHTS."
+            ) from error
+        finally:
+            self._parsed_url_during_load = None
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        check_trusted(filename)
+        if filename.endswith(".pyth"):  # pycls: Detectron2 would call torch.load by its defaults
+            weights = self._torch_load(filename).get("model_state", {})
+            weights = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
+            return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+        return super()._load_file(filename)
+
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        try:
+            if f.endswith(".safetensors"):
+                from safetensors.torch import load_file
+
+                return load_file(f)
+            return torch.load(f, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise OVDError(
+                f"{f} is not a file of tensors, numbers and strings alone, or it is damaged: "
+                "convert it to .safetensors where it was made."
+            ) from error
+        except OSError:
+            raise
+        except Exception as error:  # torch and safetensors raise anything on broken data
+            raise OVDError(f"{f} cannot be read as weights: {error}") from error

@@ -1,0 +1,57 @@
+"""SGD or AdamW with Detectron2's parameter groups and gradient clipping."""
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from torch import nn
+
+from ovd_d2.errors import OVDError
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of ``SOLVER.OPTIMIZER`` over all parameters that need a gradient.
+
+    Weight decay follows ``SOLVER.WEIGHT_DECAY``, ``WEIGHT_DECAY_NORM`` and ``WEIGHT_DECAY_BIAS``;
+    the learning rate of ``backbone.*`` is multiplied by ``SOLVER.BACKBONE_MULTIPLIER``; gradients
+    are clipped as ``SOLVER.CLIP_GRADIENTS`` says. With "SGD" and a multiplier of 1 this is what
+    Detectron2 builds.
+
+    Raises:
+        OVDError: unknown optimizer, or nothing to train.
+    """
+    solver = cfg.SOLVER
+    multiplier = solver.BACKBONE_MULTIPLIER
+    params = get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        lr_factor_func=None if multiplier == 1.0 else _BackboneFactor(multiplier),
+    )
+    if not params:
+        raise OVDError(
+            f"No parameter of {type(model).__name__} needs a gradient: freeze less of it "
+            "(MODEL.BACKBONE.FREEZE_AT, MODEL.TIMM.FREEZE_STAGES)."
+        )
+    common: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
+    if solver.OPTIMIZER == "SGD":
+        kind = torch.optim.SGD
+        common |= {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV, "foreach": True}
+    elif solver.OPTIMIZER == "ADAMW":
+        kind = torch.optim.AdamW
+    else:
+        raise OVDError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; it must be 'SGD' or 'ADAMW'.")
+    return maybe_add_gradient_clipping(cfg, kind)(params, **common)
+
+
+class _BackboneFactor:
+    """Learning-rate factor of a parameter by its name."""
+
+    def __init__(self, multiplier: float) -> None:
+        self._multiplier = multiplier
+
+    def __call__(self, name: str) -> float:
+        return self._multiplier if name.startswith("backbone.") else 1.0

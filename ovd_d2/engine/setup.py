@@ -1,0 +1,229 @@
+"""From command-line arguments to a checked config, and from there to an output folder."""
+
+import argparse
+import difflib
+import logging
+import os
+import re
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.engine import default_argument_parser
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+
+from ovd_d2.config import add_ovd_config
+from ovd_d2.data.build import check_registered
+from ovd_d2.errors import OVDError
+
+from .atomic_file import atomic_write
+from .checkpoint import TRUST_VARIABLE, AtomicCheckpointer, check_trusted
+from .train_loop import amp_dtype
+
+logger = logging.getLogger(__name__)
+
+LOGGERS = ("fvcore", "detectron2", "ovd_d2")
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Detectron2's parser with ``--trust``."""
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="open pickles (.pkl weights and proposals): they can run any code on this machine",
+    )
+    return parser
+
+
+def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode:
+    """Defaults, then the file (and its ``_BASE_``), then ``opts``.
+
+    Args:
+        config_file: yaml, read without python tags; "" for the defaults alone.
+        opts: "KEY", "value", "KEY", "value", ...
+
+    Raises:
+        OVDError: one sentence that names the file or key.
+    """
+    cfg = get_cfg()
+    add_ovd_config(cfg)
+    if config_file:
+        if not os.path.isfile(config_file):
+            raise OVDError(f"--config-file {config_file} does not exist.")
+        try:
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+        except Exception as error:
+            raise OVDError(_explain(f"{config_file}", error, cfg)) from error
+    if opts:
+        if len(opts) % 2:
+            raise OVDError(
+                f"The options at the end are pairs of KEY and value, but there are {len(opts)} "
+                f"words, the last one being {opts[-1]!r}."
+            )
+        try:
+            cfg.merge_from_list(opts)
+        except Exception as error:
+            raise OVDError(_explain("The options", error, cfg)) from error
+    return cfg
+
+
+def _explain(where: str, error: Exception, cfg: CfgNode) -> str:
+    """One sentence for anything that yaml, yacs or fvcore raise on a config."""
+    text = " ".join(str(error.args[0] if error.args else error).split())
+    unknown = re.match(r"Non-existent (?:config )?key: (\S+)", text)
+    if unknown:
+        close = difflib.get_close_matches(unknown[1], _all_keys(cfg), n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        return f"{where}: there is no config key {unknown[1]}{hint}."
+    if isinstance(error, yaml.constructor.ConstructorError):
+        return f"{where} holds a yaml tag that could run code, which is refused: {error.problem}."
+    if isinstance(error, yaml.YAMLError | UnicodeDecodeError):
+        return f"{where} is not readable yaml: {' '.join(str(error).split())}."
+    if isinstance(error, FileNotFoundError):
+        return f"{where}: its _BASE_ file {error.filename} does not exist."
+    if isinstance(error, RecursionError):
+        return f"{where}: its _BASE_ files refer to each other in a circle."
+    if isinstance(error, TypeError | AttributeError):
+        return f"{where} is not a mapping of config keys ({text})."
+    return f"{where}: {text.rstrip('.')}."
+
+
+def _all_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in cfg.items():
+        keys.append(prefix + key)
+        if isinstance(value, CfgNode):
+            keys += _all_keys(value, f"{prefix}{key}.")
+    return keys
+
+
+def check_config(cfg: CfgNode, *, train: bool = True, resume: bool = False) -> None:
+    """Finds what can be known to be wrong before anything is built or written.
+
+    Args:
+        cfg: the config.
+        train: whether to train, or only to evaluate.
+        resume: a checkpoint in OUTPUT_DIR replaces MODEL.WEIGHTS.
+
+    Raises:
+        OVDError: naming the key.
+    """
+    solver = cfg.SOLVER
+    checks: list[tuple[str, Any, bool, str]] = [
+        ("SOLVER.OPTIMIZER", solver.OPTIMIZER, solver.OPTIMIZER in ("SGD", "ADAMW"),
+         "'SGD' or 'ADAMW'"),
+        ("SOLVER.ACCUMULATE", solver.ACCUMULATE, solver.ACCUMULATE >= 1, "at least 1"),
+        ("SOLVER.CHECKPOINT_KEEP", solver.CHECKPOINT_KEEP, solver.CHECKPOINT_KEEP >= 0,
+         "0 or more"),
+        ("SOLVER.MAX_ITER", solver.MAX_ITER, solver.MAX_ITER >= 1, "at least 1"),
+        ("DATALOADER.MAX_CORRUPT_FRACTION", cfg.DATALOADER.MAX_CORRUPT_FRACTION,
+         0 <= cfg.DATALOADER.MAX_CORRUPT_FRACTION <= 1, "between 0 and 1"),
+        ("OUTPUT_DIR", cfg.OUTPUT_DIR, bool(cfg.OUTPUT_DIR), "a folder"),
+    ]  # fmt: skip
+    for key, value, good, wanted in checks:
+        if not good:
+            raise OVDError(f"{key} is {value!r}; it must be {wanted}.")
+    if solver.AMP.ENABLED:
+        amp_dtype(solver.AMP.DTYPE, "cuda")
+    for key, names in (("TRAIN", cfg.DATASETS.TRAIN if train else ()), ("TEST", cfg.DATASETS.TEST)):
+        check_registered(f"DATASETS.{key}", names)
+        for name in names:
+            _check_files(f"DATASETS.{key}", name)
+    if cfg.MODEL.LOAD_PROPOSALS:
+        for path in (*cfg.DATASETS.PROPOSAL_FILES_TRAIN, *cfg.DATASETS.PROPOSAL_FILES_TEST):
+            check_trusted(path)
+    if not (resume and AtomicCheckpointer(torch.nn.Module(), cfg.OUTPUT_DIR).has_checkpoint()):
+        check_trusted(cfg.MODEL.WEIGHTS)
+
+
+def _check_files(key: str, name: str) -> None:
+    """Raises OVDError if the files that a dataset's metadata names are not there."""
+    metadata = MetadataCatalog.get(name)
+    for field in ("json_file", "image_root"):
+        path = metadata.get(field, None)
+        if path and "://" not in path and not os.path.exists(path):
+            raise OVDError(
+                f"{key} {name} needs {path}, which does not exist: set DETECTRON2_DATASETS to the "
+                "folder that holds it, or prepare it as datasets/README.md says."
+            )
+
+
+class _Backlog(logging.Handler):
+    """Keeps records until there is a file for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Config, console log and random seeds; writes nothing.
+
+    Args:
+        args: of :func:`argument_parser`.
+
+    Returns:
+        the frozen config, with ``MODEL.DEVICE`` "cpu" where there is no GPU.
+
+    Raises:
+        OVDError: bad config.
+    """
+    rank = comm.get_rank()
+    for name in LOGGERS:
+        if not setup_logger(distributed_rank=rank, name=name).hasHandlers():
+            continue
+        logging.getLogger(name).addHandler(_Backlog())
+    if args.trust:
+        os.environ[TRUST_VARIABLE] = "1"
+    cfg = load_config(args.config_file, args.opts)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("MODEL.DEVICE is %s, but there is no GPU: using the CPU.", cfg.MODEL.DEVICE)
+        cfg.MODEL.DEVICE = "cpu"
+    check_config(cfg, train=not args.eval_only, resume=args.resume)
+    cfg.freeze()
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
+    if not args.eval_only:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    return cfg
+
+
+def open_output_dir(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Makes OUTPUT_DIR with ``log.txt`` (from the very first line) and ``config.yaml``.
+
+    To be called when everything that can be refused has been built.
+    """
+    rank = comm.get_rank()
+    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    for name in LOGGERS:
+        named = setup_logger(
+            cfg.OUTPUT_DIR, distributed_rank=rank, name=name, configure_stdout=False
+        )
+        for backlog in [h for h in named.handlers if isinstance(h, _Backlog)]:
+            for record in backlog.records:
+                named.handlers[-1].handle(record)
+            named.removeHandler(backlog)
+    logger.info("Process %d of %d", rank, comm.get_world_size())
+    logger.info("Environment:\n%s", collect_env_info())
+    logger.info("Command line: %s", args)
+    if comm.is_main_process():
+        path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+        with atomic_write(path) as file:
+            file.write(cfg.dump().encode())
+        logger.info("Config written to %s:\n%s", path, cfg.dump())
+
+
+def error_sentence(error: BaseException) -> str:
+    """The sentence of an error, also when it comes with the traceback of a worker process."""
+    text = str(error).strip()
+    if "Original Traceback" not in text:
+        return text
+    return re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])

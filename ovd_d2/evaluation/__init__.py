@@ -1,0 +1,7 @@
+"""Evaluators that report base and novel classes apart."""
+
+from ovd_d2.evaluation.build import build_evaluator
+from ovd_d2.evaluation.coco_open_vocab import COCOOpenVocabEvaluator
+from ovd_d2.evaluation.lvis_open_vocab import LVISOpenVocabEvaluator
+
+__all__ = ["COCOOpenVocabEvaluator", "LVISOpenVocabEvaluator", "build_evaluator"]

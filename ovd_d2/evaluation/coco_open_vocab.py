@@ -1,0 +1,126 @@
+"""COCO evaluation with 48 base and 17 novel classes, in the generalised setting."""
+
+import contextlib
+import io
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from ovd_d2.data.datasets.annotation_files import explain_errors
+from ovd_d2.data.datasets.coco_ovd import read_coco_json
+from ovd_d2.errors import OVDError
+from ovd_d2.evaluation.splits import check_predicted_classes, novel_mask, results_table
+
+logger = logging.getLogger(__name__)
+
+
+class COCOOpenVocabEvaluator(COCOEvaluator):
+    """Detectron2's ``COCOEvaluator`` on the base and novel classes, reported apart.
+
+    Base and novel names compete ("generalised" setting): only the categories in the data set's
+    ``thing_dataset_id_to_contiguous_id`` count, and only images that hold at least one of them.
+
+    ``evaluate()`` returns ``{"bbox": metrics}`` (and "segm" if the model predicts masks) with
+    Detectron2's metrics (AP, AP50, AP75, APs, APm, APl, AP-<class>) and AP_base, AP_novel,
+    AP50_base, AP50_novel; all percentages in [0, 100]. AP50_base, AP50_novel and AP50 are the
+    published ones. A metric over classes without ground truth is nan, and so is every metric if
+    the model predicted nothing, as in Detectron2. pycocotools does the counting.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        tasks: Sequence[str] | None = None,
+        distributed: bool = True,
+        output_dir: str | None = None,
+    ) -> None:
+        """Reads the data set's annotations.
+
+        Args:
+            dataset_name: a registered data set whose metadata has ``json_file`` (a COCO instances
+                json), ``thing_dataset_id_to_contiguous_id`` and ``is_novel``.
+            tasks: of "bbox" and "segm"; None for what the predictions contain.
+            distributed: gather the predictions of all processes on the main one.
+            output_dir: folder for the predictions; None to write nothing.
+
+        Raises:
+            OVDError: metadata is incomplete, or the annotation file is missing or broken.
+        """
+        metadata = MetadataCatalog.get(dataset_name)
+        for key in ("json_file", "thing_dataset_id_to_contiguous_id", "is_novel"):
+            if metadata.get(key) is None:
+                raise OVDError(
+                    f"Data set '{dataset_name}' has no '{key}' in its metadata, which the COCO "
+                    "open-vocabulary evaluator needs: use a registered COCO-OVD split."
+                )
+        ids = metadata.thing_dataset_id_to_contiguous_id
+        content = read_coco_json(metadata.json_file, ids)
+        if not content["images"]:
+            raise OVDError(
+                f"{metadata.json_file} holds no image with annotations of the classes of "
+                f"'{dataset_name}': there is nothing to evaluate."
+            )
+        self._is_novel = novel_mask(metadata, len(ids))
+        with explain_errors(metadata.json_file, metadata.get("readme_section", dataset_name)):
+            # Detectron2's compiled evaluator is not to be relied on: official code only.
+            super().__init__(dataset_name, tasks, distributed, output_dir, use_fast_impl=False)
+            with contextlib.redirect_stdout(io.StringIO()):
+                self._coco_api = _coco_from_memory(content)
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Takes a batch of predictions, see Detectron2's ``COCOEvaluator.process``.
+
+        Raises:
+            OVDError: a predicted class is not one of the data set's.
+        """
+        for output in outputs:
+            if "instances" in output and len(output["instances"]) > 0:
+                largest = int(output["instances"].pred_classes.max())
+                check_predicted_classes(largest, len(self._is_novel), self._metadata.name)
+        super().process(inputs, outputs)
+
+    def _derive_coco_results(
+        self, coco_eval: COCOeval | None, iou_type: str, class_names: list[str] | None = None
+    ) -> dict[str, float]:
+        """Adds the base and novel means to the parent's results."""
+        results = super()._derive_coco_results(coco_eval, iou_type, class_names)
+        splits = {"base": ~self._is_novel, "novel": self._is_novel}
+        # (T, R, K) for all areas and the largest number of detections; K in the order of ids,
+        # which is the order of the classes.
+        precision = None if coco_eval is None else coco_eval.eval["precision"][:, :, :, 0, -1]
+        for name, classes in splits.items():
+            results[f"AP_{name}"] = _mean_precision(precision, classes)
+            results[f"AP50_{name}"] = _mean_precision(precision, classes, iou_index=0)
+        rows: dict[str, dict[str, Any]] = {
+            "all": {k: results[k] for k in ("AP", "AP50", "AP75", "APs", "APm", "APl")},
+            "base": {"AP": results["AP_base"], "AP50": results["AP50_base"]},
+            "novel": {"AP": results["AP_novel"], "AP50": results["AP50_novel"]},
+        }
+        table = results_table(rows, list(rows["all"]))
+        logger.info("Results for %s on %s:\n%s", iou_type, self._metadata.name, table)
+        return results
+
+
+def _coco_from_memory(content: dict[str, Any]) -> COCO:
+    coco = COCO()
+    coco.dataset = content
+    coco.createIndex()
+    return coco
+
+
+def _mean_precision(
+    precision: np.ndarray | None, classes: np.ndarray, iou_index: int | None = None
+) -> float:
+    """Percent; nan without predictions or without ground truth of the ``classes`` (K,) bool."""
+    if precision is None:
+        return math.nan
+    chosen = precision[:, :, classes] if iou_index is None else precision[iou_index][:, classes]
+    chosen = chosen[chosen > -1]
+    return float(np.mean(chosen) * 100) if chosen.size else math.nan

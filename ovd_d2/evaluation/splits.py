@@ -1,0 +1,64 @@
+"""Splits of the class list that open-vocabulary results are reported on, and their table."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from ovd_d2.errors import OVDError
+
+
+def novel_mask(metadata: Any, num_classes: int) -> np.ndarray | None:
+    """(K,) bool from ``metadata.is_novel``; None if the data set does not say.
+
+    Args:
+        metadata: a data set's Detectron2 ``Metadata``.
+        num_classes: K, which ``is_novel`` must match.
+
+    Raises:
+        OVDError: the lengths differ.
+    """
+    is_novel = metadata.get("is_novel")
+    if is_novel is None:
+        return None
+    if len(is_novel) != num_classes:
+        raise OVDError(
+            f"The metadata of data set '{metadata.name}' marks {len(is_novel)} classes in "
+            f"is_novel, but its annotation file has {num_classes} categories: they must agree."
+        )
+    return np.asarray(is_novel, dtype=bool)
+
+
+def check_predicted_classes(largest: int, num_classes: int, dataset_name: str) -> None:
+    """Raises an ``OVDError`` for a class index that the data set does not have."""
+    if largest >= num_classes:
+        raise OVDError(
+            f"The model predicts class {largest} but data set '{dataset_name}' has {num_classes} "
+            "classes: give the model this data set's vocabulary "
+            f"(MODEL.OPEN_VOCAB.VOCABULARY 'dataset:{dataset_name}', or set_vocabulary)."
+        )
+
+
+def results_table(rows: Mapping[str, Mapping[str, float]], columns: Sequence[str]) -> str:
+    """An aligned text table: one line per split, one column per metric, "-" for no value or nan.
+
+    Args:
+        rows: split name to {column: value}; a missing column is left empty.
+        columns: in this order.
+    """
+
+    def cell(value: float | int | None) -> str:
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return "-"
+        return str(value) if isinstance(value, int) else f"{value:.2f}"
+
+    lines = [[name, *(cell(row.get(c)) for c in columns)] for name, row in rows.items()]
+    return tabulate(
+        lines,
+        headers=["classes", *columns],
+        tablefmt="pipe",
+        disable_numparse=True,
+        colalign=("left", *("right" for _ in columns)),
+    )

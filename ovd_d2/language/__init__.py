@@ -1,0 +1,35 @@
+"""Words to vectors: vocabularies, prompts, text encoders and the cached bank of embeddings."""
+
+from ovd_d2.language.prompts import PROMPT_SETS, article, clean_name, fill, load_prompts
+from ovd_d2.language.text_embeddings import (
+    TextEmbeddingBank,
+    TextEmbeddings,
+    build_class_embeddings,
+    load_text_embeddings,
+)
+from ovd_d2.language.text_encoders import (
+    TextEncoder,
+    TextEncoderScheme,
+    build_text_encoder,
+    register_text_encoder,
+    text_encoder_id,
+)
+from ovd_d2.language.vocabulary import Vocabulary
+
+__all__ = [
+    "PROMPT_SETS",
+    "TextEmbeddingBank",
+    "TextEmbeddings",
+    "TextEncoder",
+    "TextEncoderScheme",
+    "Vocabulary",
+    "article",
+    "build_class_embeddings",
+    "build_text_encoder",
+    "clean_name",
+    "fill",
+    "load_prompts",
+    "load_text_embeddings",
+    "register_text_encoder",
+    "text_encoder_id",
+]

@@ -1,0 +1,13 @@
+"""Pure losses: tensors in, scalar out; no config, no storage."""
+
+from .classification import (
+    federated_class_mask,
+    masked_softmax_cross_entropy,
+    weighted_sigmoid_cross_entropy,
+)
+
+__all__ = [
+    "federated_class_mask",
+    "masked_softmax_cross_entropy",
+    "weighted_sigmoid_cross_entropy",
+]

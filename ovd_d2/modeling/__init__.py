@@ -1,0 +1,22 @@
+"""Everything registered in Detectron2's registries."""
+
+from .backbone import build_timm_fpn_backbone
+from .proposal_generator import MixedSupervisionRPN
+from .roi_heads import (
+    OpenVocabBoxPredictor,
+    OpenVocabCascadeROIHeads,
+    OpenVocabRes5ROIHeads,
+    OpenVocabROIHeads,
+)
+from .vocabulary_swap import get_vocabulary, set_vocabulary
+
+__all__ = [
+    "MixedSupervisionRPN",
+    "OpenVocabBoxPredictor",
+    "OpenVocabCascadeROIHeads",
+    "OpenVocabROIHeads",
+    "OpenVocabRes5ROIHeads",
+    "build_timm_fpn_backbone",
+    "get_vocabulary",
+    "set_vocabulary",
+]

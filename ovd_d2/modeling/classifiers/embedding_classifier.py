@@ -1,0 +1,154 @@
+"""Region features against class embeddings.
+
+Letters: R regions over the batch, K classes, D embedding width.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ovd_d2.errors import OVDError
+
+_ENCODER_ID_BYTES = 160
+
+
+def _to_bytes(text: str) -> Tensor:
+    raw = text.encode()[:_ENCODER_ID_BYTES]
+    return torch.tensor(list(raw) + [0] * (_ENCODER_ID_BYTES - len(raw)), dtype=torch.uint8)
+
+
+def _from_bytes(buffer: Tensor) -> str:
+    return bytes(buffer.cpu().tolist()).rstrip(b"\0").decode(errors="replace")
+
+
+def encoders_differ(first: str, second: str) -> bool:
+    """Whether two encoder ids name different encoders. Ids of bare files ("file:...") and empty
+    ones tell nothing about the encoder and match everything."""
+    known = [i for i in (first, second) if i and not i.startswith("file:")]
+    return len(known) == 2 and known[0] != known[1]
+
+
+class EmbeddingClassifier(nn.Module):
+    """Projects a region feature to the text space and compares it with the class embeddings.
+
+    ``logits = logit_scale * normalise(projection(x)) . [class embeddings, background] (+ bias)``
+
+    With ``background="learned"`` and softmax this is ViLD's classifier (section 3.2; the learned
+    background vector is normalised before use, initial std 0.01, no bias). With
+    ``background="zero"``, sigmoid and ``bias_init=-4.6`` it is that of RKD / Detic on LVIS.
+
+    The class embeddings are no part of the state dict: a checkpoint can not replace the configured
+    vocabulary, and one checkpoint serves any number of classes. What the state dict holds is the
+    id of the text encoder; loading it into a model with another encoder is refused.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        embed_dim: int,
+        *,
+        logit_scale: float = 100.0,
+        background: str = "learned",
+        bias_init: float | None = None,
+    ):
+        """
+        Args:
+            in_features: width of the region features.
+            embed_dim: D.
+            logit_scale: factor on the cosine; no exp applied.
+            background: "learned" or "zero" (logit 0 + bias).
+            bias_init: initial value of one learned scalar added to all K + 1 logits; None: no bias.
+        """
+        super().__init__()
+        if background not in ("learned", "zero"):
+            raise OVDError(
+                f'MODEL.OPEN_VOCAB.BACKGROUND is "{background}"; use "learned" or "zero".'
+            )
+        self.projection = nn.Linear(in_features, embed_dim)
+        nn.init.normal_(self.projection.weight, std=0.01)
+        nn.init.zeros_(self.projection.bias)
+        self.logit_scale = logit_scale
+        self.background = None
+        if background == "learned":
+            self.background = nn.Parameter(torch.randn(embed_dim) * 0.01)
+        self.bias = None if bias_init is None else nn.Parameter(torch.tensor([float(bias_init)]))
+        self.register_buffer("class_embeddings", torch.zeros(0, embed_dim), persistent=False)
+        self.register_buffer("encoder_id_bytes", _to_bytes(""))
+
+    @property
+    def embed_dim(self) -> int:
+        return self.projection.out_features
+
+    @property
+    def encoder_id(self) -> str:
+        """Id of the encoder that made the class embeddings; "" before any were set."""
+        return _from_bytes(self.encoder_id_bytes)
+
+    def set_class_embeddings(self, embeddings: Tensor, encoder_id: str = "") -> None:
+        """Swaps the class space.
+
+        Args:
+            embeddings: (K, D) float, any norm; normalised here.
+            encoder_id: which text encoder made them.
+
+        Raises:
+            OVDError: wrong width, not finite, or another encoder than the present one.
+        """
+        if embeddings.dim() != 2 or embeddings.shape[1] != self.embed_dim:
+            raise OVDError(
+                f"The class embeddings have shape {tuple(embeddings.shape)}, the classifier "
+                f"expects (K, {self.embed_dim}): use the text encoder the model was built with "
+                "(MODEL.OPEN_VOCAB.TEXT_ENCODER) or change MODEL.OPEN_VOCAB.EMBED_DIM."
+            )
+        if not torch.isfinite(embeddings).all():
+            raise OVDError("The class embeddings hold nan or inf: compute or download them again.")
+        if encoders_differ(self.encoder_id, encoder_id):
+            raise OVDError(
+                f'The class embeddings come from text encoder "{encoder_id}", the classifier '
+                f'was made for "{self.encoder_id}": set MODEL.OPEN_VOCAB.TEXT_ENCODER to match.'
+            )
+        device = self.projection.weight.device
+        self.class_embeddings = F.normalize(embeddings.to(device, torch.float32), dim=1)
+        known = encoder_id and not encoder_id.startswith("file:")
+        if known or not self.encoder_id:
+            self.encoder_id_bytes = _to_bytes(encoder_id).to(device)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(R, in_features) region features -> (R, D) L2-normalised fp32 region embeddings."""
+        return F.normalize(self.projection(x).float(), dim=1)
+
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """(R, D) L2-normalised region embeddings -> (R, K + 1) fp32 logits, background last.
+
+        Computed in fp32 under AMP too: a cosine rounded to half precision and multiplied by 100
+        is off by up to 0.05.
+        """
+        with torch.autocast(embeddings.device.type, enabled=False):
+            classes = F.linear(embeddings, self.class_embeddings)
+            if self.background is None:
+                background = classes.new_zeros(len(classes), 1)
+            else:
+                unit = F.normalize(self.background.float(), dim=0)
+                background = F.linear(embeddings, unit[None])
+            logits = self.logit_scale * torch.cat([classes, background], dim=1)
+            return logits if self.bias is None else logits + self.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, in_features) float -> (R, K + 1) fp32 logits, logit scale applied."""
+        return self.logits(self.embed(x))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """A checkpoint without an encoder id (a foreign one) loads; one with another is refused."""
+        key = prefix + "encoder_id_bytes"
+        stored = _from_bytes(state_dict[key]) if key in state_dict else ""
+        if encoders_differ(self.encoder_id, stored):
+            raise OVDError(
+                f'The checkpoint was trained with text encoder "{stored}", the model is '
+                f'configured with "{self.encoder_id}": set MODEL.OPEN_VOCAB.TEXT_ENCODER to '
+                "the checkpoint's encoder."
+            )
+        if not stored or stored.startswith("file:"):
+            state_dict[key] = self.encoder_id_bytes.clone()
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,29 @@
+"""An RPN for batches in which not every target row is a box."""
+
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from ovd_d2.structures import Supervision, is_box_supervised, rows_with
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class MixedSupervisionRPN(RPN):
+    """Detectron2's RPN, trained on BOX rows alone.
+
+    Anchors of images that have image-level labels only are all ignored: such an image says nothing
+    about where no object is. It still counts in the losses' normaliser (anchors per image x
+    images), so a weak image dilutes the RPN losses of its batch instead of amplifying the others.
+    """
+
+    def label_and_sample_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """As in :class:`RPN`; ``gt_instances`` may carry the field ``supervision`` (Ri,)."""
+        boxed = [rows_with(targets, Supervision.BOX) for targets in gt_instances]
+        labels, boxes = super().label_and_sample_anchors(anchors, boxed)
+        for label, targets in zip(labels, gt_instances):
+            if not is_box_supervised(targets):
+                label.fill_(-1)
+        return labels, boxes

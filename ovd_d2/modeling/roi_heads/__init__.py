@@ -1,0 +1,17 @@
+"""Box predictor and ROI heads whose classes are text."""
+
+from .open_vocab_box_predictor import OpenVocabBoxPredictor
+from .open_vocab_roi_heads import (
+    OpenVocabCascadeROIHeads,
+    OpenVocabRes5ROIHeads,
+    OpenVocabROIHeads,
+    OpenVocabROIHeadsMixin,
+)
+
+__all__ = [
+    "OpenVocabBoxPredictor",
+    "OpenVocabCascadeROIHeads",
+    "OpenVocabROIHeads",
+    "OpenVocabROIHeadsMixin",
+    "OpenVocabRes5ROIHeads",
+]

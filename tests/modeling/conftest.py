@@ -1,0 +1,3 @@
+from small_detectors import build, zoo_cfg
+
+__all__ = ["build", "zoo_cfg"]
