@@ -5,6 +5,8 @@ SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?=
+# Compiled modules are kept: without them every process would spend 7 s compiling torch anew.
+unexport PYTHONDONTWRITEBYTECODE
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 UV := $(BIN)/uv pip

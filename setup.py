@@ -2,8 +2,8 @@
 
 detectron2 is not among the requirements: it is on no package index under its own name, and who has
 a working one must keep it. ``import ovd_d2`` says how to get it where it is missing. Versions are
-lower bounds, so that installing ovd_d2 changes no working environment; ``requirements/all.txt`` pins
-the environment that ``make demo`` and ``make test`` create. This file must not import torch.
+lower bounds, so that installing ovd_d2 changes no working environment; ``requirements/all.txt``
+pins the one that ``make demo`` and ``make test`` create. This file must not import torch.
 """
 
 import re
@@ -68,14 +68,14 @@ def long_description() -> str:
 setup(
     name="ovd_d2",
     version=version(),
-    description="Open-vocabulary detection for Detectron2: CLIP, ViLD, RKD, GLIP, DetCLIPv2 and kin.",
+    description="Open-vocabulary object detection for Detectron2",
     long_description=long_description(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["ovd_d2", "ovd_d2.*"]),
     package_data={
-        "": ["*.yaml", "*.json", "*.txt", "*.safetensors", "*.npz"],
+        "ovd_d2": [f"**/*.{kind}" for kind in ("yaml", "json", "txt", "safetensors", "npz")],
     },
     python_requires=">=3.10",
     install_requires=REQUIRES,

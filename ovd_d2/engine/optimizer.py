@@ -15,7 +15,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
     Weight decay follows ``SOLVER.WEIGHT_DECAY``, ``WEIGHT_DECAY_NORM`` and ``WEIGHT_DECAY_BIAS``;
     the learning rate of ``backbone.*`` is multiplied by ``SOLVER.BACKBONE_MULTIPLIER``; gradients
-    are clipped as ``SOLVER.CLIP_GRADIENTS`` says. With "SGD" and a multiplier of 1 this is what
+    are clipped as ``SOLVER.CLIP_GRADIENTS`` says; beside Detectron2's per-parameter ``CLIP_TYPE``
+    "value" and "norm" there is "full_model", the norm of all gradients together (Detic's name). With "SGD" and a multiplier of 1 this is what
     Detectron2 builds.
 
     Raises:
@@ -44,7 +45,28 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         kind = torch.optim.AdamW
     else:
         raise OVDError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; it must be 'SGD' or 'ADAMW'.")
+    clipping = solver.CLIP_GRADIENTS
+    if clipping.ENABLED and clipping.CLIP_TYPE == "full_model":
+        return _clipping_by_global_norm(kind, clipping.CLIP_VALUE)(params, **common)
     return maybe_add_gradient_clipping(cfg, kind)(params, **common)
+
+
+def _clipping_by_global_norm(
+    kind: type[torch.optim.Optimizer], max_norm: float
+) -> type[torch.optim.Optimizer]:
+    """``kind`` that scales all gradients together to an L2 norm of at most ``max_norm``.
+
+    Inside ``step``, as Detectron2's own clipping, so that a loss scaler has unscaled by then.
+    """
+
+    class Clipped(kind):
+        def step(self, closure: Any = None) -> Any:
+            everything = [p for group in self.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(everything, max_norm)
+            return super().step(closure)
+
+    Clipped.__name__ = f"{kind.__name__}WithGlobalNormClipping"
+    return Clipped
 
 
 class _BackboneFactor:

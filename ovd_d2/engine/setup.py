@@ -148,9 +148,14 @@ def _check_files(key: str, name: str) -> None:
     for field in ("json_file", "image_root"):
         path = metadata.get(field, None)
         if path and "://" not in path and not os.path.exists(path):
+            command = metadata.get("prepare_command", "")
+            section = metadata.get("readme_section", "")
             raise OVDError(
-                f"{key} {name} needs {path}, which does not exist: set DETECTRON2_DATASETS to the "
-                "folder that holds it, or prepare it as datasets/README.md says."
+                f"{key} {name} needs {path}, which does not exist: "
+                + (f"run `{command}`" if command else "prepare it")
+                + " as "
+                + (f"section '{section}' of " if section else "")
+                + "datasets/README.md says, or set DETECTRON2_DATASETS to the folder that holds it."
             )
 
 
@@ -204,13 +209,16 @@ def open_output_dir(cfg: CfgNode, args: argparse.Namespace) -> None:
     rank = comm.get_rank()
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     for name in LOGGERS:
+        before = list(logging.getLogger(name).handlers)
         named = setup_logger(
             cfg.OUTPUT_DIR, distributed_rank=rank, name=name, configure_stdout=False
         )
-        for backlog in [h for h in named.handlers if isinstance(h, _Backlog)]:
-            for record in backlog.records:
-                named.handlers[-1].handle(record)
+        new = [handler for handler in named.handlers if handler not in before]
+        for backlog in [handler for handler in before if isinstance(handler, _Backlog)]:
             named.removeHandler(backlog)
+            for record in backlog.records:
+                for handler in new:
+                    handler.handle(record)
     logger.info("Process %d of %d", rank, comm.get_world_size())
     logger.info("Environment:\n%s", collect_env_info())
     logger.info("Command line: %s", args)

@@ -115,13 +115,15 @@ class TrainLoop(SimpleTrainer):
         self, losses: list[dict[str, Tensor]], images: list[list[str]], data_seconds: float
     ) -> None:
         numbers, grad_norm = self._to_host(losses)
-        problem = self._problem(numbers, images, grad_norm)
+        problem = self._loss_problem(numbers, images)
+        gradient_problem = self._gradient_problem(grad_norm, images)
         metrics: dict[str, float] = {}
         for batch_losses in numbers:
             for name, value in batch_losses.items():
                 metrics[name] = metrics.get(name, 0.0) + value / self.accumulate
         gathered = comm.all_gather((metrics, data_seconds, problem))
-        problems = [problem for _, _, problem in gathered if problem]
+        # A bad loss spreads through the gradients to all processes: name it, not its effect.
+        problems = [p for _, _, p in gathered if p] or list(filter(None, [gradient_problem]))
         if problems:
             raise NonFiniteLossError(
                 f"{' '.join(problems)} The weights are unharmed: lower SOLVER.BASE_LR, lengthen "
@@ -147,24 +149,26 @@ class TrainLoop(SimpleTrainer):
         values = iter(values)
         return [{name: next(values) for name in batch} for batch in losses], grad_norm
 
-    def _problem(
-        self, numbers: list[dict[str, float]], images: list[list[str]], grad_norm: float
-    ) -> str:
-        """A sentence for the first thing that is not finite, or ""."""
+    def _loss_problem(self, numbers: list[dict[str, float]], images: list[list[str]]) -> str:
+        """A sentence for the first losses that are not finite, or ""."""
         for batch_losses, names in zip(numbers, images):
             bad = [f"{k} = {v}" for k, v in batch_losses.items() if not math.isfinite(v)]
             if bad:
                 return (
                     f"{', '.join(bad)} at iteration {self.iter} on the images {', '.join(names)}."
                 )
-        # Under a loss scale infinite gradients are expected now and then; the scaler skips them.
-        if not (math.isfinite(grad_norm) or self.grad_scaler.is_enabled()):
-            names = [name for batch in images for name in batch]
-            return (
-                f"The gradient norm is {grad_norm} with finite losses at iteration {self.iter} on "
-                f"the images {', '.join(names)}."
-            )
         return ""
+
+    def _gradient_problem(self, grad_norm: float, images: list[list[str]]) -> str:
+        """A sentence for a gradient that is not finite, the same on all processes, or ""."""
+        # Under a loss scale infinite gradients are expected now and then; the scaler skips them.
+        if math.isfinite(grad_norm) or self.grad_scaler.is_enabled():
+            return ""
+        names = [name for batch in images for name in batch]
+        return (
+            f"The gradient norm is {grad_norm} with finite losses at iteration {self.iter} on "
+            f"the images {', '.join(names)}."
+        )
 
     def _log(self, losses: Mapping[str, float], extra: Mapping[str, float]) -> None:
         storage = get_event_storage()

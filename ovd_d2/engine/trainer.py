@@ -88,14 +88,38 @@ class OpenVocabTrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Detectron2's, in the memory layout of ``MODEL.CHANNELS_LAST``."""
-        model = super().build_model(cfg)
+        """Detectron2's, in the memory layout of ``MODEL.CHANNELS_LAST``.
+
+        Raises:
+            OVDError: a part is named that no registry knows.
+        """
+        try:
+            model = super().build_model(cfg)
+        except KeyError as error:
+            if "registry" not in str(error):
+                raise
+            raise OVDError(f"MODEL names an unknown part: {error.args[0]}") from error
         return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """See :func:`ovd_d2.engine.optimizer.build_optimizer`."""
         return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        """Detectron2's.
+
+        Raises:
+            OVDError: the schedule does not fit together.
+        """
+        try:
+            return super().build_lr_scheduler(cfg, optimizer)
+        except (ValueError, AssertionError) as error:
+            raise OVDError(
+                "SOLVER.LR_SCHEDULER_NAME, STEPS, MAX_ITER and BASE_LR_END do not fit together: "
+                f"{error}."
+            ) from error
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
@@ -143,7 +167,7 @@ class OpenVocabTrainer(DefaultTrainer):
 
     def _evaluate(self) -> dict[str, Any]:
         self._last_eval_results = self.test(self.cfg, self.model)
-        if comm.is_main_process():
+        if comm.is_main_process() and self.iter >= self.max_iter:
             write_results(self.cfg, self._last_eval_results, iteration=self.iter)
         return self._last_eval_results
 

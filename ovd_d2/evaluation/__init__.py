@@ -3,5 +3,11 @@
 from ovd_d2.evaluation.build import build_evaluator
 from ovd_d2.evaluation.coco_open_vocab import COCOOpenVocabEvaluator
 from ovd_d2.evaluation.lvis_open_vocab import LVISOpenVocabEvaluator
+from ovd_d2.evaluation.zero_shot_classification import ZeroShotClassificationEvaluator
 
-__all__ = ["COCOOpenVocabEvaluator", "LVISOpenVocabEvaluator", "build_evaluator"]
+__all__ = [
+    "COCOOpenVocabEvaluator",
+    "LVISOpenVocabEvaluator",
+    "ZeroShotClassificationEvaluator",
+    "build_evaluator",
+]

@@ -68,7 +68,7 @@ class COCOOpenVocabEvaluator(COCOEvaluator):
                 f"'{dataset_name}': there is nothing to evaluate."
             )
         self._is_novel = novel_mask(metadata, len(ids))
-        with explain_errors(metadata.json_file, metadata.get("readme_section", dataset_name)):
+        with explain_errors(metadata.json_file, metadata.get("readme_section")):
             # Detectron2's compiled evaluator is not to be relied on: official code only.
             super().__init__(dataset_name, tasks, distributed, output_dir, use_fast_impl=False)
             with contextlib.redirect_stdout(io.StringIO()):

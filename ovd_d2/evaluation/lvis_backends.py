@@ -28,8 +28,6 @@ AREA_RANGES = ("all", "small", "medium", "large")
 FIXED_AP_DETS_PER_CATEGORY = 10_000  # Dave et al. 2021, section 4
 _BEYOND_EVERY_AREA_RANGE = 1e12  # square pixels; the ranges end at 1e10
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class PrecisionRecall:
@@ -111,9 +109,7 @@ def _check_results(
         raise OVDError(f"A prediction has no '{field}': the model does not solve this task.")
 
 
-def limit_per_category(
-    results: Iterable[dict[str, Any]], limit: int = FIXED_AP_DETS_PER_CATEGORY
-) -> list[dict[str, Any]]:
+def limit_per_category(results: Iterable[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
     """The ``limit`` highest-scoring results of each category over the whole data set.
 
     With ``max_dets_per_image=-1`` this is the rule of "fixed AP" (Dave et al. 2021, "Evaluating
@@ -236,7 +232,7 @@ def _lvis_api_classes() -> tuple[type, type, type]:
 
     class Dataset(LVIS):
         def __init__(self, dataset: dict[str, Any]) -> None:
-            self.logger = logger
+            self.logger = logging.getLogger("lvis")
             self.dataset = dataset
             self._create_index()
 
@@ -245,7 +241,7 @@ def _lvis_api_classes() -> tuple[type, type, type]:
             if results:
                 super().__init__(truth, results, max_dets=max_dets)
             else:  # the parent looks at the first result
-                self.logger = logger
+                self.logger = logging.getLogger("lvis")
                 self.dataset = {**truth.dataset, "annotations": []}
                 self._create_index()
 

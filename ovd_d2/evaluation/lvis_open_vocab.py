@@ -16,6 +16,7 @@ from detectron2.utils.file_io import PathManager
 from ovd_d2.data.datasets.annotation_files import explain_errors
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation.lvis_backends import (
+    FIXED_AP_DETS_PER_CATEGORY,
     PrecisionRecall,
     average_precision,
     check_backend,
@@ -83,7 +84,7 @@ class LVISOpenVocabEvaluator(LVISEvaluator):
                 "which the LVIS evaluator needs."
             )
         check_backend(backend)
-        with explain_errors(json_file, metadata.get("readme_section", dataset_name)):
+        with explain_errors(json_file, metadata.get("readme_section")):
             super().__init__(
                 dataset_name,
                 tasks,
@@ -163,7 +164,7 @@ class LVISOpenVocabEvaluator(LVISEvaluator):
         if self._fixed_ap:
             fixed = evaluate_lvis(
                 self._lvis_api.dataset,
-                limit_per_category(results),
+                limit_per_category(results, FIXED_AP_DETS_PER_CATEGORY),
                 task,
                 max_dets_per_image=-1,
                 **options,

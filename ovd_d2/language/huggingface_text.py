@@ -37,6 +37,7 @@ _IDENTITY_FILES = (
     "merges.txt",
     "*.model",
     "1_Pooling/config.json",
+    "preprocessor_config.json",
 )
 _SENTENCE_MODULES = {"Transformer", "Pooling", "Normalize"}
 
@@ -256,14 +257,10 @@ def _pools_first_token(folder: Path) -> bool:
     path = folder / "1_Pooling" / "config.json"
     if not path.is_file():
         return False
-    content = _read_json(path)
-    modes = {key for key, value in content.items() if key.startswith("pooling_mode_") and value}
-    modes |= {f"pooling_mode_{content['pooling_mode']}"} if "pooling_mode" in content else set()
-    modes = {mode.removeprefix("pooling_mode_").removesuffix("_tokens") for mode in modes}
-    modes = {mode.removesuffix("_token") for mode in modes}
-    if modes not in ({"mean"}, {"cls"}):
-        raise OVDError(f"{path} asks for pooling {sorted(modes)}; only mean or cls is supported")
-    return modes == {"cls"}
+    modes = {key for key, value in _read_json(path).items() if key.startswith("pooling") and value}
+    if modes not in ({"pooling_mode_mean_tokens"}, {"pooling_mode_cls_token"}):
+        raise OVDError(f"{path} asks for {sorted(modes)}; only mean or first token is supported")
+    return modes == {"pooling_mode_cls_token"}
 
 
 def _max_tokens(model: nn.Module, tokenizer: Any, folder: Path) -> int:

@@ -59,7 +59,7 @@ def clean_name(name: str) -> str:
         OVDError: nothing is left of the name.
     """
     words = name.replace("_", " ").replace("/", " or ").lower().split()
-    cleaned = " ".join(words).rstrip(".").rstrip()
+    cleaned = " ".join(words).rstrip(". ")
     if not cleaned:
         raise OVDError(f"class name {name!r} has no letters left after cleaning; rename the class")
     return cleaned
@@ -97,15 +97,15 @@ def _template_lines(text: str) -> tuple[str, ...]:
 
 
 def _packaged(file_name: str) -> tuple[str, ...]:
-    folder = resources.files("ovd_d2.language") / "templates"
-    return _template_lines((folder / file_name).read_text(encoding="utf-8"))
+    file = resources.files("ovd_d2.language") / file_name
+    return _template_lines(file.read_text(encoding="utf-8"))
 
 
 def _this_is(template: str) -> str:
     return "This is " + template if template.startswith(("a", "the")) else template
 
 
-_VILD63 = _packaged("vild63.txt")
+_VILD63 = _packaged("templates_vild63.txt")
 
 # Name -> templates.
 PROMPT_SETS: dict[str, tuple[str, ...]] = {
@@ -117,5 +117,5 @@ PROMPT_SETS: dict[str, tuple[str, ...]] = {
     "vild63": _VILD63,
     # ViLD's demo also puts "This is " before texts that start with "a" or "the".
     "vild63_this_is": tuple(_this_is(template) for template in _VILD63),
-    "imagenet80": _packaged("imagenet80.txt"),
+    "imagenet80": _packaged("templates_imagenet80.txt"),
 }

@@ -10,14 +10,17 @@ from ovd_d2.errors import OVDError
 
 
 @contextlib.contextmanager
-def explain_errors(json_file: str, section: str) -> Iterator[None]:
+def explain_errors(json_file: str, section: str | None) -> Iterator[None]:
     """Turns what goes wrong while reading ``json_file`` into an ``OVDError`` that names it.
 
     Args:
         json_file: the annotation file that is being read inside the ``with`` block.
-        section: heading in datasets/README.md that tells how to get the file.
+        section: heading in datasets/README.md that tells how to get the file; None if
+            unknown.
     """
-    remedy = f"prepare the data set as section '{section}' of datasets/README.md says"
+    remedy = "prepare the data set as datasets/README.md says"
+    if section is not None:
+        remedy = f"prepare the data set as section '{section}' of datasets/README.md says"
     try:
         yield
     except OVDError:

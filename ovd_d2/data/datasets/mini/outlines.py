@@ -25,6 +25,12 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[int]]:
     """
     from scipy.ndimage import label
 
+    if not mask.any():
+        return []
+    # Only the part within the tight box is traced.
+    y0, x0 = int(mask.any(1).argmax()), int(mask.any(0).argmax())
+    y1, x1 = (mask.shape[i] - int(mask.any(1 - i)[::-1].argmax()) for i in (0, 1))
+    mask = mask[y0:y1, x0:x1]
     components, _ = label(mask)
     outlines: dict[int, Ring] = {}
     holes: list[tuple[int, Ring]] = []
@@ -36,7 +42,8 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[int]]:
     for component, ring in holes:
         outlines[component] = _bridge(outlines[component], ring)
     return [
-        [coordinate for point in outlines[c] for coordinate in point] for c in sorted(outlines)
+        [coordinate for x, y in outlines[c] for coordinate in (x + x0, y + y0)]
+        for c in sorted(outlines)
     ]
 
 
@@ -72,8 +79,11 @@ def _walk(start: Edge, edges: dict[Edge, int], unvisited: dict[Edge, int]) -> Ri
         previous = direction
         x, y = x + _STEPS[direction][0], y + _STEPS[direction][1]
         # Right turns first keep components that touch at a corner apart.
-        turns = ((x, y, (direction + turn) % 4) for turn in (1, 0, 3))
-        edge = next(candidate for candidate in turns if candidate in edges)
+        edge = (x, y, (direction + 1) % 4)
+        if edge not in edges:
+            edge = (x, y, direction)
+            if edge not in edges:
+                edge = (x, y, (direction + 3) % 4)
         if edge == start:
             break
     if edge[2] == previous:  # the walk began in the middle of a straight line

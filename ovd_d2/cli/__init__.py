@@ -1,0 +1,1 @@
+"""The console script ``ovd``: one file per command. Commands hold no logic of their own."""

@@ -1,0 +1,33 @@
+"""The few numbers that tell open-vocabulary detectors apart, out of Detectron2's results."""
+
+from collections.abc import Mapping
+from typing import Any
+
+METRICS = ("AP", "AP_base", "AP_novel", "AP50_base", "AP50_novel")
+# Detectron2's task name: the name people read
+TASKS = {"bbox": "box", "segm": "segm"}
+
+
+def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Picks the summary of one data set's results.
+
+    Args:
+        results: {task: {metric: value in percent}}, as evaluators return it.
+
+    Returns:
+        {"box": {metric: value}, "segm": ...} with every one of :data:`METRICS`; None where a
+        metric is missing or not a number. Only the tasks that were evaluated are there.
+    """
+    return {
+        name: {metric: _number(results[task].get(metric)) for metric in METRICS}
+        for task, name in TASKS.items()
+        if task in results
+    }
+
+
+def _number(value: Any) -> float | None:
+    """``value`` as a float; None for what is missing, nan or not a number."""
+    if value is None or isinstance(value, str | bool):
+        return None
+    value = float(value)
+    return value if value == value else None

@@ -1,0 +1,1 @@
+"""Using a trained detector: drawing what it found."""

@@ -1,0 +1,69 @@
+"""The console script as a process: exit codes, messages, and how little it imports."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ovd_d2
+
+OVD = str(Path(sys.executable).with_name("ovd"))
+
+
+def ovd(*words, **options):
+    return subprocess.run([OVD, *words], capture_output=True, text=True, timeout=120, **options)
+
+
+def run_as_ovd(code):
+    """Runs python code in a process whose argv[0] is ``ovd``."""
+    return subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.argv = ['ovd', '--help']\n{code}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_version():
+    result = ovd("--version")
+    assert (result.returncode, result.stdout) == (0, f"ovd_d2 {ovd_d2.__version__}\n")
+
+
+def test_help_lists_every_command_and_imports_nothing_heavy():
+    code = "from ovd_d2.cli.app import main\ntry: main()\nfinally: print([m for m in ('torch', 'detectron2') if m in sys.modules])"
+    result = run_as_ovd(code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip().splitlines()[-1] == "[]"
+    for name in ("demo", "doctor", "mini"):
+        assert f" {name} " in result.stdout
+
+
+@pytest.mark.parametrize("words", [["nonsense"], ["doctor", "--nonsense"], ["mini", "nonsense"]])
+def test_wrong_usage_is_exit_code_2(words):
+    result = ovd(*words)
+    assert result.returncode == 2
+    assert "nonsense" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_bad_input_is_one_line_and_exit_code_2():
+    result = ovd("demo", "--models", "vild_text,nonsense")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: --models nonsense: the demo knows supervised_all,")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_any_command_that_raises_ovd_error_ends_that_way(monkeypatch, capsys):
+    from ovd_d2.cli import app, doctor
+    from ovd_d2.errors import OVDError
+
+    def examine():
+        raise OVDError("The file x is broken: build it again.")
+
+    monkeypatch.setattr(doctor, "examine", examine)
+    with pytest.raises(SystemExit) as exit_info:
+        app.main(["doctor"])
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err == "error: The file x is broken: build it again.\n"

@@ -1,0 +1,132 @@
+"""``ovd demo`` around a ``train_net.py`` that writes what the real one writes, in no time."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ovd_d2.cli import app, demo
+
+TRAIN_NET = """
+import json, os, sys, pathlib
+assert os.environ["OMP_NUM_THREADS"].isdigit()
+words = sys.argv[1:]
+config = words[words.index("--config-file") + 1]
+folder = pathlib.Path(words[words.index("OUTPUT_DIR") + 1])
+(folder / "inference").mkdir(parents=True, exist_ok=True)
+with open("calls.txt", "a") as calls:
+    calls.write(" ".join(words) + "\\n")
+if "FAIL" in open(config).read():
+    print("a traceback")
+    (folder / "last_checkpoint").write_text("model_0000009.pth")
+    sys.exit("it broke")
+(folder / "config.yaml").write_text("SOLVER: {MAX_ITER: 20}")
+records = [{"iteration": i, "total_loss": 3 - i / 10, "loss_cls": 2.0, "time": 0.1} for i in (9, 19)]
+(folder / "metrics.json").write_text("\\n".join(json.dumps(r) for r in records))
+detections = [{"image_id": 10001, "category_id": 1, "bbox": [10, 20, 50, 60], "score": 0.9}]
+(folder / "inference/lvis_instances_results.json").write_text(json.dumps(detections))
+bbox = {"AP": 12.5, "AP_base": 20.0, "AP_novel": None, "AP50_base": 30.0, "AP50_novel": 4.0}
+tasks = {"bbox": bbox, "segm": bbox} if "mask" in config else {"bbox": bbox}
+content = {"iteration": 20, "results": {"mini_v1_val": tasks}}
+(folder / "results.json").write_text(json.dumps(content))
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch, mini_root):
+    """A folder that looks like the repository to the demo; the current folder."""
+    (tmp_path / "train_net.py").write_text(TRAIN_NET)
+    configs = tmp_path / "configs/mini"
+    configs.mkdir(parents=True)
+    (configs / "Base.yaml").write_text("VERSION: 2\n")
+    for name in demo.MODELS:
+        (configs / f"{name}.yaml").write_text(f"_BASE_: Base.yaml\nOUTPUT_DIR: {name}\n")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(mini_root.parent))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def no_mini_build(monkeypatch):
+    monkeypatch.setattr(demo, "_ovd", lambda: [sys.executable, "-c", "", "ovd"])
+
+
+def calls(checkout):
+    return (checkout / "calls.txt").read_text().splitlines()
+
+
+def run(*words):
+    """Exit code of ``ovd demo`` in this process."""
+    with pytest.raises(SystemExit) as exit_info:
+        app.main(["demo", *words])
+    return exit_info.value.code or 0
+
+
+@pytest.mark.slow
+def test_all_models_as_a_process(checkout):
+    ovd = str(Path(sys.executable).with_name("ovd"))
+    result = subprocess.run([ovd, "demo"], capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stdout + result.stderr
+    lines = result.stdout.splitlines()
+    commands = [line for line in lines if line.startswith("$ ")]
+    assert commands[0].endswith("ovd mini build")
+    assert [line.split(" train_net.py ")[1] for line in commands[1:]] == [
+        f"--config-file configs/mini/{name}.yaml OUTPUT_DIR output/demo/{name}"
+        for name in demo.MODELS
+    ]
+    summary = json.loads((checkout / "output/demo/summary.json").read_text())
+    assert list(summary["models"]) == list(demo.MODELS)
+    mask = summary["models"]["vild_text_mask"]
+    assert mask["segm"] == mask["box"]
+    assert mask["box"]["AP_base"] == 20.0
+    assert mask["box"]["AP_novel"] is None
+    assert "segm" not in summary["models"]["vild_text"]
+    assert mask["seconds"] > 0
+    for name in ("detections.png", "loss_curves.png"):
+        with Image.open(checkout / "output/demo" / name) as image:
+            assert min(image.size) > 300
+    rows = [line for line in lines if " box " in line]
+    assert len(rows) == len(demo.MODELS)
+    assert [len(row) for row in rows] == [len(rows[0])] * len(rows)
+
+
+def test_finished_runs_are_kept_and_changed_ones_moved_aside(checkout, no_mini_build, capsys):
+    words = ("--models", "vild_text,base_closed_set", "--out", "here")
+    assert run(*words) == 0
+    assert len(calls(checkout)) == 2
+    assert run(*words) == 0
+    assert len(calls(checkout)) == 2
+    assert "vild_text: finished earlier" in capsys.readouterr().out
+    with open(checkout / "configs/mini/Base.yaml", "a") as file:
+        file.write("SEED: 2\n")
+    assert run("--models", "vild_text", "--out", "here") == 0
+    assert len(calls(checkout)) == 3
+    [aside] = (checkout / "here").glob("vild_text.before-*")
+    assert (aside / "results.json").is_file()
+
+
+def test_a_failed_training_is_reported_and_resumed(checkout, no_mini_build, capfd):
+    config = checkout / "configs/mini/vild_text.yaml"
+    good = config.read_text()
+    config.write_text(good + "# FAIL\n")
+    words = ("--models", "vild_text,base_closed_set", "--out", "here", "--quick")
+    assert run(*words) == 2
+    error = capfd.readouterr().err
+    assert "a traceback\nit broke" in error
+    assert error.splitlines()[-1].startswith("error: Training failed: vild_text (exit code 1)")
+    assert not (checkout / "here/summary.json").exists()
+    assert json.loads((checkout / "here/base_closed_set/demo_run.json").read_text())["finished"]
+    assert run(*words) == 2  # the same again: goes on from the checkpoint, keeps the finished one
+    assert [("--resume" in call) for call in calls(checkout)] == [False, False, True]
+    assert all(call.count("SOLVER.MAX_ITER 20") == 1 for call in calls(checkout))
+
+
+def test_a_broken_config_is_named(checkout, no_mini_build, capsys):
+    (checkout / "configs/mini/vild_text.yaml").write_text("_BASE_: nowhere.yaml\n")
+    assert run("--models", "vild_text") == 2
+    assert "nowhere.yaml cannot be read" in capsys.readouterr().err
+    assert not os.path.exists("output")

@@ -1,0 +1,39 @@
+"""What every test gets: one thread, fixed seeds, no network; and the mini benchmark on demand."""
+
+import os
+import random
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# Before torch and ovd_d2 are imported: data sets are registered under this folder on import.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("DETECTRON2_DATASETS", str(ROOT / "datasets"))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds():
+    """Python, numpy and torch start each test from the same random state."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def mini_root() -> Path:
+    """The mini benchmark's folder under ``$DETECTRON2_DATASETS``, built if it is not there."""
+    from filelock import FileLock
+
+    from ovd_d2.data.datasets.mini.build import build_mini
+
+    datasets = Path(os.environ["DETECTRON2_DATASETS"])
+    datasets.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(datasets / ".mini-v1.lock")):  # one pytest process builds, the others wait
+        folder, _ = build_mini(datasets)
+    return folder

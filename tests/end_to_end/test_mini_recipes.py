@@ -1,0 +1,123 @@
+"""The main job on real images: ``train_net.py`` and a yaml of ``configs/mini``, as processes."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def train_net(config: str, *words: str, check: bool = True, **environment: str):
+    """``python train_net.py --config-file configs/mini/CONFIG ...`` in the checkout."""
+    command = [sys.executable, "train_net.py", "--config-file", f"configs/mini/{config}", *words]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=280,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+    if check:
+        assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(580)
+def test_masks_train_evaluate_and_reevaluate_to_the_same_numbers(mini_root, tmp_path):
+    """Boxes and class-agnostic masks, base and novel AP; --eval-only repeats them exactly."""
+    out = tmp_path / "run"
+    train_net(
+        "vild_text_mask.yaml", "OUTPUT_DIR", str(out), "SOLVER.MAX_ITER", "4",
+        "SOLVER.WARMUP_ITERS", "2", "DATASETS.TEST", "('mini_v1_val',)",
+    )  # fmt: skip
+    trained = json.loads((out / "results.json").read_text())
+    assert trained["iteration"] == 4
+    results = trained["results"]["mini_v1_val"]
+    for task in ("bbox", "segm"):
+        for metric in ("AP", "AP_base", "AP_novel", "AP50_base", "AP50_novel"):
+            assert 0 <= results[task][metric] <= 100, (task, metric)
+    again = tmp_path / "again"
+    train_net(
+        "vild_text_mask.yaml", "--eval-only", "MODEL.WEIGHTS", str(out / "model_final.pth"),
+        "OUTPUT_DIR", str(again), "DATASETS.TEST", "('mini_v1_val',)",
+    )  # fmt: skip
+    repeated = json.loads((again / "results.json").read_text())["results"]["mini_v1_val"]
+    assert repeated == results
+
+
+@pytest.mark.slow
+def test_the_text_classifier_learns_and_the_closed_set_head_has_no_novel_class(mini_root, tmp_path):
+    """A few steps on eight images lower the classification loss of both kinds of head."""
+    for config in ("vild_text.yaml", "base_closed_set.yaml", "rkd_base.yaml"):
+        out = tmp_path / config
+        train_net(
+            config, "OUTPUT_DIR", str(out), "SOLVER.MAX_ITER", "24", "SOLVER.WARMUP_ITERS", "4",
+            "SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()", "SOLVER.CHECKPOINT_PERIOD", "1000",
+        )  # fmt: skip
+        lines = [json.loads(s) for s in (out / "metrics.json").read_text().splitlines()]
+        losses = [line["loss_cls"] for line in lines if "loss_cls" in line]
+        assert losses and all(math.isfinite(v) for v in losses)
+        assert (out / "model_final.pth").is_file()
+
+
+BAD = {
+    "unknown key": (["MODEL.OPEN_VOCAB.VOCABULARI", "x"], "MODEL.OPEN_VOCAB.VOCABULARI"),
+    "no vocabulary file": (["MODEL.OPEN_VOCAB.VOCABULARY", "nowhere.txt"], "nowhere.txt"),
+    "embeddings of another width": (["MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS", "{npy}"], "EMBED_DIM"),
+    "width of another encoder": (["MODEL.OPEN_VOCAB.EMBED_DIM", "512"], "EMBED_DIM"),
+    "unknown encoder": (["MODEL.OPEN_VOCAB.TEXT_ENCODER", "word2vec"], "word2vec"),
+    "json without categories": (["MODEL.OPEN_VOCAB.VOCABULARY", "{json}"], "names.json"),
+    "unregistered data set": (["DATASETS.TRAIN", "('mini_v9',)"], "mini_v9"),
+    "class-specific boxes": (["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "False"], "CLS_AGNOSTIC"),
+    "no such weights": (["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth"),
+}
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """``train_net.py`` in this process: (exit code, last line on stderr)."""
+
+    def run(*words: str) -> tuple[int, str]:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.syspath_prepend(str(ROOT))
+        import train_net as module
+
+        args = module.argument_parser().parse_args(["--config-file", *words])
+        with pytest.raises(SystemExit) as ended:
+            module.launch(module.main, args)
+        return ended.value.code, capsys.readouterr().err.strip().splitlines()[-1]
+
+    return run
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence_and_code_2(case, run_here, mini_root, tmp_path):
+    opts, named = BAD[case]
+    np.save(tmp_path / "wrong.npy", np.ones((160, 7), dtype=np.float16))
+    (tmp_path / "names.json").write_text('{"images": []}')
+    files = {"npy": tmp_path / "wrong.npy", "json": tmp_path / "names.json"}
+    out = tmp_path / "out"
+    code, line = run_here(
+        "configs/mini/vild_text.yaml", "OUTPUT_DIR", str(out), *[o.format(**files) for o in opts]
+    )
+    assert code == 2
+    assert line.startswith("error: ") and named in line, line
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_bad_input_as_a_process(tmp_path):
+    """No traceback, nothing written; a benchmark that was not built says how to build it."""
+    out = tmp_path / "out"
+    done = train_net(
+        "vild_text.yaml", "OUTPUT_DIR", str(out), check=False,
+        DETECTRON2_DATASETS=str(tmp_path / "nothing"),
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "ovd mini build" in done.stderr.strip().splitlines()[-1]
+    assert not out.exists()

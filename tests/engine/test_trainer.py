@@ -1,0 +1,352 @@
+"""The trainer on a tiny stock detector: resuming, precision, accumulation, failures."""
+
+import json
+import logging
+import math
+import shutil
+
+import pytest
+import torch
+from detectron2.evaluation import DatasetEvaluator
+from tiny_detector import (
+    TEST,
+    assert_same_weights,
+    register,
+    run_trainer,
+    tiny_config,
+    weights,
+    write_dataset,
+)
+
+from ovd_d2.engine import NonFiniteLossError, OpenVocabTrainer
+from ovd_d2.engine import dataset_vocabulary as vocabulary_module
+from ovd_d2.errors import OVDError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    write_dataset(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _registered(data):
+    torch.set_num_threads(1)
+    register(data)
+
+
+class EndOfProcessError(Exception):
+    """Stands for whatever ends a process."""
+
+
+def stopping_at(iteration):
+    class Stopping(OpenVocabTrainer):
+        def run_step(self):
+            if self.iter == iteration:
+                raise EndOfProcessError
+            super().run_step()
+
+    return Stopping
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [
+        (),
+        ("SOLVER.ACCUMULATE", 2, "DATALOADER.NUM_WORKERS", 2),
+        ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "SEED", 3,
+         "SOLVER.OPTIMIZER", "ADAMW", "DATALOADER.ASPECT_RATIO_GROUPING", False),
+        ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "bfloat16", "TEST.EVAL_PERIOD", 2,
+         "SOLVER.CLIP_GRADIENTS.ENABLED", True, "MODEL.CHANNELS_LAST", True),
+        ("TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2, "TEST.EVAL_PERIOD", 2),
+    ],
+    ids=["sgd", "accumulate-workers", "repeat-factor-adamw", "bf16-eval-clip", "precise-bn"],
+)  # fmt: skip
+def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, opts):
+    whole = run_trainer(tiny_config(tmp_path / "whole", *opts))
+    cfg = tiny_config(tmp_path / "parts", *opts)
+    with pytest.raises(EndOfProcessError):
+        run_trainer(cfg, trainer_class=stopping_at(5))
+    # Other numbers must not leak in from this process.
+    torch.manual_seed(99)
+    resumed = OpenVocabTrainer(cfg)
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 4
+    resumed.train()
+    assert_same_weights(
+        weights(tmp_path / "whole/model_final.pth"), weights(tmp_path / "parts/model_final.pth")
+    )
+    first = torch.load(tmp_path / "whole/model_final.pth", weights_only=True)["trainer"]
+    second = torch.load(tmp_path / "parts/model_final.pth", weights_only=True)["trainer"]
+    assert torch.equal(first["random_states"][0]["torch"], second["random_states"][0]["torch"])
+    assert first["data_loader"] == second["data_loader"]
+    assert first["hooks"] == second["hooks"]
+    assert whole.scheduler.last_epoch == resumed.scheduler.last_epoch
+
+
+def test_a_random_seed_is_resumed_too(tmp_path):
+    cfg = tiny_config(tmp_path, "SEED", -1)
+    with pytest.raises(EndOfProcessError):
+        run_trainer(cfg, trainer_class=stopping_at(5))
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    trainers = []
+    for folder in (tmp_path, tmp_path / "copy"):
+        trainer = OpenVocabTrainer(tiny_config(folder, "SEED", -1))
+        trainer.resume_or_load(resume=True)
+        trainer.train()
+        trainers.append(trainer)
+    assert_same_weights(*(t.model.state_dict() for t in trainers))
+
+
+def test_evaluation_leaves_training_alone(tmp_path):
+    run_trainer(tiny_config(tmp_path / "plain"))
+    run_trainer(tiny_config(tmp_path / "evaluated", "TEST.EVAL_PERIOD", 1))
+    assert_same_weights(
+        weights(tmp_path / "plain/model_final.pth"), weights(tmp_path / "evaluated/model_final.pth")
+    )
+
+
+def test_accumulation_equals_the_larger_batch(tmp_path):
+    """Two micro-batches of 2 against one batch of 4: losses that average over images."""
+
+    class MeanModel(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(3))
+
+        def forward(self, batch):
+            means = torch.stack([d["image"].float().mean((1, 2)) for d in batch]) / 255
+            return {"loss_a": ((means @ self.weight - 1) ** 2).mean()}
+
+    class MeanTrainer(OpenVocabTrainer):
+        @classmethod
+        def build_model(cls, cfg):
+            return MeanModel()
+
+    common = ("DATALOADER.ASPECT_RATIO_GROUPING", False, "DATASETS.TEST", "()")
+    once = run_trainer(
+        tiny_config(tmp_path / "a", *common, "SOLVER.IMS_PER_BATCH", 4), trainer_class=MeanTrainer
+    )
+    twice = run_trainer(
+        tiny_config(tmp_path / "b", *common, "SOLVER.ACCUMULATE", 2), trainer_class=MeanTrainer
+    )
+    assert not torch.equal(once.model.weight, torch.ones(3))
+    torch.testing.assert_close(once.model.weight, twice.model.weight, atol=1e-6, rtol=1e-6)
+
+
+def test_float16_on_cpu_warns_once_and_trains(tmp_path, caplog):
+    cfg = tiny_config(tmp_path, "SOLVER.AMP.ENABLED", True, "SOLVER.MAX_ITER", 1)
+    logging.getLogger("ovd_d2").propagate = True
+    with caplog.at_level(logging.WARNING):
+        trainer = run_trainer(cfg)
+    assert trainer._trainer.autocast_dtype is torch.bfloat16
+    assert sum("float16 is for GPUs" in r.message for r in caplog.records) == 1
+
+
+class PoisonedTrainer(OpenVocabTrainer):
+    """Iteration 3 sees nan in what the subclass hook returns."""
+
+    poison = "loss"
+
+    def run_step(self):
+        if self.iter == 3:
+            self.before = {k: v.clone() for k, v in self.model.state_dict().items()
+                           if "running" not in k and "num_batches" not in k}  # fmt: skip
+            predictor = self.model.roi_heads.box_predictor
+            if self.poison == "loss":
+                predictor.loss_weight = {"loss_cls": math.nan}
+            else:
+                self.model.backbone.body[0].weight.register_hook(lambda g: g * math.inf)
+        super().run_step()
+
+
+@pytest.mark.parametrize(
+    "poison, named", [("loss", "loss_cls = nan"), ("gradient", "gradient norm is nan")]
+)
+def test_what_is_not_finite_is_named_before_the_weights_move(tmp_path, poison, named):
+    trainers = []
+
+    class Poisoned(PoisonedTrainer):
+        def __init__(self, cfg):
+            super().__init__(cfg)
+            self.poison = poison
+            trainers.append(self)
+
+    with pytest.raises(NonFiniteLossError) as caught:
+        run_trainer(tiny_config(tmp_path, "SOLVER.BASE_LR", 0.001), trainer_class=Poisoned)
+    message = str(caught.value)
+    if poison == "gradient":
+        named = "gradient norm is "
+    assert named in message
+    assert "iteration 3" in message
+    assert message.count(".png") == 2
+    assert "loss_box_reg" not in message
+    assert isinstance(caught.value, FloatingPointError)
+    assert isinstance(caught.value, OVDError)
+    state = trainers[0].model.state_dict()
+    assert all(torch.equal(state[k], v) for k, v in trainers[0].before.items())
+
+
+def test_results_and_metrics_files(tmp_path):
+    cfg = tiny_config(tmp_path)
+    trainer = run_trainer(cfg)
+    report = json.loads((tmp_path / "results.json").read_text())
+    assert report["iteration"] == 6
+    assert "AP" in report["results"][TEST]["bbox"]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert {"total_loss", "loss_cls", "grad_norm", "lr", "data_time"} <= rows[0].keys()
+    assert trainer._last_eval_results["bbox"].keys() == report["results"][TEST]["bbox"].keys()
+    assert sorted(p.name for p in tmp_path.glob("model_*")) == [
+        "model_0000001.pth", "model_0000003.pth", "model_0000005.pth", "model_final.pth",
+    ]  # fmt: skip
+
+
+def test_keep_and_expected_results(tmp_path):
+    opts = ("SOLVER.CHECKPOINT_KEEP", 1, "TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 99.0, 0.5]]")
+    with pytest.raises(SystemExit) as ended:
+        run_trainer(tiny_config(tmp_path, *opts))
+    assert ended.value.code == 1
+    assert sorted(p.name for p in tmp_path.glob("model_*")) == [
+        "model_0000005.pth", "model_final.pth",
+    ]  # fmt: skip
+
+
+def test_a_broken_metrics_file_does_not_stop_resuming(tmp_path):
+    cfg = tiny_config(tmp_path, "SOLVER.MAX_ITER", 4, "SOLVER.STEPS", "(3,)")
+    run_trainer(cfg)
+    with open(tmp_path / "metrics.json", "a") as file:
+        file.write('{"iteration": 100, "total_loss": 1}\n{"iterat')
+    run_trainer(tiny_config(tmp_path), resume=True)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    iterations = [row["iteration"] for row in rows]
+    assert iterations == sorted(iterations)
+    assert max(iterations) <= 6
+
+
+def test_a_failed_start_writes_nothing(tmp_path):
+    cfg = tiny_config(tmp_path / "out", "MODEL.WEIGHTS", tmp_path / "missing.pth")
+    with pytest.raises(OVDError, match="missing.pth"):
+        run_trainer(cfg)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "opts, named",
+    [
+        (("SOLVER.STEPS", "(6,)"), "STEPS"),
+        (("SOLVER.LR_SCHEDULER_NAME", "Nonsense"), "LR_SCHEDULER_NAME"),
+        (("MODEL.META_ARCHITECTURE", "Nonsense"), "'Nonsense' found in 'META_ARCH'"),
+        (("MODEL.ROI_HEADS.NAME", "Nonsense"), "'Nonsense' found in 'ROI_HEADS'"),
+        (("DATALOADER.SAMPLER_TRAIN", "Nonsense"), "SAMPLER_TRAIN: Unknown training sampler"),
+        (("INPUT.MAPPER", "Nonsense"), "INPUT.MAPPER is 'Nonsense'"),
+        (("DATASETS.TRAIN", "('tiny_trian',)"), "did you mean tiny_train"),
+        (("DATASETS.TRAIN", "()"), "DATASETS.TRAIN is empty"),
+        (("SOLVER.IMS_PER_BATCH", "0"), "SOLVER.IMS_PER_BATCH is 0"),
+        (("MODEL.WEIGHTS", "detectron2://ImageNetPretrained/MSRA/R-50.pkl"), "--trust"),
+    ],
+)
+def test_bad_configs_are_one_sentence(tmp_path, opts, named):
+    with pytest.raises(OVDError) as caught:
+        run_trainer(tiny_config(tmp_path / "out", *opts))
+    assert named in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_evaluation_after_a_failure_in_the_last_step(tmp_path):
+    with pytest.raises(EndOfProcessError):
+        run_trainer(tiny_config(tmp_path), trainer_class=stopping_at(5))
+    assert not (tmp_path / "results.json").exists()
+
+
+class CountingEvaluator(DatasetEvaluator):
+    def reset(self):
+        self.seen = 0
+
+    def process(self, inputs, outputs):
+        self.seen += len(inputs)
+
+    def evaluate(self):
+        return {"bbox": {"AP": float(self.seen)}}
+
+
+def test_each_test_dataset_gets_its_vocabulary(tmp_path, monkeypatch):
+    import ovd_d2.modeling
+
+    calls = []
+    monkeypatch.setattr(ovd_d2.modeling, "get_vocabulary", lambda model: "something")
+    monkeypatch.setattr(ovd_d2.modeling, "set_vocabulary", lambda model, *pair: calls.append(pair))
+    monkeypatch.setattr(
+        vocabulary_module, "class_embeddings", lambda cfg, spec: (spec, f"embedded {spec}")
+    )
+    cfg = tiny_config(tmp_path, "MODEL.OPEN_VOCAB.VOCABULARY", "a,b")
+    cfg.DATASETS.TEST = (TEST, "tiny_train")
+    model = OpenVocabTrainer.build_model(cfg)
+    results = OpenVocabTrainer.test(cfg, model, [CountingEvaluator(), CountingEvaluator()])
+    assert results == {TEST: {"bbox": {"AP": 12.0}}, "tiny_train": {"bbox": {"AP": 12.0}}}
+    assert [pair[0] for pair in calls] == [f"dataset:{TEST}", "a,b", "dataset:tiny_train", "a,b"]
+    assert calls[0][1] == f"embedded dataset:{TEST}"
+
+    class Failing(CountingEvaluator):
+        def evaluate(self):
+            raise EndOfProcessError
+
+    cfg.DATASETS.TEST = (TEST,)
+    with pytest.raises(EndOfProcessError):
+        OpenVocabTrainer.test(cfg, model, Failing())
+    assert calls[-1][0] == "a,b"
+
+
+def test_stock_models_keep_their_classes(tmp_path):
+    cfg = tiny_config(tmp_path)
+    model = OpenVocabTrainer.build_model(cfg)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    assert OpenVocabTrainer.test(cfg, model, CountingEvaluator()) == {"bbox": {"AP": 12.0}}
+    assert_same_weights(before, model.state_dict())
+    assert model.training
+
+
+def test_optimizers_follow_the_config(tmp_path):
+    from detectron2.solver import build_optimizer as stock_optimizer
+
+    from ovd_d2.engine.optimizer import build_optimizer
+
+    cfg = tiny_config(tmp_path)
+    model = OpenVocabTrainer.build_model(cfg)
+    ours, stock = build_optimizer(cfg, model), stock_optimizer(cfg, model)
+    assert ours.defaults == stock.defaults
+    assert [{k: v for k, v in g.items() if k != "params"} for g in ours.param_groups] == [
+        {k: v for k, v in g.items() if k != "params"} for g in stock.param_groups
+    ]
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
+    optimizer = build_optimizer(cfg, model)
+    assert type(optimizer) is torch.optim.AdamW
+    found = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups
+             for p in g["params"]}  # fmt: skip
+    norm = model.backbone.body[1].weight
+    assert found[id(model.backbone.body[0].weight)] == pytest.approx((0.001, 1e-4))
+    assert found[id(norm)] == pytest.approx((0.001, 0.0))
+    assert found[id(model.roi_heads.box_predictor.cls_score.weight)] == pytest.approx((0.01, 1e-4))
+    assert len(found) == len(list(model.parameters()))
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(OVDError, match="needs a gradient"):
+        build_optimizer(cfg, model)
+
+
+def test_gradient_clipping_is_applied(tmp_path):
+    cfg = tiny_config(tmp_path, "SOLVER.CLIP_GRADIENTS.ENABLED", True,
+                      "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.001, "SOLVER.MAX_ITER", 1,
+                      "SOLVER.WARMUP_ITERS", 0, "SOLVER.BASE_LR", 1.0, "SOLVER.STEPS", "()",
+                      "SOLVER.WEIGHT_DECAY", 0.0, "SOLVER.MOMENTUM", 0.0,
+                      "DATASETS.TEST", "()")  # fmt: skip
+    from detectron2.utils.env import seed_all_rng
+
+    seed_all_rng(7)
+    trainer = OpenVocabTrainer(cfg)
+    before = {k: v.clone() for k, v in trainer.model.named_parameters()}
+    trainer.train()
+    moved = [(v - before[k]).abs().max().item() for k, v in trainer.model.named_parameters()]
+    assert 0 < max(moved) <= 0.001 + 1e-6

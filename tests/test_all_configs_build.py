@@ -1,0 +1,81 @@
+"""Every yaml under configs/ builds, makes a training step and infers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from ovd_d2 import add_ovd_config
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RECIPES = sorted(p for p in CONFIGS.rglob("*.yaml") if not p.name.startswith("Base-"))
+
+
+def load(path: Path, tmp_path: Path):
+    """The config on CPU. Nothing can be downloaded here, so CLIP's text tower is replaced by
+    random embeddings of the right shape; and SyncBN, which has no CPU kernel, by BN."""
+    cfg = get_cfg()
+    add_ovd_config(cfg)
+    cfg.merge_from_file(str(path))
+    cfg.MODEL.DEVICE = "cpu"
+    if cfg.MODEL.OPEN_VOCAB.TEXT_ENCODER.startswith("openai-clip:"):
+        names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
+        table = tmp_path / "embeddings.npy"
+        values = np.random.default_rng(0).normal(size=(len(names), cfg.MODEL.OPEN_VOCAB.EMBED_DIM))
+        np.save(table, values.astype(np.float16))
+        cfg.MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS = str(table)
+    for section in (cfg.MODEL.RESNETS, cfg.MODEL.FPN, cfg.MODEL.ROI_BOX_HEAD,
+                    cfg.MODEL.ROI_MASK_HEAD):  # fmt: skip
+        section.NORM = section.NORM.replace("SyncBN", "BN")
+    return cfg
+
+
+def batch(with_mask: bool) -> list[dict]:
+    target = Instances((128, 160))
+    target.gt_boxes = Boxes(torch.tensor([[10.0, 10, 70, 90], [60, 30, 150, 120]]))
+    target.gt_classes = torch.tensor([0, 2])
+    if with_mask:
+        masks = torch.zeros(2, 128, 160, dtype=torch.bool)
+        masks[0, 20:80, 20:60] = masks[1, 40:110, 70:140] = True
+        target.gt_masks = BitMasks(masks)
+    image = torch.randint(0, 256, (3, 128, 160), dtype=torch.uint8)
+    return [{"image": image, "instances": target, "height": 128, "width": 160}] * 2
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_config_builds_and_trains_a_step(path, tmp_path):
+    cfg = load(path, tmp_path)
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    data = batch(cfg.MODEL.MASK_ON)
+    with EventStorage():
+        losses = model(data)
+    assert ("loss_mask" in losses) == cfg.MODEL.MASK_ON
+    assert all(torch.isfinite(v) for v in losses.values()), losses
+    sum(losses.values()).backward()
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+    model.eval()
+    with torch.no_grad():
+        assert len(model(data)) == 2
+
+
+def test_readme_tables_every_recipe():
+    table = (CONFIGS / "README.md").read_text()
+    missing = [str(p.relative_to(CONFIGS)) for p in RECIPES if p.name not in table]
+    assert missing == []
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_data_sets_of_the_recipe_are_registered(path, tmp_path):
+    from detectron2.data import DatasetCatalog
+
+    cfg = load(path, tmp_path)
+    names = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
+    assert names and names <= set(DatasetCatalog.list())
