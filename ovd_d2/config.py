@@ -23,7 +23,8 @@ def _add_open_vocab(cfg: CN) -> None:
     _C.TEXT_EMBEDDINGS = ""
     # "openai-clip:NAME_OR_FILE", "hf:NAME_OR_FOLDER" or "minilm".
     _C.TEXT_ENCODER = "openai-clip:ViT-B/32"
-    # "name", "photo", "article_photo", "vild63", "imagenet80", or a text file of templates.
+    # "name", "photo", "article_photo", "vild63", "vild63_this_is", "imagenet80", a template such as
+    # "a drawing of a {}", or a text file of templates.
     _C.PROMPTS = "photo"
     # Average the embeddings of a class's synonyms too (ViLD's released LVIS weights do).
     _C.USE_SYNONYMS = False

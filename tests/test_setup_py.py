@@ -63,7 +63,7 @@ def test_without_detectron2_one_sentence_says_how_to_get_it():
     assert last.startswith("ImportError: ovd_d2 needs detectron2")
     assert "make install" in last
     assert "sal-detectron2==0.7.2" in last
-    assert result.stderr.count("Error") == 1
+    assert "During handling" not in result.stderr
 
 
 def test_config_keys_are_added_once():

@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -32,6 +33,21 @@ logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 10
 # Field under which a sample reports the images it stands in for, [(file name, reason)].
 UNREADABLE = "unreadable_images"
+
+
+class EndWithParent:
+    """``worker_init_fn``: a worker whose parent was killed while it started ends at once.
+
+    torch's workers notice a killed parent by a change of their parent's id, which they first note
+    after this has run; a parent that is gone by then would leave them waiting for ever.
+    """
+
+    def __init__(self) -> None:
+        self._parent = os.getpid()
+
+    def __call__(self, worker_id: int) -> None:
+        if os.getppid() != self._parent:
+            os._exit(1)
 
 
 class MappedSamples(Dataset):
@@ -136,6 +152,7 @@ class ResumableLoader:
             batch_sampler=batch_sampler,
             num_workers=self._num_workers,
             collate_fn=trivial_batch_collator,
+            worker_init_fn=EndWithParent(),
             generator=torch.Generator(),  # its own: making an iterator must not move torch's
         )
         for batch in loader:
@@ -290,4 +307,6 @@ def build_test_loader(
     """
     mapper = mapper or build_mapper(cfg, is_train=False)
     with dataset_errors("DATASETS.TEST", [dataset_name]):
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+    loader.worker_init_fn = EndWithParent()
+    return loader

@@ -40,10 +40,10 @@ def read_metrics(folder: str | os.PathLike) -> list[dict[str, float]]:
     """The records of ``folder``/metrics.json, oldest first, without a line cut off by a kill."""
     records = []
     try:
-        lines = (Path(folder) / "metrics.json").read_text(encoding="utf-8").splitlines()
+        text = (Path(folder) / "metrics.json").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
-    for line in lines:
+    for line in text.splitlines():
         try:
             records.append(json.loads(line))
         except ValueError:

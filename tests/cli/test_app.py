@@ -31,7 +31,13 @@ def test_version():
 
 
 def test_help_lists_every_command_and_imports_nothing_heavy():
-    code = "from ovd_d2.cli.app import main\ntry: main()\nfinally: print([m for m in ('torch', 'detectron2') if m in sys.modules])"
+    code = """
+from ovd_d2.cli.app import main
+try:
+    main()
+finally:
+    print([m for m in ("torch", "detectron2") if m in sys.modules])
+"""
     result = run_as_ovd(code)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip().splitlines()[-1] == "[]"

@@ -25,7 +25,7 @@ if "FAIL" in open(config).read():
     (folder / "last_checkpoint").write_text("model_0000009.pth")
     sys.exit("it broke")
 (folder / "config.yaml").write_text("SOLVER: {MAX_ITER: 20}")
-records = [{"iteration": i, "total_loss": 3 - i / 10, "loss_cls": 2.0, "time": 0.1} for i in (9, 19)]
+records = [{"iteration": i, "total_loss": 3 - i / 10, "time": 0.1} for i in (9, 19)]
 (folder / "metrics.json").write_text("\\n".join(json.dumps(r) for r in records))
 detections = [{"image_id": 10001, "category_id": 1, "bbox": [10, 20, 50, 60], "score": 0.9}]
 (folder / "inference/lvis_instances_results.json").write_text(json.dumps(detections))

@@ -1,6 +1,7 @@
 """``ovd doctor`` in whole and in crippled environments."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,9 +9,7 @@ import pytest
 
 
 def doctor(crippled="", *words, **environment):
-    """Runs ``ovd doctor`` after the python code ``crippled``; returns (exit code, stdout, stderr)."""
-    import os
-
+    """(exit code, stdout, stderr) of ``ovd doctor`` after the python code ``crippled``."""
     code = (
         f"import sys; sys.argv = ['ovd', 'doctor', *{list(words)!r}]\n{crippled}\n"
         "from ovd_d2.cli.app import main\nmain()"

@@ -15,7 +15,7 @@ from ovd_d2 import add_ovd_config
 from ovd_d2.language import TextEmbeddings, Vocabulary
 
 KINDS = {
-    "fpn": ("LVISv0.5-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml", "OpenVocabROIHeads"),
+    "fpn": ("LVISv1-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml", "OpenVocabROIHeads"),
     "cascade": ("Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml", "OpenVocabCascadeROIHeads"),
     "c4": ("COCO-Detection/faster_rcnn_R_50_C4_1x.yaml", "OpenVocabRes5ROIHeads"),
 }
