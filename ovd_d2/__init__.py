@@ -22,15 +22,15 @@ GET_DETECTRON2 = "uv pip install --no-deps --python-version 3.10 sal-detectron2=
 
 
 def register() -> None:
-    """Registers models and data sets with Detectron2. ``import ovd_d2`` calls it; twice is harmless.
+    """Registers models and data sets with Detectron2; ``import ovd_d2`` does it, twice is harmless.
 
     Raises:
         ImportError: detectron2 is not installed; the message says how to get it.
     """
     if importlib.util.find_spec("detectron2") is None:
         raise ImportError(
-            "ovd_d2 needs detectron2, which is not installed here: run `make install` in a checkout "
-            f"of ovd_d2, or `{GET_DETECTRON2}` (pip install uv) after torch and torchvision."
+            "ovd_d2 needs detectron2, which is not installed: run `make install` in a checkout of "
+            f"ovd_d2, or `{GET_DETECTRON2}` (pip install uv) after torch and torchvision."
         )
     for room in ("modeling", "data"):
         importlib.import_module(f"ovd_d2.{room}")

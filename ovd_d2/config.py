@@ -79,6 +79,9 @@ def _add_data_and_test(cfg: CN) -> None:
     cfg.INPUT.SCALE_JITTER = CN(
         {"ENABLED": False, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0, "SIZE": 1024}
     )
+    # [["dataset", factor], ...] for DATALOADER.SAMPLER_TRAIN Weighted(Category)TrainingSampler;
+    # Detectron2's samplers read it, but its defaults lack it.
+    cfg.DATASETS.TRAIN_REPEAT_FACTOR = []
     # Name in ovd_d2.data.dataset_mapper.DATASET_MAPPER_REGISTRY: what makes samples of records.
     cfg.INPUT.MAPPER = "OpenVocabDatasetMapper"
     # Images with more pixels are refused before decoding (0: no limit).

@@ -1,6 +1,7 @@
 """From a dataset record to what a detector eats, naming every image that cannot be read."""
 
 import copy
+import importlib.util
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,11 @@ class OpenVocabDatasetMapper(DatasetMapper):
         if is_train and cfg.INPUT.SCALE_JITTER.ENABLED:
             ret["augmentations"] = scale_jitter_augmentations(cfg)
             ret["recompute_boxes"] = cfg.MODEL.MASK_ON  # the crop cuts objects
+        if ret["recompute_boxes"] and importlib.util.find_spec("shapely") is None:
+            raise OVDError(
+                "INPUT.CROP and INPUT.SCALE_JITTER cut mask polygons with shapely: "
+                "pip install shapely."
+            )
         return {**ret, "max_pixels": cfg.INPUT.MAX_PIXELS}
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Plain data that the rooms hand to each other."""
 
+from .region_embeddings import RegionEmbeddings
 from .supervision import (
     Supervision,
     is_box_supervised,
@@ -7,4 +8,4 @@ from .supervision import (
     supervision_of,
 )
 
-__all__ = ["Supervision", "is_box_supervised", "rows_with", "supervision_of"]
+__all__ = ["RegionEmbeddings", "Supervision", "is_box_supervised", "rows_with", "supervision_of"]

@@ -77,4 +77,5 @@ def test_table_shows_a_broken_torchvision_and_an_unwritable_cache(tmp_path):
     assert "operator torchvision::nms does not exist" in row
     assert "pip install torch torchvision" in row
     row = next(line for line in stdout.splitlines() if line.startswith(" cache"))
-    assert "not writable" in row
+    assert "MISSING" in row
+    assert "export OVD_D2_CACHE=" in row

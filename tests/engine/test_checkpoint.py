@@ -70,7 +70,6 @@ def text(path):
 def test_falls_back_to_the_newest_that_verifies(tmp_path, caplog, damage):
     save_series(tmp_path)
     damage(tmp_path / "model_0000002.pth")
-    logging.getLogger("ovd_d2").propagate = True
     with caplog.at_level(logging.WARNING):
         assert resumed_fill(tmp_path) == 1
     if damage is not os.unlink:

@@ -194,12 +194,12 @@ def test_the_command_refuses_bad_input(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_killed_and_resumed(tmp_path):
-    """The whole command line in fresh interpreters, two of them started by torchrun at the end."""
+    """The command line in fresh interpreters, two of them started by torchrun at the end."""
     write_dataset(tmp_path / "data")
+    register(tmp_path / "data")
     script = [HERE / "tiny_detector.py", tmp_path / "data"]
     opts = ["SOLVER.MAX_ITER", 30, "SOLVER.STEPS", "(20,)"]
-    whole = run_command(*script, *opts, "OUTPUT_DIR", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
+    assert wait(forked(run_trainer, tiny_config(tmp_path / "whole", *opts))) == 0
     process = subprocess.Popen(
         [sys.executable, *map(str, [*script, *opts, "OUTPUT_DIR", tmp_path / "killed"])],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -5,6 +5,7 @@ import logging
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from detectron2.evaluation import DatasetEvaluator
@@ -137,7 +138,6 @@ def test_accumulation_equals_the_larger_batch(tmp_path):
 
 def test_float16_on_cpu_warns_once_and_trains(tmp_path, caplog):
     cfg = tiny_config(tmp_path, "SOLVER.AMP.ENABLED", True, "SOLVER.MAX_ITER", 1)
-    logging.getLogger("ovd_d2").propagate = True
     with caplog.at_level(logging.WARNING):
         trainer = run_trainer(cfg)
     assert trainer._trainer.autocast_dtype is torch.bfloat16
@@ -295,6 +295,56 @@ def test_each_test_dataset_gets_its_vocabulary(tmp_path, monkeypatch):
     with pytest.raises(EndOfProcessError):
         OpenVocabTrainer.test(cfg, model, Failing())
     assert calls[-1][0] == "a,b"
+
+
+def open_vocabulary(folder):
+    """Options for text classes from a file of embeddings, named by the dataset."""
+    np.save(folder / "embeddings.npy", np.eye(3, 8, dtype=np.float32) + 0.1)
+    return ("MODEL.ROI_HEADS.NAME", "OpenVocabROIHeads",
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True, "MODEL.OPEN_VOCAB.EMBED_DIM", 8,
+            "MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS", folder / "embeddings.npy")  # fmt: skip
+
+
+def test_an_open_vocabulary_detector_trains_evaluates_and_resumes(tmp_path):
+    from ovd_d2.modeling import get_vocabulary
+
+    opts = (*open_vocabulary(tmp_path), "TEST.EVAL_PERIOD", 2)
+    whole = run_trainer(tiny_config(tmp_path / "whole", *opts))
+    assert get_vocabulary(whole.model).names == ("red", "green", "blue")
+    assert math.isfinite(whole._last_eval_results["bbox"]["AP"])
+    with pytest.raises(EndOfProcessError):
+        run_trainer(tiny_config(tmp_path / "parts", *opts), trainer_class=stopping_at(3))
+    run_trainer(tiny_config(tmp_path / "parts", *opts), resume=True)
+    assert_same_weights(
+        weights(tmp_path / "whole/model_final.pth"), weights(tmp_path / "parts/model_final.pth")
+    )
+
+
+class SeesItsVocabulary(CountingEvaluator):
+    model = None
+
+    def process(self, inputs, outputs):
+        from ovd_d2.modeling import get_vocabulary
+
+        self.names = get_vocabulary(self.model).names
+
+    def evaluate(self):
+        return {"names": self.names}
+
+
+def test_the_vocabulary_is_swapped_for_a_real_detector(tmp_path):
+    from detectron2.data import MetadataCatalog
+
+    from ovd_d2.modeling import get_vocabulary
+
+    cfg = tiny_config(tmp_path, *open_vocabulary(tmp_path), "MODEL.OPEN_VOCAB.VOCABULARY", "a,b,c")
+    model = OpenVocabTrainer.build_model(cfg)
+    assert get_vocabulary(model).names == ("a", "b", "c")
+    evaluator = SeesItsVocabulary()
+    evaluator.model = model
+    MetadataCatalog.get(TEST).thing_classes = ["red", "green", "blue"]
+    assert OpenVocabTrainer.test(cfg, model, evaluator)["names"] == ("red", "green", "blue")
+    assert get_vocabulary(model).names == ("a", "b", "c")
 
 
 def test_stock_models_keep_their_classes(tmp_path):

@@ -7,6 +7,7 @@ from .open_vocab_roi_heads import (
     OpenVocabROIHeads,
     OpenVocabROIHeadsMixin,
 )
+from .top_pairs_inference import top_pairs_inference
 
 __all__ = [
     "OpenVocabBoxPredictor",
@@ -14,4 +15,5 @@ __all__ = [
     "OpenVocabROIHeads",
     "OpenVocabROIHeadsMixin",
     "OpenVocabRes5ROIHeads",
+    "top_pairs_inference",
 ]

@@ -3,6 +3,8 @@
 Letters: R regions over the batch, K classes, D embedding width.
 """
 
+from collections.abc import Sequence
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -18,6 +20,8 @@ from ovd_d2.losses import (
     weighted_sigmoid_cross_entropy,
 )
 from ovd_d2.modeling.classifiers import EmbeddingClassifier
+
+from .top_pairs_inference import top_pairs_inference
 
 
 class OpenVocabBoxPredictor(FastRCNNOutputLayers):
@@ -122,6 +126,38 @@ class OpenVocabBoxPredictor(FastRCNNOutputLayers):
         self.sampling_weight = weight.to(device)
         self.vocabulary = vocabulary
         self.num_classes = len(vocabulary)
+
+    def inference(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> tuple[list[Instances], list[Tensor]]:
+        """As :meth:`FastRCNNOutputLayers.inference`, made for very many classes."""
+        return self.detections(
+            self.predict_boxes(predictions, proposals),
+            self.predict_probs(predictions, proposals),
+            [p.image_size for p in proposals],
+        )
+
+    def detections(
+        self,
+        boxes: Sequence[Tensor],
+        probabilities: Sequence[Tensor],
+        image_shapes: Sequence[tuple[int, int]],
+    ) -> tuple[list[Instances], list[Tensor]]:
+        """:func:`top_pairs_inference` with the thresholds of ``MODEL.ROI_HEADS`` and ``TEST``.
+
+        Args:
+            boxes: per image (Ri, 4), absolute x0 y0 x1 y1.
+            probabilities: per image (Ri, K + 1), of this predictor or of several together.
+            image_shapes: per image (height, width).
+        """
+        return top_pairs_inference(
+            boxes,
+            probabilities,
+            image_shapes,
+            self.test_score_thresh,
+            self.test_nms_thresh,
+            self.test_topk_per_image,
+        )
 
     def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> dict:
         """``loss_cls`` and ``loss_box_reg``, as in :class:`FastRCNNOutputLayers`.

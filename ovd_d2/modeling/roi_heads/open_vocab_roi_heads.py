@@ -135,6 +135,27 @@ class OpenVocabROIHeads(OpenVocabROIHeadsMixin, StandardROIHeads):
 class OpenVocabCascadeROIHeads(OpenVocabROIHeadsMixin, CascadeROIHeads):
     """Text classes for Cascade R-CNN: one projection per stage, probabilities averaged."""
 
+    def _forward_box(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> dict[str, Tensor] | list[Instances]:
+        if self.training:
+            return super()._forward_box(features, proposals, targets)
+        # The parent's inference calls Detectron2's NMS by name; this is its loop with ours.
+        features = [features[name] for name in self.box_in_features]
+        image_sizes = [p.image_size for p in proposals]
+        boxes, stages = None, []
+        for k, predictor in enumerate(self.box_predictors):
+            if k > 0:
+                proposals = self._create_proposals_from_boxes(boxes, image_sizes)
+            predictions = self._run_stage(features, proposals, k)
+            boxes = predictor.predict_boxes(predictions, proposals)
+            stages.append(predictor.predict_probs(predictions, proposals))
+        mean = [sum(probabilities) * (1.0 / len(stages)) for probabilities in zip(*stages)]
+        return predictor.detections(boxes, mean, image_sizes)[0]
+
 
 @ROI_HEADS_REGISTRY.register()
 class OpenVocabRes5ROIHeads(OpenVocabROIHeadsMixin, Res5ROIHeads):

@@ -1,0 +1,201 @@
+"""``ovd bench``: our way and the usual one, measured side by side in one run.
+
+One function per benchmark; what measures lies in the rooms.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ovd_d2.errors import OVDError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ovd_d2.inference.bench_inference import Cell
+
+app = typer.Typer(
+    help="Measure our way and the usual one side by side, on this machine.", no_args_is_help=True
+)
+_FOLDER = typer.Option(None, help="Where to work, about 1 GB; default: for temporary files.")
+_STORE_ROWS = {
+    "bytes": ("size", "MB"),
+    "write": ("write", "s"),
+    "read_in_order": ("read in file order", "s"),
+    "read_at_random": ("read at random", "s"),
+}
+_JSON = typer.Option(False, "--json", help="Print one JSON object, not a table.")
+
+
+@app.command()
+def inference(
+    classes: str = typer.Option("80,1203,20000", help="Numbers of classes, with commas."),
+    proposals: int = typer.Option(1000, help="Proposals in the image."),
+    topk: int = typer.Option(300, help="Detections per image."),
+    repeats: int = typer.Option(5, help="Timed runs of each side, after a first one."),
+    device: str = typer.Option("cpu", help="cpu, cuda, cuda:1, ..."),
+    full: bool = typer.Option(
+        False, "--full", help="Also Detectron2 on dense scores of 20,000 classes (minutes)."
+    ),
+    as_json: bool = _JSON,
+) -> None:
+    """From boxes and scores to detections, against Detectron2's fast_rcnn_inference."""
+    try:
+        numbers = [int(number) for number in classes.split(",")]
+    except ValueError:
+        raise OVDError(f"--classes {classes}: give whole numbers with commas.") from None
+    from rich.console import Console
+
+    from ovd_d2.inference.bench_inference import measure_inference
+
+    console = Console(stderr=True)
+    with console.status("") as status:
+        cells = list(
+            measure_inference(
+                numbers,
+                proposals=proposals,
+                topk=topk,
+                repeats=repeats,
+                full=full,
+                device=device,
+                progress=status.update,
+            )
+        )
+    setting = {"proposals": proposals, "topk": topk, **_machine(device)}
+    if as_json:
+        print(
+            json.dumps({**setting, "cells": [_inference_facts(cell) for cell in cells]}, indent=2)
+        )
+        return
+    _print_table(_inference_table(cells, setting))
+    if any(cell.median("detectron2") is None for cell in cells):
+        print(
+            "skipped: Detectron2 on more than 5 million pairs, which takes minutes (about 350 s "
+            "for 20,000 classes x 1000 proposals on 2 cores); --full runs it."
+        )
+
+
+@app.command()
+def store(
+    images: int = typer.Option(1000, help="Number of images."),
+    regions: int = typer.Option(300, help="Regions per image."),
+    dim: int = typer.Option(512, help="Width of an embedding."),
+    folder: Path | None = _FOLDER,
+    as_json: bool = _JSON,
+) -> None:
+    """The region store on disk, against one pickle per image."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from ovd_d2.region_store.bench_store import bench_store
+
+    with Console(stderr=True).status("writes and reads both ways"):
+        result = bench_store(images, regions, dim, folder)
+    ratios = {what: result.times_faster(what) for what in _STORE_ROWS if what != "bytes"}
+    if as_json:
+        print(json.dumps({**asdict(result), "times_faster": ratios}, indent=2))
+        return
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title=f"{images} images x {regions} regions x {dim}",
+        title_justify="left",
+        caption="pickles: fp32, not flushed; store: fp16, flushed to disk, with sha256; every byte "
+        "read, from the page cache",
+        caption_justify="left",
+    )
+    for name in ("", "pickle per image", "region store", "ratio"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for what, (label, unit) in _STORE_ROWS.items():
+        theirs, ours = getattr(result.pickles, what), getattr(result.store, what)
+        digits, scale = (1, 1e6) if unit == "MB" else (3, 1)
+        table.add_row(
+            label,
+            f"{theirs / scale:,.{digits}f} {unit}",
+            f"{ours / scale:,.{digits}f} {unit}",
+            f"{result.times_faster(what):,.1f}x",
+        )
+    _print_table(table)
+
+
+def _machine(device: str) -> dict[str, Any]:
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
+    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def _inference_facts(cell: "Cell") -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "classes": cell.num_classes,
+        "scores": cell.scores,
+        "pairs_above_threshold": cell.pairs,
+        "detections": cell.detections,
+        "identical": cell.identical,
+        "ratio": cell.ratio,
+    }
+    for side in ("ours", "detectron2"):
+        facts[side] = {
+            "median_seconds": cell.median(side),
+            "seconds": cell.seconds.get(side, []),
+            "peak_bytes": cell.peak_bytes.get(side),
+        }
+    return facts
+
+
+def _inference_table(cells: list["Cell"], setting: dict[str, Any]) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    from ovd_d2.inference.bench_inference import SCORE_THRESH
+
+    thresholds = ", ".join(f"{name} {value:g}" for name, value in SCORE_THRESH.items())
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title=f"{setting['proposals']} proposals, {setting['topk']} detections; "
+        f"{setting['device']}, {setting['threads']} threads, torch {setting['torch']}",
+        caption="median seconds per image; MB: peak memory beyond the inputs; "
+        f"scores above: {thresholds}",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in ("classes", "scores", "pairs", "ours s", "detectron2 s", "ratio"):
+        table.add_column(name, justify="left" if name == "scores" else "right", no_wrap=True)
+    for name in ("ours MB", "detectron2 MB", "detections"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for cell in cells:
+        theirs = cell.median("detectron2")
+        same = {None: "not compared", True: "identical", False: "DIFFERENT"}[cell.identical]
+        table.add_row(
+            f"{cell.num_classes:,}",
+            cell.scores,
+            f"{cell.pairs:,}",
+            f"{cell.median('ours'):.4f}",
+            "skipped" if theirs is None else f"{theirs:.4f}",
+            "" if theirs is None else f"{cell.ratio:,.1f}x",
+            _megabytes(cell, "ours"),
+            _megabytes(cell, "detectron2"),
+            f"{cell.detections} {same}",
+        )
+    return table
+
+
+def _megabytes(cell: "Cell", side: str) -> str:
+    peak = cell.peak_bytes.get(side)
+    return "" if peak is None else f"{peak / 1e6:,.1f}"
+
+
+def _print_table(table: "Table") -> None:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:  # never cut a line in a log
+        console = Console(width=200)
+    console.print(table)
