@@ -48,7 +48,7 @@ def command(
         wrong = ", ".join(unknown) or "an empty list"
         raise OVDError(f"--models {wrong}: the demo knows {', '.join(MODELS)}.")
 
-    recipe_runs.run_in_foreground([*_ovd(), "mini", "build"], root, say)
+    recipe_runs.run_in_foreground([*ovd_script(), "mini", "build"], root, say)
     settings = (*(QUICK if quick else ()), *device_settings())
     runs = [
         recipe_runs.Run(name, MODELS[name], f"configs/mini/{name}.yaml", out / name, settings)
@@ -64,7 +64,8 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def _ovd() -> list[str]:
+def ovd_script() -> list[str]:
+    """What starts the console script of this environment."""
     script = Path(sys.executable).with_name("ovd")
     return [str(script)] if script.is_file() else [sys.executable, "-m", "ovd_d2.cli.app"]
 
@@ -81,6 +82,7 @@ def _report(runs: "list[Run]", out: Path, root: Path, seconds: float) -> None:
     from ovd_d2.engine.atomic_file import write_json
     from ovd_d2.engine.recipe_runs import collect
     from ovd_d2.engine.run_folder import find_predictions, read_metrics
+    from ovd_d2.evaluation.seeds import mean_and_spread
     from ovd_d2.inference.visualize import (
         draw_comparison,
         plot_average_precision,
@@ -93,7 +95,11 @@ def _report(runs: "list[Run]", out: Path, root: Path, seconds: float) -> None:
     write_json(root / out / "summary.json", summary)
     curves = {run.title: read_metrics(root / run.folder) for run in runs}
     plot_loss_curves(curves, root / out / "loss_curves.png")
-    boxes = {model["title"]: model["box"] for model in models.values() if "box" in model}
+    boxes = {
+        model["title"]: mean_and_spread([model["box"]])
+        for model in models.values()
+        if "box" in model
+    }
     plot_average_precision(boxes, dataset, root / out / "average_precision.png")
     found = {run.title: find_predictions(root / run.folder) for run in runs}
     predictions = {title: path for title, path in found.items() if path}

@@ -52,7 +52,7 @@ def checkout(tmp_path, monkeypatch, mini_root):
 
 @pytest.fixture
 def no_mini_build(monkeypatch):
-    monkeypatch.setattr(demo, "_ovd", lambda: [sys.executable, "-c", "", "ovd"])
+    monkeypatch.setattr(demo, "ovd_script", lambda: [sys.executable, "-c", "", "ovd"])
 
 
 def calls(checkout):
