@@ -80,6 +80,7 @@ class ImageTextModel:
         encoder_id: as for ``TextEncoder``; weights and preprocessing decide it.
         dim: D.
         device: where the image tower computes.
+        image_tower: ``image_features`` as given.
 
     Args:
         text_encoder: see above.
@@ -100,7 +101,7 @@ class ImageTextModel:
         self.encoder_id = text_encoder.encoder_id
         self.dim = text_encoder.dim
         self.device = device
-        self._image_features = image_features
+        self.image_tower = image_features
 
     @torch.inference_mode()
     def raw_image_features(self, images: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ class ImageTextModel:
         """
         pixels = self.preprocessing(images.to(self.device))
         pixels = pixels.contiguous(memory_format=torch.channels_last)  # quicker convolutions
-        return self._image_features(pixels).float()
+        return self.image_tower(pixels).float()
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Embeds N images of one size.
