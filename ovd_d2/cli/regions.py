@@ -37,6 +37,7 @@ def build(
         0, min=0, help="Crops at once through the image tower; 0: 32 on a CPU, 256 on a GPU."
     ),
     device: str = typer.Option("auto", help="cpu, cuda, ...; auto: the GPU if there is one."),
+    save_every: float = typer.Option(120.0, min=0, help="Seconds of work that a kill may cost."),
 ) -> None:
     """Embed the regions of a data set's images. Run it again after an interruption.
 
@@ -50,7 +51,9 @@ def build(
 
     from ovd_d2.engine.build_region_store import BuildSettings, build_region_store
 
-    settings = BuildSettings(dataset, proposals, encoder, out, topk, crops, batch, device)
+    settings = BuildSettings(
+        dataset, proposals, encoder, out, topk, crops, batch, device, save_every
+    )
     is_main = os.environ.get("RANK", "0") == "0"
     setup_logger(name="ovd_d2", distributed_rank=int(os.environ.get("RANK", "0")))
     with _ImageBar(is_main) as bar:

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 50_000_000  # larger images are refused, as by INPUT.MAX_PIXELS
 MAX_UNREADABLE = 0.01  # share of images, as DATALOADER.MAX_CORRUPT_FRACTION
-SHARD_SECONDS = 120.0  # what a kill can cost
+SHARD_SECONDS = 120.0  # what a kill may cost
 CPU_BATCH, GPU_BATCH = 32, 256
 _IMAGES_AT_ONCE = 64  # with few boxes each, crops of this many images share batches
 _READ_AHEAD = 4
@@ -56,6 +56,7 @@ class BuildSettings:
         crops: "1x" or "1x+1.5x".
         batch: crops at once through the image tower; 0: 32 on a CPU, 256 on a GPU.
         device: "cpu", "cuda", ...; "auto": this process's GPU if there is one.
+        save_every: seconds of work that a kill may cost.
     """
 
     dataset: str
@@ -66,6 +67,7 @@ class BuildSettings:
     crops: str = "1x+1.5x"
     batch: int = 0
     device: str = "auto"
+    save_every: float = SHARD_SECONDS
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ def _build(settings: BuildSettings, on_image: OnImage | None) -> BuildReport:
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
         on_image=on_image,
+        shard_seconds=settings.save_every,
     )
     if comm.get_world_size() > 1:
         # Shares end hours apart; the default group would give up waiting after some minutes.
@@ -169,7 +172,7 @@ def write_regions(
         rank: of this process.
         world_size: number of processes.
         on_image: see :func:`build_region_store`.
-        shard_seconds: at most this long is lost by a kill.
+        shard_seconds: of work that a kill may cost.
 
     Returns:
         what this process did.

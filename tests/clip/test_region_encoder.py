@@ -177,7 +177,7 @@ def encode_plainly(model, image, boxes, scales):
         for scale in scales:
             crop = crop_pixels(box[None], scale, *image.shape[-2:])
             pixels = resample_crops(image, crop, model.preprocessing)
-            total = total + model._image_features(model.preprocessing(pixels))[0]
+            total = total + model.image_tower(model.preprocessing(pixels))[0]
         rows.append(total / total.norm())
     return torch.stack(rows) if rows else torch.zeros(0, model.dim)
 
