@@ -190,8 +190,8 @@ def tiny_backbone(*stages):
 def save_detr(folder: Path):
     from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessor
 
-    config = DetrConfig(backbone_config=tiny_backbone("stage4"), use_timm_backbone=False, backbone=None,
-                        use_pretrained_backbone=False, d_model=16, encoder_layers=1,
+    config = DetrConfig(backbone_config=tiny_backbone("stage4"), use_timm_backbone=False,
+                        backbone=None, use_pretrained_backbone=False, d_model=16, encoder_layers=1,
                         decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
                         encoder_ffn_dim=16, decoder_ffn_dim=16, num_queries=12,
                         num_labels=3)  # fmt: skip
