@@ -79,12 +79,14 @@ class ImageTextModel:
         preprocessing: the image side's input: size, mean, std, way of resizing.
         encoder_id: as for ``TextEncoder``; weights and preprocessing decide it.
         dim: D.
+        device: where the image tower computes.
+        image_tower: ``image_features`` as given.
 
     Args:
         text_encoder: see above.
         image_features: (N, 3, S, S) fp32 preprocessed, on ``device`` -> (N, D), not normalised.
         preprocessing: see above.
-        device: where ``image_features`` computes.
+        device: see above.
     """
 
     def __init__(
@@ -98,10 +100,23 @@ class ImageTextModel:
         self.preprocessing = preprocessing
         self.encoder_id = text_encoder.encoder_id
         self.dim = text_encoder.dim
-        self._image_features = image_features
-        self._device = device
+        self.device = device
+        self.image_tower = image_features
 
-    @torch.no_grad()
+    @torch.inference_mode()
+    def raw_image_features(self, images: Tensor) -> Tensor:
+        """Runs the image tower once.
+
+        Args:
+            images: (N, 3, H, W) uint8, RGB, any H and W; preprocessing happens here.
+
+        Returns:
+            (N, D) fp32 on ``device``, not normalised.
+        """
+        pixels = self.preprocessing(images.to(self.device))
+        pixels = pixels.contiguous(memory_format=torch.channels_last)  # quicker convolutions
+        return self.image_tower(pixels).float()
+
     def encode_image(self, images: Tensor) -> Tensor:
         """Embeds N images of one size.
 
@@ -120,8 +135,8 @@ class ImageTextModel:
             )
         features = torch.zeros(len(images), self.dim)
         for start in range(0, len(images), _BATCH):
-            batch = self.preprocessing(images[start : start + _BATCH].to(self._device))
-            features[start : start + _BATCH] = self._image_features(batch).float().cpu()
+            batch = images[start : start + _BATCH]
+            features[start : start + _BATCH] = self.raw_image_features(batch).cpu()
         return nn.functional.normalize(features, dim=1)
 
     def encode_text(self, texts: list[str]) -> Tensor:
