@@ -63,7 +63,7 @@ class Run:
             return {}
 
     def note(self, seconds: float, *, finished: bool) -> None:
-        from ovd_d2.engine.atomic_file import write_json
+        from ovd_d2.atomic_file import write_json
 
         content = {"digest": self.digest, "seconds": seconds, "finished": finished}
         write_json(self.folder / RECORD, content)
@@ -225,7 +225,7 @@ def _explain_failures(jobs: "list[Job]") -> None:
 
 def _report(runs: list[Run], out: Path, root: Path, seconds: float) -> None:
     """Prints the table; writes summary.json, loss_curves.png and detections.png."""
-    from ovd_d2.engine.atomic_file import write_json
+    from ovd_d2.atomic_file import write_json
     from ovd_d2.engine.run_folder import find_predictions, read_metrics, read_results
     from ovd_d2.evaluation.summary import summarise
     from ovd_d2.inference.visualize import draw_comparison, plot_loss_curves
