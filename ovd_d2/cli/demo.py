@@ -224,11 +224,15 @@ def _explain_failures(jobs: "list[Job]") -> None:
 
 
 def _report(runs: list[Run], out: Path, root: Path, seconds: float) -> None:
-    """Prints the table; writes summary.json, loss_curves.png and detections.png."""
+    """Prints the table; writes summary.json and the pictures."""
     from ovd_d2.atomic_file import write_json
     from ovd_d2.engine.run_folder import find_predictions, read_metrics, read_results
     from ovd_d2.evaluation.summary import summarise
-    from ovd_d2.inference.visualize import draw_comparison, plot_loss_curves
+    from ovd_d2.inference.visualize import (
+        draw_comparison,
+        plot_average_precision,
+        plot_loss_curves,
+    )
 
     models, predictions, dataset = {}, {}, ""
     for run in runs:
@@ -252,9 +256,12 @@ def _report(runs: list[Run], out: Path, root: Path, seconds: float) -> None:
     write_json(root / out / "summary.json", summary)
     curves = {run.title: read_metrics(root / run.folder) for run in runs}
     plot_loss_curves(curves, root / out / "loss_curves.png")
+    boxes = {model["title"]: model["box"] for model in models.values() if "box" in model}
+    plot_average_precision(boxes, dataset, root / out / "average_precision.png")
     draw_comparison(dataset, predictions, root / out / "detections.png")
     _print_table(models, dataset)
-    print(f"{out}/summary.json, {out}/loss_curves.png, {out}/detections.png")
+    files = ("summary.json", "average_precision.png", "loss_curves.png", "detections.png")
+    print(", ".join(f"{out}/{file}" for file in files))
 
 
 def _print_table(models: dict[str, dict[str, Any]], dataset: str) -> None:
