@@ -374,11 +374,12 @@ def _is_single(images: Any) -> bool:
 
 def _each(images: Any) -> Iterator[tuple[str, Picture]]:
     """(source, picture) of all pictures, folders opened, lazily."""
-    if not _is_single(images) and not isinstance(images, Iterable):
+    if isinstance(images, str | os.PathLike) or _is_single(images):
+        images = [images]
+    if not isinstance(images, Iterable):
         raise OVDError(f"A {type(images).__name__} is no picture and no list of pictures.")
-    given = [images] if _is_single(images) or isinstance(images, str | os.PathLike) else images
     number = itertools.count(1)
-    for picture in given:
+    for picture in images:
         if isinstance(picture, str | os.PathLike):
             for file in list_images(picture):
                 yield str(file), file
