@@ -142,7 +142,7 @@ def build_regions(proposer: "Run", out: Path, root: Path) -> Path:
 
 def _report(done: "Mapping[str, Sequence[Run]]", out: Path, root: Path, seconds: float) -> None:
     """Writes summary.json, table.md and average_precision.png; prints the table."""
-    from ovd_d2.engine.atomic_file import atomic_write, write_json
+    from ovd_d2.atomic_file import atomic_write, write_json
     from ovd_d2.engine.recipe_runs import collect
     from ovd_d2.evaluation.seeds import markdown_table, mean_and_spread
     from ovd_d2.inference.visualize import plot_average_precision

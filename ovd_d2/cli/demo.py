@@ -79,7 +79,7 @@ def device_settings() -> tuple[str, ...]:
 
 def _report(runs: "list[Run]", out: Path, root: Path, seconds: float) -> None:
     """Prints the table; writes summary.json and the pictures."""
-    from ovd_d2.engine.atomic_file import write_json
+    from ovd_d2.atomic_file import write_json
     from ovd_d2.engine.recipe_runs import collect
     from ovd_d2.engine.run_folder import find_predictions, read_metrics
     from ovd_d2.evaluation.seeds import mean_and_spread

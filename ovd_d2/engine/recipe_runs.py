@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ovd_d2 import __version__
-from ovd_d2.engine.atomic_file import write_json
+from ovd_d2.atomic_file import write_json
 from ovd_d2.engine.run_folder import config_digest, read_results
 from ovd_d2.engine.side_by_side import Job, run_side_by_side
 from ovd_d2.errors import OVDError
