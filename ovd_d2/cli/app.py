@@ -16,7 +16,7 @@ import typer
 from ovd_d2 import __version__
 from ovd_d2.errors import OVDError
 
-COMMANDS = ("bench", "demo", "doctor", "mini", "regions")
+COMMANDS = ("bench", "clip", "demo", "doctor", "mini", "regions")
 
 
 def build_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
