@@ -7,11 +7,13 @@ A model is asked for by a string:
 * ``openai-clip:ViT-B/32`` or ``openai-clip:/path/to/file``,
 * ``hf:NAME_OR_FOLDER``, a transformers model with an image and a text tower (CLIP, SigLIP, ...),
 * ``open_clip:MODEL:PRETRAINED``, for example ``open_clip:ViT-B-32:laion2b_s34b_b79k``;
-  PRETRAINED is a tag of open_clip or a weights file.
+  PRETRAINED is a tag of open_clip or a weights file,
+* ``mini-teacher``, the small teacher that the package ships, or ``mini-teacher:FILE``, one that
+  ``ovd clip export`` wrote.
 
-The text side of the first two is the encoder that ``language.build_text_encoder`` gives for the
-same string, with the same ``encoder_id``: region embeddings made here and class embeddings made
-there belong together.
+The text side of all but open_clip's is the encoder that ``language.build_text_encoder`` gives for
+the same string, with the same ``encoder_id``: region embeddings made here and class embeddings
+made there belong together.
 """
 
 import hashlib
@@ -139,6 +141,12 @@ class ImageTextModel:
             features[start : start + _BATCH] = self.raw_image_features(batch).cpu()
         return nn.functional.normalize(features, dim=1)
 
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """(N, 3, S, S) fp32 from ``preprocessing`` -> (N, D) as ``encode_image``, in one batch."""
+        features = self.image_tower(pixels.to(self.device)).float().cpu()
+        return nn.functional.normalize(features, dim=1)
+
     def encode_text(self, texts: list[str]) -> Tensor:
         """Embeds L sentences: (L, D) fp32 on the CPU, rows of L2 norm 1, without gradient."""
         return self.text_encoder.encode(texts)
@@ -153,11 +161,16 @@ def build_image_text_model(spec: str, device: str = "cpu") -> ImageTextModel:
         OVDError: unknown kind, missing package, file or model, or a model without image tower.
     """
     scheme, _, rest = spec.partition(":")
-    builders = {"openai-clip": _openai_clip, "hf": _huggingface, "open_clip": _open_clip}
-    if scheme not in builders or not rest:
+    builders = {
+        "openai-clip": _openai_clip,
+        "hf": _huggingface,
+        "open_clip": _open_clip,
+        "mini-teacher": _mini_teacher,
+    }
+    if scheme not in builders or (not rest and spec != "mini-teacher"):
         raise OVDError(
             f"unknown image-text model '{spec}'; use openai-clip:NAME_OR_FILE, "
-            "hf:NAME_OR_FOLDER or open_clip:MODEL:PRETRAINED"
+            "hf:NAME_OR_FOLDER, open_clip:MODEL:PRETRAINED or mini-teacher"
         )
     with torch.random.fork_rng(devices=[]):
         return builders[scheme](rest, device)
@@ -216,6 +229,12 @@ def _huggingface_preprocessing(folder: Path) -> ImagePreprocessing:
             f"cannot tell from {path} how images are prepared ({error}); "
             "give the model's complete folder"
         ) from error
+
+
+def _mini_teacher(rest: str, device: str) -> ImageTextModel:
+    from ovd_d2.clip.exported_teacher import build_exported_teacher
+
+    return build_exported_teacher(rest, device)
 
 
 class _OpenClipTextEncoder:

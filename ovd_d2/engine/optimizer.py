@@ -31,6 +31,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
         lr_factor_func=None if multiplier == 1.0 else _BackboneFactor(multiplier),
+        overrides={"logit_scale": {"weight_decay": 0.0}},  # a temperature (CLIP's) does not decay
     )
     if not params:
         raise OVDError(
@@ -76,4 +77,5 @@ class _BackboneFactor:
         self._multiplier = multiplier
 
     def __call__(self, name: str) -> float:
-        return self._multiplier if name.startswith("backbone.") else 1.0
+        backbones = ("backbone.", "image_tower.backbone.")
+        return self._multiplier if name.startswith(backbones) else 1.0

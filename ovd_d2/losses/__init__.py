@@ -5,9 +5,11 @@ from .classification import (
     masked_softmax_cross_entropy,
     weighted_sigmoid_cross_entropy,
 )
+from .contrastive import symmetric_contrastive_loss
 
 __all__ = [
     "federated_class_mask",
     "masked_softmax_cross_entropy",
+    "symmetric_contrastive_loss",
     "weighted_sigmoid_cross_entropy",
 ]

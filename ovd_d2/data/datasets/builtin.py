@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog
 
 from ovd_d2.data.datasets.coco_ovd import register_coco_ovd
 from ovd_d2.data.datasets.lvis import register_lvis_ovd
+from ovd_d2.data.datasets.mini.pairs import register_mini_pairs
 from ovd_d2.data.datasets.mini.registration import register_mini
 
 # name: (annotation file, image folder, training split)
@@ -40,6 +41,7 @@ def register_all(root: str) -> None:
                 name, os.path.join(root, json_file), os.path.join(root, image_root), train=train
             )
     register_mini(root)
+    register_mini_pairs(root)
 
 
 # A second import (a reload) must not register twice: Detectron2 refuses that.
