@@ -22,7 +22,7 @@ from ovd_d2.evaluation import ZeroShotClassificationEvaluator
 from ovd_d2.language import TextEmbeddingBank, Vocabulary
 from ovd_d2.modeling import CLIP
 
-from .atomic_file import write_json
+from ovd_d2.atomic_file import write_json
 from .checkpoint import AtomicCheckpointer
 from .setup import load_config
 from .trainer import OpenVocabTrainer
