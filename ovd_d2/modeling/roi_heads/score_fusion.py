@@ -23,12 +23,13 @@ def text_exponents(is_novel: Sequence[bool], base_weight: float, fixed_weight: f
     exponent of the text branch).
 
     Returns:
-        (K,) float.
+        (K,) float64.
     """
     if not any(is_novel):
-        return torch.full((len(is_novel),), float(fixed_weight))
+        return torch.full((len(is_novel),), float(fixed_weight), dtype=torch.float64)
     novel = torch.tensor(is_novel, dtype=torch.bool)
-    return torch.where(novel, 1.0 - base_weight, float(base_weight))
+    base = torch.full(novel.shape, float(base_weight), dtype=torch.float64)
+    return torch.where(novel, 1 - base, base)
 
 
 def ensemble_probabilities(text: Tensor, image: Tensor, exponents: Tensor) -> Tensor:
