@@ -8,6 +8,7 @@ def add_ovd_config(cfg: CN) -> None:
     if "OPEN_VOCAB" in cfg.MODEL:
         return
     _add_open_vocab(cfg)
+    _add_distillation(cfg)
     _add_timm(cfg)
     _add_clip(cfg)
     _add_training(cfg)
@@ -41,6 +42,45 @@ def _add_open_vocab(cfg: CN) -> None:
     _C.BIAS_INIT = -4.6
     # Regress boxes by Linear - ReLU - Linear (RKD) instead of one Linear.
     _C.BOX_MLP = False
+    # Project region features to the text space by Linear - ReLU - Linear with this hidden width;
+    # 0: one Linear (ViLD).
+    _C.PROJECTION_HIDDEN = 0
+    # False (ViLD-image): no classification loss, the head learns from MODEL.REGION_DISTILLATION
+    # alone; the score of a region is sqrt(softmax over the names x RPN objectness).
+    _C.TRAIN_CLASSIFIER = True
+
+
+def _add_distillation(cfg: CN) -> None:
+    _C = cfg.MODEL.REGION_DISTILLATION = CN()
+    # Factor on the loss between region embeddings and those of DATASETS.REGION_STORE; 0: none.
+    # ViLD 0.5 with R50; with R152 1.0, and 2.0 for the ensemble.
+    _C.WEIGHT = 0.0
+    # "l1": summed over D (ViLD); "l2": squared distance of unit vectors (not the paper's).
+    _C.LOSS = "l1"
+    _C = cfg.MODEL.IMAGE_BRANCH = CN()
+    # A second opinion on the class of a region, in MODEL's IMAGE_BRANCH registry: "" none,
+    # "DistilledImageBranch" a second head that learns from the teacher (ViLD-ensemble),
+    # "LabelledImageBranch" the same head trained on labels (the control), "TeacherOnCrops".
+    _C.NAME = ""
+    # "ensemble": geometric mean with the text branch; "objectness": sqrt(image branch's probability
+    # x RPN objectness), the text branch's classes are not used (CLIP on crops).
+    _C.SCORES = "ensemble"
+    # Exponent of the text branch for base classes and of the image branch for novel ones (ViLD).
+    _C.LAMBDA = 2.0 / 3.0
+    # Exponent of the text branch for all classes of a vocabulary without novel ones (DetPro).
+    _C.FIXED_WEIGHT = 0.6
+    # Shape of the second head; -1: as MODEL.ROI_BOX_HEAD. Not for C4 heads.
+    _C.NUM_CONV = -1
+    _C.CONV_DIM = -1
+    _C.NUM_FC = -1
+    _C.FC_DIM = -1
+    # As MODEL.OPEN_VOCAB.PROJECTION_HIDDEN, for the second head.
+    _C.PROJECTION_HIDDEN = 0
+    # TeacherOnCrops: image-text model ("" for MODEL.OPEN_VOCAB.TEXT_ENCODER), sides of the crops
+    # relative to the box, and the IoU above which the box of lower objectness is not looked at.
+    _C.TEACHER = ""
+    _C.CROP_SCALES = [1.0, 1.5]
+    _C.NMS_THRESH = 0.9
 
 
 def _add_timm(cfg: CN) -> None:
@@ -94,6 +134,8 @@ def _add_training(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Parameters whose name starts with "backbone." use BASE_LR times this.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # The same for "roi_heads.image_branch.", the second head of MODEL.IMAGE_BRANCH.
+    cfg.SOLVER.IMAGE_BRANCH_MULTIPLIER = 1.0
     # Micro-batches summed into one optimizer step; IMS_PER_BATCH is the size of one micro-batch.
     cfg.SOLVER.ACCUMULATE = 1
     # Type used under SOLVER.AMP.ENABLED: "float16" (scaled loss) or "bfloat16".
@@ -112,6 +154,10 @@ def _add_data_and_test(cfg: CN) -> None:
     # [["dataset", factor], ...] for DATALOADER.SAMPLER_TRAIN Weighted(Category)TrainingSampler;
     # Detectron2's samplers read it, but its defaults lack it.
     cfg.DATASETS.TRAIN_REPEAT_FACTOR = []
+    # Folder of the region store (`ovd regions build`) of the training images, "" for none.
+    cfg.DATASETS.REGION_STORE = ""
+    # At most this many of its regions per image, drawn at random at every step; 0 all (ViLD 300).
+    cfg.DATASETS.REGIONS_PER_IMAGE = 300
     # Name in ovd_d2.data.dataset_mapper.DATASET_MAPPER_REGISTRY: what makes samples of records.
     cfg.INPUT.MAPPER = "OpenVocabDatasetMapper"
     # Images with more pixels are refused before decoding (0: no limit).

@@ -266,6 +266,9 @@ def build_train_loader(cfg: CfgNode, mapper: Callable | None = None) -> Resumabl
         logger.warning("DATASETS.TRAIN is an iterable dataset: its place cannot be resumed.")
         return build_detection_train_loader(cfg, mapper=mapper, dataset=records)
     is_list = isinstance(records, list)
+    teacher_regions = getattr(mapper, "teacher_regions", None)
+    if is_list and teacher_regions is not None:
+        teacher_regions.check_images([r["image_id"] for r in records], cfg.DATASETS.TRAIN)
     grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING and is_list
     return ResumableLoader(
         DatasetFromList(records, copy=False) if is_list else records,
