@@ -123,6 +123,8 @@ def _add_clip(cfg: CN) -> None:
     # Factor on the cosine: first value, and the largest it may learn.
     _C.LOGIT_SCALE_INIT = 1 / 0.07
     _C.LOGIT_SCALE_MAX = 100.0
+    # Parameters that keep their first values: patterns ("*" is anything) of their full names.
+    _C.FREEZE = []
     # Pairs with the same caption are no negatives of each other (CLIP: they are).
     _C.IGNORE_EQUAL_CAPTIONS = False
 
@@ -173,8 +175,8 @@ def _add_data_and_test(cfg: CN) -> None:
     # For INPUT.MAPPER ImageTextPairMapper. BOX_SCALE: side of the crop over the side of the box,
     # drawn log-uniformly between the two; BOX_SHIFT: its centre moves by up to this share of the
     # side; CROP_AREA: share of a whole image (a pair without box) that is kept, drawn uniformly;
-    # COLOR_JITTER: strength of brightness, contrast and saturation changes (hue: a quarter of it);
-    # GRAY: probability of a grey image.
+    # COLOR_JITTER: strength of brightness, contrast and saturation changes; GRAY: probability of a
+    # grey image.
     cfg.INPUT.PAIRS = CN(
         {
             "BOX_SCALE": [1.0, 1.0],

@@ -172,7 +172,7 @@ class ImageTextPairMapper:
 def _color_jitter(strength: float) -> Any:
     from torchvision.transforms import v2
 
-    return v2.ColorJitter(strength, strength, strength, strength / 4)
+    return v2.ColorJitter(strength, strength, strength)
 
 
 def _whole_pixels(box: tuple[float, ...], width: int, height: int) -> tuple[int, int, int, int]:

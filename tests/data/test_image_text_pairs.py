@@ -92,6 +92,9 @@ def test_jsonl_boxes(tmp_path):
     assert load_pairs(path)[0]["file_name"] == "/abs/a.png"
 
 
+PAIR = b'{"file_name": "x", "caption": "c", "box": %s}'
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -105,9 +108,10 @@ def test_jsonl_boxes(tmp_path):
         ("p.jsonl", b"[" * 100000, "line 1 is no valid json"),
         ("p.jsonl", b"[1]", "line 1 has no file_name"),
         ("p.jsonl", b'{"file_name": "x", "caption": 3}', "line 1 has no caption"),
-        ("p.jsonl", b'{"file_name": "x", "caption": "c", "box": [1, 2, 1, 4]}', "line 1 has the box"),
-        ("p.jsonl", b'{"file_name": "x", "caption": "c", "box": [0, 0, NaN, 4]}', "line 1 has the box"),
-        ("p.jsonl", b'{"file_name": "x", "caption": "c", "box": 7}', "line 1 has the box"),
+        ("p.jsonl", PAIR % b"[1, 2, 1, 4]", "line 1 has the box"),
+        ("p.jsonl", PAIR % b"[0, 0, NaN, 4]", "line 1 has the box"),
+        ("p.jsonl", PAIR % b"[0, 0, true, 4]", "line 1 has the box"),
+        ("p.jsonl", PAIR % b"7", "line 1 has the box"),
         ("p.jsonl", b"", "holds no pair"),
         ("p.xlsx", b"x", "of no known kind"),
     ],
@@ -192,8 +196,7 @@ def test_corrupt_image_in_a_shard_is_skipped_and_counted(tmp_path, caplog):
     assert "Unreadable so far: 2 of 8" in caplog.text
     loader = iter(build_train_loader(config(path, DATALOADER__MAX_CORRUPT_FRACTION=0.1)))
     with pytest.raises(OVDError, match="more than DATALOADER.MAX_CORRUPT_FRACTION"):
-        for _ in range(6):
-            next(loader)
+        [next(loader) for _ in range(6)]
 
 
 def test_a_bomb_in_a_shard_is_refused_before_decoding(tmp_path):
@@ -258,7 +261,9 @@ def test_box_is_cropped_exactly_without_jitter(record):
     # Cropping first cannot look beyond the border, resizing with a box can.
     assert difference[2:-2, 2:-2].abs().max() <= 1
     test = ImageTextPairMapper(False, image_size=16)(box)["image"]
-    assert torch.equal(test, torch.from_numpy(np.array(picture().crop((10, 5, 30, 25)))).permute(2, 0, 1))
+    assert torch.equal(
+        test, torch.from_numpy(np.array(picture().crop((10, 5, 30, 25)))).permute(2, 0, 1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -305,5 +310,6 @@ def test_mini_pairs_and_objects(mini_root):
     pairs = DatasetCatalog.get("mini_v1_pairs")
     assert len(pairs) == 7194 and sum("box" in p for p in pairs) == 5994
     assert all("/train/" in p["file_name"] for p in pairs)
+    assert len(DatasetCatalog.get("mini_v1_object_pairs")) == 5994
     objects = DatasetCatalog.get("mini_v1_objects_val")
     assert len(objects) == 2020 and {o["label"] for o in objects} == set(range(160))

@@ -1,4 +1,4 @@
-"""The symmetric contrastive loss against the sum over pairs that the paper's figure 3 stands for."""
+"""The symmetric contrastive loss against a sum over pairs, written out."""
 
 import math
 
@@ -33,7 +33,10 @@ def test_forward_and_gradient(count, captions):
     if captions:
         same = torch.tensor([[a == b for b in captions[:count]] for a in captions[:count]])
     results = []
-    for loss_of in (plain, lambda i, t, s, same: symmetric_contrastive_loss(i, t, s, same_text=same)):
+    for loss_of in (
+        plain,
+        lambda i, t, s, same: symmetric_contrastive_loss(i, t, s, same_text=same),
+    ):
         images, texts = pairs(count)
         scale = torch.tensor(11.0, dtype=torch.float64, requires_grad=True)
         loss = loss_of(images, texts, scale, same)

@@ -187,6 +187,15 @@ def test_temperature_is_clipped_and_comes_down_again():
     assert model.logit_scale.item() == 1.0
 
 
+def test_frozen_parameters_stay_and_a_pattern_without_any_is_refused():
+    model = tiny_clip(freeze=["image_tower.0.*"])
+    step(model, batch())
+    without = [name for name, p in model.named_parameters() if p.grad is None]
+    assert without == ["image_tower.0.weight", "image_tower.0.bias"]
+    with pytest.raises(OVDError, match="MODEL.CLIP.FREEZE 'nothing'"):
+        tiny_clip(freeze=["nothing"])
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0, 101.0])
 def test_bad_first_temperature(value):
     with pytest.raises(OVDError, match="LOGIT_SCALE_INIT"):
@@ -239,9 +248,9 @@ def test_other_colour_order_is_refused():
 
 def embedded(model, names, tmp_path):
     vocabulary = Vocabulary(names)
-    return vocabulary, TextEmbeddingBank(
-        model.text_encoder(), "name", cache_dir=tmp_path
-    ).embed(vocabulary)
+    return vocabulary, TextEmbeddingBank(model.text_encoder(), "name", cache_dir=tmp_path).embed(
+        vocabulary
+    )
 
 
 @pytest.mark.parametrize("text_dim", [8, 5])

@@ -18,6 +18,7 @@ from ovd_d2.errors import OVDError
 
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_BLOCK = 512  # bytes; tar ends with a block of zeros
 _PROGRESS_AFTER = 5.0  # seconds
 
 
@@ -87,6 +88,11 @@ def _load_shard(shard: Path) -> list[dict[str, Any]]:
                 caption = _caption(_text(archive, member, shard), shard, member.name)
                 if caption:
                     pairs.setdefault(key, {}).setdefault("caption", caption)
+        end = archive.offset
+    with open(shard, "rb") as file:
+        file.seek(end)
+        if any(mark := file.read(_BLOCK)) or len(mark) < _BLOCK:  # tarfile forgives this
+            raise EOFError("it has no end mark, so it was cut")
     return [pair for pair in pairs.values() if "shard" in pair and pair.get("caption")]
 
 

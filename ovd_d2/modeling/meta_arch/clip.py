@@ -6,8 +6,10 @@ Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural L
 Supervision"; the locked text tower is Zhai et al. 2022, "LiT".
 """
 
+import fnmatch
 import hashlib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,6 +53,7 @@ class CLIP(nn.Module):
         logit_scale_init: float = 1 / 0.07,
         logit_scale_max: float = 100.0,
         ignore_equal_captions: bool = False,
+        freeze: Sequence[str] = (),
     ) -> None:
         """
         Args:
@@ -61,6 +64,7 @@ class CLIP(nn.Module):
             logit_scale_init: first value of the factor on the cosine (exp applied).
             logit_scale_max: it never becomes larger.
             ignore_equal_captions: pairs with the same caption are no negatives of each other.
+            freeze: patterns of the names of parameters that get no gradient.
         """
         super().__init__()
         if not 0 < logit_scale_init <= logit_scale_max:
@@ -77,6 +81,12 @@ class CLIP(nn.Module):
         self.ignore_equal_captions = ignore_equal_captions
         self.vocabulary: Vocabulary | None = None
         self.register_buffer("class_embeddings", torch.zeros(0, 0), persistent=False)
+        for pattern in freeze:
+            names = fnmatch.filter([name for name, _ in self.named_parameters()], pattern)
+            if not names:
+                raise OVDError(f"MODEL.CLIP.FREEZE {pattern!r} fits no parameter of the model.")
+            for name in names:
+                self.get_parameter(name).requires_grad_(False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -117,6 +127,7 @@ class CLIP(nn.Module):
             "logit_scale_init": keys.LOGIT_SCALE_INIT,
             "logit_scale_max": keys.LOGIT_SCALE_MAX,
             "ignore_equal_captions": keys.IGNORE_EQUAL_CAPTIONS,
+            "freeze": tuple(keys.FREEZE),
         }  # fmt: skip
 
     @property

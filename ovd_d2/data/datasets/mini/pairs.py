@@ -13,16 +13,18 @@ from ovd_d2.data.datasets.mini.registration import SECTION, class_metadata, load
 from ovd_d2.data.datasets.mini.splits import VERSION
 from ovd_d2.errors import OVDError
 
-PAIRS = "mini_v1_pairs"
+# Data set name -> whether whole images are in it, beside the objects.
+PAIRS = {"mini_v1_pairs": True, "mini_v1_object_pairs": False}
 # Data set name -> annotation file without suffix.
 OBJECTS = {f"mini_v1_objects_{name}": name for name in ("train_all", "val", "val_seen", "test")}
 
 
 def register_mini_pairs(root: str | os.PathLike[str]) -> None:
-    """Registers mini_v1_pairs and mini_v1_objects_train_all, _val, _val_seen and _test.
+    """Registers mini_v1_pairs, mini_v1_object_pairs and mini_v1_objects_train_all, _val, _val_seen
+    and _test.
 
     mini_v1_pairs: objects (with ``box``) and whole images of the training split with captions, base
-    and novel alike. mini_v1_objects_*: one record per annotated box, with ``box`` and ``label``
+    and novel alike; mini_v1_object_pairs: the objects alone. mini_v1_objects_*: one record per annotated box, with ``box`` and ``label``
     0..159; ``evaluator_type`` "classification", ``is_novel`` as in the detection splits.
 
     Args:
@@ -31,13 +33,14 @@ def register_mini_pairs(root: str | os.PathLike[str]) -> None:
     folder = os.path.join(os.fspath(root), VERSION)
     images = os.path.join(folder, "images")
     pairs = os.path.join(folder, "pairs.jsonl")
-    DatasetCatalog.register(PAIRS, lambda: load_mini_pairs(pairs, images))
-    MetadataCatalog.get(PAIRS).set(
-        json_file=pairs,
-        image_root=images,
-        readme_section=SECTION,
-        prepare_command="ovd mini build",
-    )
+    for name, whole in PAIRS.items():
+        DatasetCatalog.register(name, lambda w=whole: load_mini_pairs(pairs, images, whole=w))
+        MetadataCatalog.get(name).set(
+            json_file=pairs,
+            image_root=images,
+            readme_section=SECTION,
+            prepare_command="ovd mini build",
+        )
     for name, annotation_set in OBJECTS.items():
         json_file = os.path.join(folder, "annotations", f"{annotation_set}.json")
         DatasetCatalog.register(name, lambda j=json_file: load_mini_objects(j, images))
@@ -51,8 +54,13 @@ def register_mini_pairs(root: str | os.PathLike[str]) -> None:
         )
 
 
-def load_mini_pairs(path: str, image_root: str) -> list[dict[str, Any]]:
+def load_mini_pairs(path: str, image_root: str, *, whole: bool = True) -> list[dict[str, Any]]:
     """Records of pairs.jsonl: ``file_name``, ``caption``, ``image_id``, ``box`` of objects.
+
+    Args:
+        path: the file.
+        image_root: where its image names start.
+        whole: with the pairs of whole images.
 
     Raises:
         OVDError: the benchmark is not built, or the file is damaged.
@@ -62,7 +70,7 @@ def load_mini_pairs(path: str, image_root: str) -> list[dict[str, Any]]:
             f"{path} is missing: run `ovd mini build` "
             f"(section '{SECTION}' of datasets/README.md)."
         )
-    records = load_pairs(path, image_root)
+    records = [r for r in load_pairs(path, image_root) if whole or "box" in r]
     check_records(records, path, SECTION)
     return records
 
