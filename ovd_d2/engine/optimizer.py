@@ -15,10 +15,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
     Weight decay follows ``SOLVER.WEIGHT_DECAY``, ``WEIGHT_DECAY_NORM`` and ``WEIGHT_DECAY_BIAS``;
     the learning rate of ``backbone.*`` and ``image_tower.backbone.*`` is multiplied by
-    ``SOLVER.BACKBONE_MULTIPLIER``, that of ``roi_heads.image_branch.*`` by ``SOLVER.IMAGE_BRANCH_MULTIPLIER``; gradients are clipped as
-    ``SOLVER.CLIP_GRADIENTS`` says; beside Detectron2's per-parameter ``CLIP_TYPE`` "value" and
-    "norm" there is "full_model", the norm of all gradients together (Detic's name).
-    With "SGD" and multipliers of 1 this is what Detectron2 builds.
+    ``SOLVER.BACKBONE_MULTIPLIER``, that of ``roi_heads.image_branch.*`` by
+    ``SOLVER.IMAGE_BRANCH_MULTIPLIER``; gradients are clipped as ``SOLVER.CLIP_GRADIENTS`` says;
+    beside Detectron2's per-parameter ``CLIP_TYPE`` "value" and "norm" there is "full_model", the
+    norm of all gradients together (Detic's name). With "SGD" and multipliers of 1 this is what
+    Detectron2 builds.
 
     Raises:
         OVDError: unknown optimizer, or nothing to train.

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
+from ovd_d2.atomic_file import write_json
 from ovd_d2.clip import ImageTextModel, build_image_text_model
 from ovd_d2.clip.exported_teacher import export_teacher
 from ovd_d2.clip.text_towers import LockedTextTower
@@ -22,7 +23,6 @@ from ovd_d2.evaluation import ZeroShotClassificationEvaluator
 from ovd_d2.language import TextEmbeddingBank, Vocabulary
 from ovd_d2.modeling import CLIP
 
-from ovd_d2.atomic_file import write_json
 from .checkpoint import AtomicCheckpointer
 from .setup import load_config
 from .trainer import OpenVocabTrainer
