@@ -116,7 +116,8 @@ DAMAGES = {
         lambda t, h: t.update({"projection.weight": torch.zeros(2, 2)}), "no usable image tower"),
     "another kind": (lambda t, h: h["image_tower"].update(kind="x"), "unknown image tower"),
     "preprocessing": (lambda t, h: h["preprocessing"].pop("mean"), "no usable image tower"),
-    "preprocessing of another version": (lambda t, h: h["preprocessing"].update(colour=1), "no usable image tower"),
+    "preprocessing of another version": (
+        lambda t, h: h["preprocessing"].update(colour=1), "no usable image tower"),
     "another text encoder": (
         lambda t, h: h.update(text_encoder_id="numbers@ffffffffffff"), "was trained in the space"),
     "format": (lambda t, h: h.update(format=2), "holds no teacher"),
