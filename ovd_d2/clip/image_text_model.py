@@ -26,6 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ovd_d2.clip.image_towers import resnet_features, vit_features
 from ovd_d2.errors import OVDError
 from ovd_d2.language import TextEncoder, huggingface_text, openai_clip
 
@@ -87,6 +88,8 @@ class ImageTextModel:
         image_features: (N, 3, S, S) fp32 preprocessed, on ``device`` -> (N, D), not normalised.
         preprocessing: see above.
         device: where ``image_features`` computes.
+        backbone_features: like ``image_features``, but (N, F) before the projection into the
+            common space: what a linear probe sees. None: there is no such thing, it is given D.
     """
 
     def __init__(
@@ -95,12 +98,14 @@ class ImageTextModel:
         image_features: Callable[[Tensor], Tensor],
         preprocessing: ImagePreprocessing,
         device: str = "cpu",
+        backbone_features: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.text_encoder = text_encoder
         self.preprocessing = preprocessing
         self.encoder_id = text_encoder.encoder_id
         self.dim = text_encoder.dim
         self._image_features = image_features
+        self._backbone_features = backbone_features or image_features
         self._device = device
 
     @torch.no_grad()
@@ -131,6 +136,12 @@ class ImageTextModel:
         """(N, 3, S, S) fp32 from ``preprocessing`` -> (N, D) as ``encode_image``, in one batch."""
         features = self._image_features(pixels.to(self._device)).float().cpu()
         return nn.functional.normalize(features, dim=1)
+
+    @torch.no_grad()
+    def encode_backbone(self, pixels: Tensor) -> Tensor:
+        """(N, 3, S, S) fp32 from ``preprocessing`` -> (N, F) fp32 on the CPU, in one batch: the
+        features before the projection, not normalised."""
+        return self._backbone_features(pixels.to(self._device)).float().cpu()
 
     def encode_text(self, texts: list[str]) -> Tensor:
         """Embeds L sentences: (L, D) fp32 on the CPU, rows of L2 norm 1, without gradient."""
@@ -164,7 +175,12 @@ def build_image_text_model(spec: str, device: str = "cpu") -> ImageTextModel:
 def _openai_clip(name_or_file: str, device: str) -> ImageTextModel:
     encoder = openai_clip.OpenAIClipTextEncoder.from_spec(name_or_file, device)
     preprocessing = ImagePreprocessing(encoder.model.visual.input_resolution)
-    return ImageTextModel(encoder, encoder.model.encode_image, preprocessing, device)
+    visual = encoder.model.visual
+    vit = hasattr(visual, "proj")
+    return ImageTextModel(
+        encoder, encoder.model.encode_image, preprocessing, device,
+        backbone_features=lambda pixels: (vit_features if vit else resnet_features)(visual, pixels),
+    )  # fmt: skip
 
 
 def _huggingface(name_or_folder: str, device: str) -> ImageTextModel:
