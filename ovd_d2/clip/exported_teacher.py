@@ -47,7 +47,7 @@ def build_exported_teacher(rest: str, device: str = "cpu") -> ImageTextModel:
             f"{path} holds no usable image tower ({reason}); export the teacher again."
         ) from error
     tower = tower.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-    return ImageTextModel(encoder, tower, preprocessing, device)
+    return ImageTextModel(encoder, tower, preprocessing, device, backbone_features=tower.features)
 
 
 def _widened(value: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ovd_d2.clip.image_towers import resnet_features, vit_features
 from ovd_d2.errors import OVDError
 from ovd_d2.language import TextEncoder, huggingface_text, openai_clip
 
@@ -89,6 +90,8 @@ class ImageTextModel:
         image_features: (N, 3, S, S) fp32 preprocessed, on ``device`` -> (N, D), not normalised.
         preprocessing: see above.
         device: see above.
+        backbone_features: like ``image_features``, but (N, F) before the projection into the
+            common space: what a linear probe sees. None: there is no such thing, it is given D.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class ImageTextModel:
         image_features: Callable[[Tensor], Tensor],
         preprocessing: ImagePreprocessing,
         device: str = "cpu",
+        backbone_features: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.text_encoder = text_encoder
         self.preprocessing = preprocessing
@@ -104,6 +108,7 @@ class ImageTextModel:
         self.dim = text_encoder.dim
         self.device = device
         self.image_tower = image_features
+        self._backbone_features = backbone_features or image_features
 
     @torch.inference_mode()
     def raw_image_features(self, images: Tensor) -> Tensor:
@@ -147,6 +152,12 @@ class ImageTextModel:
         features = self.image_tower(pixels.to(self.device)).float().cpu()
         return nn.functional.normalize(features, dim=1)
 
+    @torch.no_grad()
+    def encode_backbone(self, pixels: Tensor) -> Tensor:
+        """(N, 3, S, S) fp32 from ``preprocessing`` -> (N, F) fp32 on the CPU, in one batch: the
+        features before the projection, not normalised."""
+        return self._backbone_features(pixels.to(self.device)).float().cpu()
+
     def encode_text(self, texts: list[str]) -> Tensor:
         """Embeds L sentences: (L, D) fp32 on the CPU, rows of L2 norm 1, without gradient."""
         return self.text_encoder.encode(texts)
@@ -179,7 +190,12 @@ def build_image_text_model(spec: str, device: str = "cpu") -> ImageTextModel:
 def _openai_clip(name_or_file: str, device: str) -> ImageTextModel:
     encoder = openai_clip.OpenAIClipTextEncoder.from_spec(name_or_file, device)
     preprocessing = ImagePreprocessing(encoder.model.visual.input_resolution)
-    return ImageTextModel(encoder, encoder.model.encode_image, preprocessing, device)
+    visual = encoder.model.visual
+    vit = hasattr(visual, "proj")
+    return ImageTextModel(
+        encoder, encoder.model.encode_image, preprocessing, device,
+        backbone_features=lambda pixels: (vit_features if vit else resnet_features)(visual, pixels),
+    )  # fmt: skip
 
 
 def _huggingface(name_or_folder: str, device: str) -> ImageTextModel:

@@ -81,11 +81,7 @@ class OpenAIViTTower(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """(N, F): the class token after the last layer norm, before the projection."""
-        projection, self.visual.proj = self.visual.proj, None
-        try:
-            return self.visual(images)
-        finally:
-            self.visual.proj = projection
+        return vit_features(self.visual, images)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.visual(images)
@@ -127,14 +123,28 @@ class OpenAIResNetTower(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """(N, F): the mean over the last feature map."""
-        pool, self.visual.attnpool = self.visual.attnpool, nn.Identity()
-        try:
-            return self.visual(images).mean(dim=(2, 3))
-        finally:
-            self.visual.attnpool = pool
+        return resnet_features(self.visual, images)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.visual(images)
+
+
+def vit_features(visual: nn.Module, images: Tensor) -> Tensor:
+    """(N, F) of CLIP's ``VisionTransformer``: the class token before the projection."""
+    projection, visual.proj = visual.proj, None
+    try:
+        return visual(images)
+    finally:
+        visual.proj = projection
+
+
+def resnet_features(visual: nn.Module, images: Tensor) -> Tensor:
+    """(N, F) of CLIP's ``ModifiedResNet``: the mean over the map that is pooled by attention."""
+    pool, visual.attnpool = visual.attnpool, nn.Identity()
+    try:
+        return visual(images).mean(dim=(2, 3))
+    finally:
+        visual.attnpool = pool
 
 
 def build_image_tower(settings: dict[str, Any], weights: str = "") -> nn.Module:

@@ -9,18 +9,16 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from tqdm import tqdm
+from detectron2.data import MetadataCatalog
 
 from ovd_d2.atomic_file import write_json
 from ovd_d2.clip import ImageTextModel, build_image_text_model
 from ovd_d2.clip.exported_teacher import export_teacher
 from ovd_d2.clip.text_towers import LockedTextTower
-from ovd_d2.data.build import check_registered, dataset_errors
-from ovd_d2.data.image_text_mapper import ImageTextPairMapper
+from ovd_d2.data.build import check_registered
 from ovd_d2.errors import OVDError
-from ovd_d2.evaluation import ZeroShotClassificationEvaluator
-from ovd_d2.language import TextEmbeddingBank, Vocabulary
+from ovd_d2.evaluation.labelled_crops import encode_crops, load_labelled_crops, name_crops
+from ovd_d2.language import TextEmbeddingBank
 from ovd_d2.modeling import CLIP
 
 from .checkpoint import AtomicCheckpointer
@@ -77,11 +75,9 @@ def export_checkpoint(
         "image_tower": model.settings,
         "text_encoder": model.text_tower.encoder.encoder_id,
         "training": _training_facts(load_config(str(config)), checkpoint.parent, iteration),
-        "top1_in_percent": {
-            name: classify_objects(
-                exported, name, prompts=cfg.MODEL.OPEN_VOCAB.PROMPTS,
-                use_synonyms=cfg.MODEL.OPEN_VOCAB.USE_SYNONYMS,
-            ) for name in names
+        "zero_shot_in_percent": {
+            f"{name}, crops of {scale} x the box": _accuracy(exported, cfg, name, scale)
+            for name in names for scale in (1.0, 1.5)
         },
         **(notes or {}),
     }  # fmt: skip
@@ -101,6 +97,18 @@ def _load(cfg: CfgNode, checkpoint: Path) -> tuple[CLIP, int | None]:
     extra = AtomicCheckpointer(model).load(str(checkpoint))
     iteration = extra.get("iteration")
     return model.eval(), None if iteration is None else int(iteration) + 1
+
+
+def _accuracy(
+    model: ImageTextModel, cfg: CfgNode, dataset: str, crop_scale: float
+) -> dict[str, float]:
+    keys = cfg.MODEL.OPEN_VOCAB
+    crops = load_labelled_crops(dataset)
+    embeddings = encode_crops(
+        model.encode_pixels, model.preprocessing, crops, crop_scale=crop_scale
+    )
+    bank = TextEmbeddingBank(model.text_encoder, keys.PROMPTS, keys.USE_SYNONYMS)
+    return name_crops(embeddings, crops, bank)
 
 
 def _training_facts(cfg: CfgNode, folder: Path, iteration: int | None) -> dict[str, Any]:
@@ -144,62 +152,3 @@ def _seconds(metrics: Path, iteration: int | None) -> float | None:
         return None
     times = [line["time"] for line in lines if "time" in line]
     return round(sum(times) / len(times) * iteration, 1) if times and iteration else None
-
-
-def classify_objects(
-    model: ImageTextModel,
-    dataset: str,
-    *,
-    prompts: str = "name",
-    use_synonyms: bool = False,
-    crop_scale: float = 1.0,
-    batch: int = 64,
-) -> dict[str, float]:
-    """Zero-shot classification of the labelled crops of ``dataset``.
-
-    Args:
-        model: the image-text model.
-        dataset: a registered dataset whose records have ``box`` and ``label``.
-        prompts: as MODEL.OPEN_VOCAB.PROMPTS.
-        use_synonyms: as MODEL.OPEN_VOCAB.USE_SYNONYMS.
-        crop_scale: sides of the crop over the sides of the box.
-        batch: crops of one size encoded at a time.
-
-    Returns:
-        the metrics of ``ZeroShotClassificationEvaluator``, percentages.
-
-    Raises:
-        OVDError: a dataset that is not there or has no labels.
-    """
-    with dataset_errors("The dataset", [dataset]):
-        records = DatasetCatalog.get(dataset)
-    if "label" not in records[0]:
-        raise OVDError(f"{dataset} has no labels; name a data set of labelled crops.")
-    vocabulary = Vocabulary.load(f"dataset:{dataset}")
-    bank = TextEmbeddingBank(model.text_encoder, prompts, use_synonyms)
-    evaluator = ZeroShotClassificationEvaluator(
-        vocabulary.names,
-        class_embeddings=bank.embed(vocabulary).embeddings,
-        is_novel=MetadataCatalog.get(dataset).get("is_novel"),
-        distributed=False,
-    )
-    side = model.preprocessing.image_size
-    mapper = ImageTextPairMapper(False, image_size=side)
-    bar = tqdm(total=len(records), desc=dataset, unit="crop", delay=5.0)
-    with bar:
-        for start in range(0, len(records), batch):
-            chunk = [_scaled(record, crop_scale) for record in records[start : start + batch]]
-            crops = [mapper(record)["image"] for record in chunk]
-            pixels = torch.cat([model.preprocessing(crop[None]) for crop in crops])
-            outputs = [{"image_embedding": row} for row in model.encode_pixels(pixels)]
-            evaluator.process(chunk, outputs)
-            bar.update(len(chunk))
-    return {key: round(value, 2) for key, value in evaluator.evaluate()["classification"].items()}
-
-
-def _scaled(record: dict[str, Any], scale: float) -> dict[str, Any]:
-    if scale == 1.0 or "box" not in record:
-        return record
-    x0, y0, x1, y1 = record["box"]
-    dx, dy = (x1 - x0) * (scale - 1) / 2, (y1 - y0) * (scale - 1) / 2
-    return {**record, "box": (x0 - dx, y0 - dy, x1 + dx, y1 + dy)}
