@@ -10,6 +10,7 @@ def add_ovd_config(cfg: CN) -> None:
     _add_open_vocab(cfg)
     _add_distillation(cfg)
     _add_timm(cfg)
+    _add_clip(cfg)
     _add_training(cfg)
     _add_data_and_test(cfg)
 
@@ -97,6 +98,37 @@ def _add_timm(cfg: CN) -> None:
     _C.FREEZE_NORM_STATS = True
 
 
+def _add_clip(cfg: CN) -> None:
+    # For MODEL.META_ARCHITECTURE CLIP (Radford et al. 2021).
+    _C = cfg.MODEL.CLIP = CN()
+    # "timm" (any timm model + projection), "clip_vit" or "clip_resnet" (those of CLIP).
+    _C.IMAGE_TOWER = "clip_vit"
+    # Side of the image tower's square input in pixels; MODEL.PIXEL_MEAN and PIXEL_STD apply.
+    _C.IMAGE_SIZE = 224
+    # How other images get that size: "crop" (shorter side, then centre crop) or "squash".
+    _C.RESIZE = "crop"
+    # D, the width of the common space.
+    _C.EMBED_DIM = 512
+    # For "timm": model name, and weights as in MODEL.TIMM.WEIGHTS.
+    _C.TIMM = CN({"NAME": "resnet50", "WEIGHTS": ""})
+    # For "clip_vit": patch side, transformer width (64 per head) and blocks; default ViT-B/32.
+    _C.VIT = CN({"PATCH": 32, "WIDTH": 768, "LAYERS": 12})
+    # For "clip_resnet": blocks per stage and channels after the stem; default RN50.
+    _C.RESNET = CN({"LAYERS": [3, 4, 6, 3], "WIDTH": 64})
+    # "transformer" (CLIP's, trained from random weights), "locked:ENCODER" (LiT, Zhai et al. 2022;
+    # ENCODER as OPEN_VOCAB.TEXT_ENCODER) or "trained:ENCODER" (minilm or hf:... fine-tuned).
+    _C.TEXT_TOWER = "transformer"
+    # For "transformer": width, attention heads, blocks, most tokens of a caption.
+    _C.TEXT = CN({"WIDTH": 512, "HEADS": 8, "LAYERS": 12, "CONTEXT": 77})
+    # Factor on the cosine: first value, and the largest it may learn.
+    _C.LOGIT_SCALE_INIT = 1 / 0.07
+    _C.LOGIT_SCALE_MAX = 100.0
+    # Parameters that keep their first values: patterns ("*" is anything) of their full names.
+    _C.FREEZE = []
+    # Pairs with the same caption are no negatives of each other (CLIP: they are).
+    _C.IGNORE_EQUAL_CAPTIONS = False
+
+
 def _add_training(cfg: CN) -> None:
     # Memory layout of convolutions; several times faster for depthwise nets on CPU.
     cfg.MODEL.CHANNELS_LAST = False
@@ -140,3 +172,17 @@ def _add_data_and_test(cfg: CN) -> None:
     # Also report AP with 10,000 detections per class over the data set instead of 300 per image
     # (Dave et al. 2021, "fixed AP").
     cfg.TEST.FIXED_AP = False
+    # For INPUT.MAPPER ImageTextPairMapper. BOX_SCALE: side of the crop over the side of the box,
+    # drawn log-uniformly between the two; BOX_SHIFT: its centre moves by up to this share of the
+    # side; CROP_AREA: share of a whole image (a pair without box) that is kept, drawn uniformly;
+    # COLOR_JITTER: strength of brightness, contrast and saturation changes; GRAY: probability of a
+    # grey image.
+    cfg.INPUT.PAIRS = CN(
+        {
+            "BOX_SCALE": [1.0, 1.0],
+            "BOX_SHIFT": 0.0,
+            "CROP_AREA": [0.9, 1.0],
+            "COLOR_JITTER": 0.0,
+            "GRAY": 0.0,
+        }
+    )

@@ -76,7 +76,8 @@ def batch(with_mask: bool) -> list[dict]:
         masks[0, 20:80, 20:60] = masks[1, 40:110, 70:140] = True
         target.gt_masks = BitMasks(masks)
     image = torch.randint(0, 256, (3, 128, 160), dtype=torch.uint8)
-    return [{"image": image, "instances": target, "height": 128, "width": 160}] * 2
+    sample = {"image": image, "instances": target, "height": 128, "width": 160}
+    return [{**sample, "caption": caption} for caption in ("a cat", "a red mug")]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(CONFIGS)))

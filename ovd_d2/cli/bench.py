@@ -75,6 +75,92 @@ def inference(
 
 
 @app.command()
+def regions(
+    images: int = typer.Option(4, help="Number of images, 640 x 480."),
+    boxes: int = typer.Option(32, help="Regions per image."),
+    batch: int = typer.Option(0, help="Crops at once on our side; 0: as ovd regions build."),
+    repeats: int = typer.Option(3, help="Timed runs of each side, after a first one."),
+    device: str = typer.Option("auto", help="cpu, cuda, ...; auto: the CPU, and a GPU if any."),
+    as_json: bool = _JSON,
+) -> None:
+    """`ovd regions build` against PIL crops through CLIP one by one (random ViT-B/32)."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from ovd_d2.engine.bench_regions import SIDES, measure_regions, random_vit_b32
+
+    results = []
+    with Console(stderr=True).status("builds the model") as status:
+        for name in _devices(device):
+            results.append(
+                measure_regions(
+                    random_vit_b32(name),
+                    images=images,
+                    regions=boxes,
+                    batch=batch,
+                    repeats=repeats,
+                    progress=status.update,
+                )
+            )
+    kinds = ("build", "preprocessing")
+    if as_json:
+        facts = [
+            {
+                **asdict(result),
+                **_machine(result.device),
+                "regions_per_second": {
+                    what: {side: result.per_second(what, side) for side in SIDES} for what in kinds
+                },
+                "times_faster": {what: result.times_faster(what) for what in kinds},
+            }
+            for result in results
+        ]
+        print(json.dumps(facts, indent=2))
+        return
+    from rich import box
+    from rich.table import Table
+
+    machine = _machine(results[0].device)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title=f"{images} images x {boxes} regions, random ViT-B/32, fp32; "
+        f"{machine['threads']} threads, torch {machine['torch']}",
+        caption="regions/s by the median run, ratio: median over pairs of runs; build: from JPEG "
+        "files and boxes, ours to the flushed store; usual: PIL crop, CLIP's transform, batch of 1",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in ("device", "", "batch", "ours /s", "usual /s", "ratio", "least cosine"):
+        table.add_column(name, justify="left" if name in ("device", "") else "right", no_wrap=True)
+    for result in results:
+        for what in kinds:
+            build = what == "build"
+            table.add_row(
+                _machine(result.device)["device"],
+                what if build else "preprocessing alone",
+                str(result.batch),
+                *(f"{result.per_second(what, side):,.1f}" for side in SIDES),
+                f"{result.times_faster(what):,.2f}x",
+                f"{result.cosine:.5f}" if build else "",
+            )
+    _print_table(table)
+
+
+def _devices(wanted: str) -> list[str]:
+    import torch
+
+    if wanted == "auto":
+        return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    try:
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:  # unknown name; torch without CUDA
+        raise OVDError(f"--device {wanted}: {str(error).splitlines()[0]}") from None
+    return [wanted]
+
+
+@app.command()
 def store(
     images: int = typer.Option(1000, help="Number of images."),
     regions: int = typer.Option(300, help="Regions per image."),

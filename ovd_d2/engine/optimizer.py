@@ -14,11 +14,12 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of ``SOLVER.OPTIMIZER`` over all parameters that need a gradient.
 
     Weight decay follows ``SOLVER.WEIGHT_DECAY``, ``WEIGHT_DECAY_NORM`` and ``WEIGHT_DECAY_BIAS``;
-    the learning rate of ``backbone.*`` is multiplied by ``SOLVER.BACKBONE_MULTIPLIER``, that of
-    ``roi_heads.image_branch.*`` by ``SOLVER.IMAGE_BRANCH_MULTIPLIER``; gradients are clipped as
-    ``SOLVER.CLIP_GRADIENTS`` says; beside Detectron2's per-parameter ``CLIP_TYPE`` "value" and
-    "norm" there is "full_model", the norm of all gradients together (Detic's name).
-    With "SGD" and multipliers of 1 this is what Detectron2 builds.
+    the learning rate of ``backbone.*`` and ``image_tower.backbone.*`` is multiplied by
+    ``SOLVER.BACKBONE_MULTIPLIER``, that of ``roi_heads.image_branch.*`` by
+    ``SOLVER.IMAGE_BRANCH_MULTIPLIER``; gradients are clipped as ``SOLVER.CLIP_GRADIENTS`` says;
+    beside Detectron2's per-parameter ``CLIP_TYPE`` "value" and "norm" there is "full_model", the
+    norm of all gradients together (Detic's name). With "SGD" and multipliers of 1 this is what
+    Detectron2 builds.
 
     Raises:
         OVDError: unknown optimizer, or nothing to train.
@@ -26,6 +27,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     solver = cfg.SOLVER
     factors = {
         "backbone.": solver.BACKBONE_MULTIPLIER,
+        "image_tower.backbone.": solver.BACKBONE_MULTIPLIER,
         "roi_heads.image_branch.": solver.IMAGE_BRANCH_MULTIPLIER,
     }
     no_factor = all(factor == 1.0 for factor in factors.values())
@@ -36,6 +38,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
         lr_factor_func=None if no_factor else _FactorByPrefix(factors),
+        overrides={"logit_scale": {"weight_decay": 0.0}},  # a temperature (CLIP's) does not decay
     )
     if not params:
         raise OVDError(

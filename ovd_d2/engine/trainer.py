@@ -20,12 +20,12 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ovd_d2.atomic_file import write_json
 from ovd_d2.data import random_state
 from ovd_d2.data.build import build_test_loader, build_train_loader
 from ovd_d2.errors import OVDError
 
 from . import hooks
-from .atomic_file import write_json
 from .checkpoint import AtomicCheckpointer
 from .dataset_vocabulary import dataset_vocabulary
 from .optimizer import build_optimizer

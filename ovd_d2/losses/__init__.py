@@ -5,6 +5,7 @@ from .classification import (
     masked_softmax_cross_entropy,
     weighted_sigmoid_cross_entropy,
 )
+from .contrastive import symmetric_contrastive_loss
 from .region_distillation import l1_distillation_loss, l2_distillation_loss
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "l1_distillation_loss",
     "l2_distillation_loss",
     "masked_softmax_cross_entropy",
+    "symmetric_contrastive_loss",
     "weighted_sigmoid_cross_entropy",
 ]

@@ -11,6 +11,7 @@ from detectron2.data.datasets import register_coco_instances
 
 from ovd_d2.data.datasets.coco_ovd import register_coco_ovd
 from ovd_d2.data.datasets.lvis import register_lvis_ovd
+from ovd_d2.data.datasets.mini.pairs import register_mini_pairs
 from ovd_d2.data.datasets.mini.registration import register_mini
 
 # name: (annotation file, image folder, training split)
@@ -41,6 +42,7 @@ def register_all(root: str) -> None:
                 name, os.path.join(root, json_file), os.path.join(root, image_root), train=train
             )
     register_mini(root)
+    register_mini_pairs(root)
     # Evaluation only; classes and their names are those of the json.
     register_coco_instances(
         "objects365_v1_val",
