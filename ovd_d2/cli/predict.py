@@ -95,7 +95,9 @@ def command(
         print(json.dumps(report.coco))
     _show(report, predictor, file=sys.stderr if to_stdout else sys.stdout)
     if not to_stdout:
-        print(f"{out}: {len(report.found)} pictures; {path}" if pictures else path)
+        count = len(report.found)
+        drawn = f"{out}: {count} picture{'s' if count > 1 else ''}; "
+        print(f"{drawn if pictures else ''}{path}")
     for sentence in report.skipped:
         print(f"skipped: {sentence}", file=sys.stderr)
     if report.skipped:
