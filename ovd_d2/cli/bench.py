@@ -42,10 +42,7 @@ def inference(
     as_json: bool = _JSON,
 ) -> None:
     """From boxes and scores to detections, against Detectron2's fast_rcnn_inference."""
-    try:
-        numbers = [int(number) for number in classes.split(",")]
-    except ValueError:
-        raise OVDError(f"--classes {classes}: give whole numbers with commas.") from None
+    numbers = _numbers("--classes", classes)
     from rich.console import Console
 
     from ovd_d2.inference.bench_inference import measure_inference
@@ -75,6 +72,92 @@ def inference(
             "skipped: Detectron2 on more than 5 million pairs, which takes minutes (about 350 s "
             "for 20,000 classes x 1000 proposals on 2 cores); --full runs it."
         )
+
+
+@app.command()
+def regions(
+    images: int = typer.Option(4, help="Number of images, 640 x 480."),
+    boxes: int = typer.Option(32, help="Regions per image."),
+    batch: int = typer.Option(0, help="Crops at once on our side; 0: as ovd regions build."),
+    repeats: int = typer.Option(3, help="Timed runs of each side, after a first one."),
+    device: str = typer.Option("auto", help="cpu, cuda, ...; auto: the CPU, and a GPU if any."),
+    as_json: bool = _JSON,
+) -> None:
+    """`ovd regions build` against PIL crops through CLIP one by one (random ViT-B/32)."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from ovd_d2.engine.bench_regions import SIDES, measure_regions, random_vit_b32
+
+    results = []
+    with Console(stderr=True).status("builds the model") as status:
+        for name in _devices(device):
+            results.append(
+                measure_regions(
+                    random_vit_b32(name),
+                    images=images,
+                    regions=boxes,
+                    batch=batch,
+                    repeats=repeats,
+                    progress=status.update,
+                )
+            )
+    kinds = ("build", "preprocessing")
+    if as_json:
+        facts = [
+            {
+                **asdict(result),
+                **_machine(result.device),
+                "regions_per_second": {
+                    what: {side: result.per_second(what, side) for side in SIDES} for what in kinds
+                },
+                "times_faster": {what: result.times_faster(what) for what in kinds},
+            }
+            for result in results
+        ]
+        print(json.dumps(facts, indent=2))
+        return
+    from rich import box
+    from rich.table import Table
+
+    machine = _machine(results[0].device)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title=f"{images} images x {boxes} regions, random ViT-B/32, fp32; "
+        f"{machine['threads']} threads, torch {machine['torch']}",
+        caption="regions/s by the median run, ratio: median over pairs of runs; build: from JPEG "
+        "files and boxes, ours to the flushed store; usual: PIL crop, CLIP's transform, batch of 1",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in ("device", "", "batch", "ours /s", "usual /s", "ratio", "least cosine"):
+        table.add_column(name, justify="left" if name in ("device", "") else "right", no_wrap=True)
+    for result in results:
+        for what in kinds:
+            build = what == "build"
+            table.add_row(
+                _machine(result.device)["device"],
+                what if build else "preprocessing alone",
+                str(result.batch),
+                *(f"{result.per_second(what, side):,.1f}" for side in SIDES),
+                f"{result.times_faster(what):,.2f}x",
+                f"{result.cosine:.5f}" if build else "",
+            )
+    _print_table(table)
+
+
+def _devices(wanted: str) -> list[str]:
+    import torch
+
+    if wanted == "auto":
+        return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    try:
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:  # unknown name; torch without CUDA
+        raise OVDError(f"--device {wanted}: {str(error).splitlines()[0]}") from None
+    return [wanted]
 
 
 @app.command()
@@ -122,6 +205,70 @@ def store(
             f"{result.times_faster(what):,.1f}x",
         )
     _print_table(table)
+
+
+@app.command()
+def step(
+    config_file: Path = typer.Option("configs/mini/vild.yaml", help="What to train."),
+    regions: str = typer.Option("5,300", help="Teacher regions per image, with commas."),
+    images: int = typer.Option(0, help="Per batch; 0: as the config says."),
+    rounds: int = typer.Option(
+        15, help="Steps of each kind, in turn, after two that do not count."
+    ),
+    as_json: bool = _JSON,
+    opts: list[str] = typer.Argument(None, help="KEY value pairs for the config."),
+) -> None:
+    """What a teacher's regions cost in a training step, beside the same step without them."""
+    from tqdm import tqdm
+
+    import ovd_d2
+    from ovd_d2.engine.bench_step import measure_step
+    from ovd_d2.engine.setup import load_config
+
+    ovd_d2.register()
+    cfg = load_config(str(config_file), opts or [])
+    result = measure_step(
+        cfg,
+        str(config_file),
+        regions=_numbers("--regions", regions),
+        images=images,
+        rounds=rounds,
+        progress=lambda turns: tqdm(turns, desc="rounds", unit="round"),
+    )
+    facts = {"config": result.config, "rounds": rounds, **_machine(cfg.MODEL.DEVICE)}
+    rows = result.table()
+    if as_json:
+        print(json.dumps({**facts, "steps": rows, "seconds": result.seconds}, indent=2))
+        return
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title=f"{result.config}; {rounds} rounds; {facts['device']}, {facts['threads']} threads",
+        title_justify="left",
+        caption="ratio: to the step without regions of the same round; median and quartiles",
+        caption_justify="left",
+    )
+    for name in ("regions per image", "median s", "ratio", "quartiles"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        low, high = row["quartiles"]
+        table.add_row(
+            str(row["regions"]),
+            f"{row['median_seconds']:.3f}",
+            f"{row['median_ratio']:.3f}",
+            f"{low:.3f} to {high:.3f}",
+        )
+    _print_table(table)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise OVDError(f"{option} {text}: give whole numbers with commas.") from None
 
 
 def _machine(device: str) -> dict[str, Any]:

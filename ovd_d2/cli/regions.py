@@ -1,5 +1,7 @@
 """``ovd regions``: stores of precomputed region embeddings."""
 
+import os
+import sys
 from pathlib import Path
 
 import typer
@@ -11,6 +13,89 @@ _STORE = typer.Argument(..., metavar="STORE", help="Folder of the region store."
 _SOURCE = typer.Argument(..., metavar="DIR", help="Folder with the published files.")
 _ANNOTATIONS = typer.Option(..., help="COCO or LVIS json that tells the id of each image name.")
 _OUT = typer.Option(..., help="Folder of the region store; an interrupted import goes on.")
+_DATASET = typer.Option(..., help="Registered data set, for example mini_v1_train_base.")
+_PROPOSALS = typer.Option(
+    ...,
+    help="Where boxes come from: gt; json:FILE (COCO's or LVIS's results); rpn:CHECKPOINT (of "
+    "train_net.py, its config.yaml beside it); hf:MODEL (a detector of transformers).",
+)
+_ENCODER = typer.Option(
+    ..., help="Image-text model: openai-clip:NAME_OR_FILE, hf:MODEL, open_clip:MODEL:WEIGHTS, ..."
+)
+_STORE_OUT = typer.Option(..., help="Folder of the region store; an interrupted build goes on.")
+
+
+@app.command()
+def build(
+    dataset: str = _DATASET,
+    proposals: str = _PROPOSALS,
+    encoder: str = _ENCODER,
+    out: Path = _STORE_OUT,
+    topk: int = typer.Option(300, help="Boxes per image at most, best first."),
+    crops: str = typer.Option("1x+1.5x", help="1x+1.5x (ViLD) or 1x (RKD)."),
+    batch: int = typer.Option(
+        0, min=0, help="Crops at once through the image tower; 0: 32 on a CPU, 256 on a GPU."
+    ),
+    device: str = typer.Option("auto", help="cpu, cuda, ...; auto: the GPU if there is one."),
+    save_every: float = typer.Option(120.0, min=0, help="Seconds of work that a kill may cost."),
+) -> None:
+    """Embed the regions of a data set's images. Run it again after an interruption.
+
+    Several processes share the images: torchrun --nproc-per-node N -m ovd_d2.cli.app regions build
+    ... Their number may change from run to run.
+    """
+    import ovd_d2
+
+    ovd_d2.register()
+    from detectron2.utils.logger import setup_logger
+
+    from ovd_d2.engine.build_region_store import BuildSettings, build_region_store
+
+    settings = BuildSettings(
+        dataset, proposals, encoder, out, topk, crops, batch, device, save_every
+    )
+    is_main = os.environ.get("RANK", "0") == "0"
+    setup_logger(name="ovd_d2", distributed_rank=int(os.environ.get("RANK", "0")))
+    with _ImageBar(is_main) as bar:
+        report = build_region_store(settings, bar.tell)
+    if not is_main:
+        return
+    speed = report.images / report.seconds if report.images else 0.0
+    print(
+        f"{out}: {report.images} images and {report.regions} regions in {report.seconds:.1f} s "
+        f"({speed:.2f} images/s, {speed and report.regions / report.seconds:.1f} regions/s)"
+        + (" by the first of the processes" if "RANK" in os.environ else "")
+    )
+    if report.unreadable:
+        print(f"{len(report.unreadable)} images could not be read and are missing")
+
+
+class _ImageBar:
+    """Images done with ETA and images/s; a line every half minute where stderr is a file."""
+
+    def __init__(self, shown: bool) -> None:
+        self._shown = shown
+        self._bar = None
+
+    def __enter__(self) -> "_ImageBar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def tell(self, done: int, images: int) -> None:
+        """``done`` of ``images``; the first call gives those of earlier runs."""
+        if not self._shown:
+            return
+        if self._bar is None:
+            from tqdm import tqdm
+
+            interval = 0.1 if sys.stderr.isatty() else 30.0
+            self._bar = tqdm(
+                total=images, initial=done, unit="image", delay=5, mininterval=interval
+            )
+        self._bar.update(done - self._bar.n)
 
 
 @app.command()

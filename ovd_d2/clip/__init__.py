@@ -5,5 +5,12 @@ from ovd_d2.clip.image_text_model import (
     ImageTextModel,
     build_image_text_model,
 )
+from ovd_d2.clip.region_encoder import CROP_RULES, CropRegionEncoder
 
-__all__ = ["ImagePreprocessing", "ImageTextModel", "build_image_text_model"]
+__all__ = [
+    "CROP_RULES",
+    "CropRegionEncoder",
+    "ImagePreprocessing",
+    "ImageTextModel",
+    "build_image_text_model",
+]

@@ -7,11 +7,13 @@ A model is asked for by a string:
 * ``openai-clip:ViT-B/32`` or ``openai-clip:/path/to/file``,
 * ``hf:NAME_OR_FOLDER``, a transformers model with an image and a text tower (CLIP, SigLIP, ...),
 * ``open_clip:MODEL:PRETRAINED``, for example ``open_clip:ViT-B-32:laion2b_s34b_b79k``;
-  PRETRAINED is a tag of open_clip or a weights file.
+  PRETRAINED is a tag of open_clip or a weights file,
+* ``mini-teacher``, the small teacher that the package ships, or ``mini-teacher:FILE``, one that
+  ``ovd clip export`` wrote.
 
-The text side of the first two is the encoder that ``language.build_text_encoder`` gives for the
-same string, with the same ``encoder_id``: region embeddings made here and class embeddings made
-there belong together.
+The text side of all but open_clip's is the encoder that ``language.build_text_encoder`` gives for
+the same string, with the same ``encoder_id``: region embeddings made here and class embeddings
+made there belong together.
 """
 
 import hashlib
@@ -79,12 +81,14 @@ class ImageTextModel:
         preprocessing: the image side's input: size, mean, std, way of resizing.
         encoder_id: as for ``TextEncoder``; weights and preprocessing decide it.
         dim: D.
+        device: where the image tower computes.
+        image_tower: ``image_features`` as given.
 
     Args:
         text_encoder: see above.
         image_features: (N, 3, S, S) fp32 preprocessed, on ``device`` -> (N, D), not normalised.
         preprocessing: see above.
-        device: where ``image_features`` computes.
+        device: see above.
     """
 
     def __init__(
@@ -98,10 +102,23 @@ class ImageTextModel:
         self.preprocessing = preprocessing
         self.encoder_id = text_encoder.encoder_id
         self.dim = text_encoder.dim
-        self._image_features = image_features
-        self._device = device
+        self.device = device
+        self.image_tower = image_features
 
-    @torch.no_grad()
+    @torch.inference_mode()
+    def raw_image_features(self, images: Tensor) -> Tensor:
+        """Runs the image tower once.
+
+        Args:
+            images: (N, 3, H, W) uint8, RGB, any H and W; preprocessing happens here.
+
+        Returns:
+            (N, D) fp32 on ``device``, not normalised.
+        """
+        pixels = self.preprocessing(images.to(self.device))
+        pixels = pixels.contiguous(memory_format=torch.channels_last)  # quicker convolutions
+        return self.image_tower(pixels).float()
+
     def encode_image(self, images: Tensor) -> Tensor:
         """Embeds N images of one size.
 
@@ -120,8 +137,14 @@ class ImageTextModel:
             )
         features = torch.zeros(len(images), self.dim)
         for start in range(0, len(images), _BATCH):
-            batch = self.preprocessing(images[start : start + _BATCH].to(self._device))
-            features[start : start + _BATCH] = self._image_features(batch).float().cpu()
+            batch = images[start : start + _BATCH]
+            features[start : start + _BATCH] = self.raw_image_features(batch).cpu()
+        return nn.functional.normalize(features, dim=1)
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """(N, 3, S, S) fp32 from ``preprocessing`` -> (N, D) as ``encode_image``, in one batch."""
+        features = self.image_tower(pixels.to(self.device)).float().cpu()
         return nn.functional.normalize(features, dim=1)
 
     def encode_text(self, texts: list[str]) -> Tensor:
@@ -138,11 +161,16 @@ def build_image_text_model(spec: str, device: str = "cpu") -> ImageTextModel:
         OVDError: unknown kind, missing package, file or model, or a model without image tower.
     """
     scheme, _, rest = spec.partition(":")
-    builders = {"openai-clip": _openai_clip, "hf": _huggingface, "open_clip": _open_clip}
-    if scheme not in builders or not rest:
+    builders = {
+        "openai-clip": _openai_clip,
+        "hf": _huggingface,
+        "open_clip": _open_clip,
+        "mini-teacher": _mini_teacher,
+    }
+    if scheme not in builders or (not rest and spec != "mini-teacher"):
         raise OVDError(
             f"unknown image-text model '{spec}'; use openai-clip:NAME_OR_FILE, "
-            "hf:NAME_OR_FOLDER or open_clip:MODEL:PRETRAINED"
+            "hf:NAME_OR_FOLDER, open_clip:MODEL:PRETRAINED or mini-teacher"
         )
     with torch.random.fork_rng(devices=[]):
         return builders[scheme](rest, device)
@@ -201,6 +229,12 @@ def _huggingface_preprocessing(folder: Path) -> ImagePreprocessing:
             f"cannot tell from {path} how images are prepared ({error}); "
             "give the model's complete folder"
         ) from error
+
+
+def _mini_teacher(rest: str, device: str) -> ImageTextModel:
+    from ovd_d2.clip.exported_teacher import build_exported_teacher
+
+    return build_exported_teacher(rest, device)
 
 
 class _OpenClipTextEncoder:

@@ -29,6 +29,7 @@ from . import hooks
 from .checkpoint import AtomicCheckpointer
 from .dataset_vocabulary import dataset_vocabulary
 from .optimizer import build_optimizer
+from .teacher_check import check_teacher
 from .train_loop import TrainLoop, amp_dtype
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class OpenVocabTrainer(DefaultTrainer):
             setup_logger()
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
+        check_teacher(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         device = next(model.parameters()).device

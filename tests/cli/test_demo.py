@@ -52,7 +52,7 @@ def checkout(tmp_path, monkeypatch, mini_root):
 
 @pytest.fixture
 def no_mini_build(monkeypatch):
-    monkeypatch.setattr(demo, "_ovd", lambda: [sys.executable, "-c", "", "ovd"])
+    monkeypatch.setattr(demo, "ovd_script", lambda: [sys.executable, "-c", "", "ovd"])
 
 
 def calls(checkout):
@@ -119,7 +119,7 @@ def test_a_failed_training_is_reported_and_resumed(checkout, no_mini_build, capf
     assert "a traceback\nit broke" in error
     assert error.splitlines()[-1].startswith("error: Training failed: vild_text (exit code 1)")
     assert not (checkout / "here/summary.json").exists()
-    assert json.loads((checkout / "here/base_closed_set/demo_run.json").read_text())["finished"]
+    assert json.loads((checkout / "here/base_closed_set/run.json").read_text())["finished"]
     assert run(*words) == 2  # the same again: goes on from the checkpoint, keeps the finished one
     assert [("--resume" in call) for call in calls(checkout)] == [False, False, True]
     assert all(call.count("SOLVER.MAX_ITER 20") == 1 for call in calls(checkout))

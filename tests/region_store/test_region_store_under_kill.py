@@ -45,8 +45,8 @@ def die_before(step, path):
             return function(*args, **kwargs)
         return call
     for owner, name in ((os, "fsync"), (os, "replace"), (os, "unlink"),
-                        (safetensors.numpy, "save"), (Path, "write_text"), (Path, "unlink"),
-                        (Path, "write_bytes")):
+                        (safetensors.numpy, "save"), (Path, "write_text"),
+                        (Path, "write_bytes"), (Path, "unlink")):
         setattr(owner, name, counted(getattr(owner, name)))
     write(path)
 
