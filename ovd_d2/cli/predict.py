@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SCORE_THRESHOLD = 0.3
 ROWS = 20  # images listed one by one; of more a summary must do
+WORDS = 8  # names per image in that list
 _IMAGES = typer.Argument(..., metavar="IMAGES...", help="Image files and folders of images.")
 _OUT = typer.Option(Path("output/predict"), help="Folder of the pictures and predictions.json.")
 _VOCABULARY = typer.Option(
@@ -64,6 +65,7 @@ def command(
     from ovd_d2.inference.predictor import as_vocabulary
 
     register()
+    _silence_torch()
     files = find_images(images)
     options: dict[str, Any] = {
         "vocabulary": as_vocabulary(vocabulary) if vocabulary else None,
@@ -93,17 +95,28 @@ def command(
         print(json.dumps(report.coco))
     _show(report, predictor, file=sys.stderr if to_stdout else sys.stdout)
     if not to_stdout:
-        print(f"{out}: {len(report.found)} pictures; {path}" if pictures else path)
+        count = len(report.found)
+        drawn = f"{out}: {count} picture{'s' if count > 1 else ''}; "
+        print(f"{drawn if pictures else ''}{path}")
     for sentence in report.skipped:
         print(f"skipped: {sentence}", file=sys.stderr)
     if report.skipped:
         raise typer.Exit(1)
 
 
+def _silence_torch() -> None:
+    """Nobody who runs a detector can act on these two."""
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore", message="torch.meshgrid")
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+
+
 def _load(
     model: str, config_file: Path | None, weights: str, options: dict[str, Any]
 ) -> "OpenVocabPredictor":
-    from ovd_d2.inference.packaged_models import DEFAULT_MODEL
+    from ovd_d2.inference.model_folders import DEFAULT_MODEL
     from ovd_d2.inference.predictor import OpenVocabPredictor
 
     if config_file:
@@ -127,10 +140,10 @@ def _show(report: "Report", predictor: "OpenVocabPredictor", file: Any) -> None:
         table.add_column("image")
         table.add_column("found")
         for found in report.found:
-            words = [
-                f"{count} {name} ({found.best[name]:.2f})"
-                for name, count in sorted(found.counts.items(), key=lambda x: -found.best[x[0]])
-            ]
+            ranked = sorted(found.counts, key=lambda name: -found.best[name])
+            words = [f"{found.counts[k]} {k} ({found.best[k]:.2f})" for k in ranked[:WORDS]]
+            if len(ranked) > WORDS:
+                words.append(f"{len(ranked) - WORDS} more names")
             table.add_row(Text(found.file), Text(", ".join(words) or "nothing"))
     else:
         for name in ("name", "found", "in images", "best score"):

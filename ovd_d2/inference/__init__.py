@@ -7,7 +7,7 @@ _HOME = {
     "OpenVocabPredictor": "predictor",
     "Prediction": "predictor",
     "draw_detections": "draw",
-    "packaged_models": "packaged_models",
+    "packaged_models": "model_folders",
 }
 
 

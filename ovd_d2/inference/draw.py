@@ -16,7 +16,7 @@ from ovd_d2.errors import OVDError
 
 MIN_SIDE = 800  # smaller pictures are enlarged until their longer side has this many pixels
 MAX_ENLARGEMENT = 8
-MASK_OPACITY = 0.4
+MASK_OPACITY = 0.35
 # Bright, and apart from their neighbours for colour-blind readers too; after these come the same
 # hues, darker and lighter.
 _HUES = (0.57, 0.10, 0.33, 0.92, 0.15, 0.75, 0.47, 0.02, 0.63, 0.25, 0.83, 0.52)

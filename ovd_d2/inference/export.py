@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ovd_d2.config_file import load_config
 from ovd_d2.errors import OVDError
 from ovd_d2.modeling import get_vocabulary
 
-from .packaged_models import CONFIG, FACTS, PROMPTS, VOCABULARY, WEIGHTS
+from .model_folders import CONFIG, FACTS, PROMPTS, VOCABULARY, WEIGHTS
 from .predictor import OpenVocabPredictor
 
 # What of a config decides how pictures are predicted.
@@ -41,7 +41,7 @@ _DROPPED = (
 def export_model(
     checkpoint: str | os.PathLike, config_file: str | os.PathLike, out: str | os.PathLike
 ) -> dict[str, Any]:
-    """Writes ``out``: weights in fp16, config, vocabulary and facts; see ``packaged_models``.
+    """Writes ``out``: weights in fp16, config, vocabulary and facts; see ``model_folders``.
 
     Vectors (biases, normalisation) stay fp32, and so does a matrix that fp16 cannot hold. The
     folder appears whole or not at all.
@@ -91,10 +91,12 @@ def _write(
     state = {name: _small(value) for name, value in predictor.model.state_dict().items()}
     content = save(state)
     (folder / WEIGHTS).write_bytes(content)
-    (folder / CONFIG).write_text(_inference_yaml(cfg), encoding="utf-8")
     write_json(folder / VOCABULARY, get_vocabulary(predictor.model).to_dict())
+    dropped = _DROPPED
     if Path(cfg.MODEL.OPEN_VOCAB.PROMPTS).is_file():
         shutil.copyfile(cfg.MODEL.OPEN_VOCAB.PROMPTS, folder / PROMPTS)
+        dropped = (*dropped, "MODEL.OPEN_VOCAB.PROMPTS")  # the file in the folder stands for it
+    (folder / CONFIG).write_text(_inference_yaml(cfg, dropped), encoding="utf-8")
     facts = {
         "ovd_d2": __version__,
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -164,8 +166,9 @@ def _parse(text: str) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _inference_yaml(cfg: CfgNode) -> str:
-    """The keys of ``cfg`` that prediction reads and that differ from the defaults, as yaml."""
+def _inference_yaml(cfg: CfgNode, dropped: Sequence[str]) -> str:
+    """What differs from the defaults among the keys that prediction reads, without those
+    ``dropped``."""
     import yaml
 
     defaults = get_cfg()
@@ -173,7 +176,7 @@ def _inference_yaml(cfg: CfgNode) -> str:
     kept: dict[str, Any] = {}
     for key, value in _leaves(cfg, ""):
         under_kept = any(key == k or key.startswith(k + ".") for k in _KEPT)
-        if not under_kept or key in _DROPPED or key.endswith("LOSS_WEIGHT"):
+        if not under_kept or key in dropped or key.endswith("LOSS_WEIGHT"):
             continue
         if value == _get(defaults, key) and key != "VERSION":
             continue

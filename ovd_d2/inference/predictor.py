@@ -25,7 +25,7 @@ from ovd_d2.language import TextEmbeddingBank, Vocabulary
 from ovd_d2.modeling import get_vocabulary, set_vocabulary
 
 from .images import COLOUR_ORDERS, Picture, list_images, to_rgb
-from .packaged_models import config_of, model_folder, weights_of
+from .model_folders import config_of, model_folder, weights_of
 
 _SINGLE = (str, os.PathLike, np.ndarray, Tensor)
 _PLACEHOLDER = "object"  # the class of a model whose own vocabulary cannot be had

@@ -1,3 +1,3 @@
-from random_models import checkpoint, config, exported, text_cache
+from random_models import checkpoint, config, exported, text_cache, text_cache_folder
 
-__all__ = ["checkpoint", "config", "exported", "text_cache"]
+__all__ = ["checkpoint", "config", "exported", "text_cache", "text_cache_folder"]

@@ -79,18 +79,18 @@ def exported(config, checkpoint):
     return out
 
 
-@pytest.fixture(autouse=True, scope="session")
-def text_cache(tmp_path_factory):
-    """Text embeddings are cached in a temporary folder."""
-    import os
+@pytest.fixture(scope="session")
+def text_cache_folder(tmp_path_factory):
+    """Where text embeddings are cached, for all modules."""
+    return tmp_path_factory.mktemp("text_cache")
 
-    before = os.environ.get("OVD_D2_CACHE")
-    os.environ["OVD_D2_CACHE"] = str(tmp_path_factory.mktemp("text_cache"))
-    yield
-    if before is None:
-        del os.environ["OVD_D2_CACHE"]
-    else:
-        os.environ["OVD_D2_CACHE"] = before
+
+@pytest.fixture(autouse=True, scope="module")
+def text_cache(text_cache_folder):
+    """The user's cache stays untouched."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OVD_D2_CACHE", str(text_cache_folder))
+        yield
 
 
 def make_pixels(height, width, seed=0):
