@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ovd_d2 import __version__
-from ovd_d2.cli.demo import device_settings, ovd_script, say
+from ovd_d2.cli.demo import PROPOSER, build_regions, device_settings, ovd_script, say
 
 if TYPE_CHECKING:
     from ovd_d2.engine.recipe_runs import Run
@@ -30,7 +30,6 @@ ROWS = {
     "vild_text_clip": "ViLD-text + CLIP on crops",
     "clip_on_crops": "CLIP on crops",
 }
-PROPOSER = "vild_text"  # a detector that has seen boxes of base categories only
 NEEDS_REGIONS = ("vild_image", "vild", "vild_ensemble")
 EVALUATED_ONLY = ("vild_text_clip", "clip_on_crops")  # with the weights of PROPOSER
 REGIONS_PER_IMAGE = 60
@@ -101,7 +100,7 @@ def _one_seed(
     perform(finished)
     rest: dict[str, Run] = {}
     if set(NEEDS_REGIONS) & set(names):
-        store = build_regions(_first_seed(finished[PROPOSER], out), out, root)
+        store = build_regions(_first_seed(finished[PROPOSER], out), out, root, REGIONS_PER_IMAGE)
         for name in NEEDS_REGIONS:
             if name in names:
                 rest[name] = run_of(name, "DATASETS.REGION_STORE", str(store))
@@ -120,24 +119,6 @@ def _first_seed(run: "Run", out: Path) -> "Run":
     from dataclasses import replace
 
     return replace(run, folder=out / f"{PROPOSER}-seed1")
-
-
-def build_regions(proposer: "Run", out: Path, root: Path) -> Path:
-    """``ovd regions build`` with the proposals of a finished run; the store's folder.
-
-    The folder is named by the run, so that another detector's proposals are never mixed in.
-    """
-    import json
-
-    from ovd_d2.engine import recipe_runs
-
-    record = json.loads((root / proposer.folder / recipe_runs.RECORD).read_text(encoding="utf-8"))
-    store = out / f"regions-{record['digest'][:8]}"
-    words = [*ovd_script(), "regions", "build", "--dataset", "mini_v1_train_base"]
-    words += ["--proposals", f"rpn:{proposer.folder}/model_final.pth", "--encoder", "mini-teacher"]
-    words += ["--topk", str(REGIONS_PER_IMAGE), "--out", str(store)]
-    recipe_runs.run_in_foreground(words, root, say)
-    return store
 
 
 def _report(done: "Mapping[str, Sequence[Run]]", out: Path, root: Path, seconds: float) -> None:

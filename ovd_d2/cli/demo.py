@@ -24,14 +24,21 @@ MODELS = {
     "base_closed_set": "base only, closed set",
     "vild_text": "ViLD-text",
     "vild_text_mask": "ViLD-text, masks",
+    "vild_ensemble": "ViLD-ensemble",
 }
+DEFAULT_MODELS = ("supervised_all", "base_closed_set", "vild_text", "vild_ensemble")
+PROPOSER = "vild_text"  # has seen boxes of base categories only; its proposals go to the teacher
+NEEDS_REGIONS = ("vild_ensemble",)
+REGIONS_PER_IMAGE = 30
 QUICK = ("SOLVER.MAX_ITER", "20", "SOLVER.WARMUP_ITERS", "5", "TEST.DETECTIONS_PER_IMAGE", "20")
 
 
 def command(
     out: Path | None = typer.Option(None, help="Folder of the results; default output/demo."),
     quick: bool = typer.Option(False, "--quick", help="20 iterations each, to see that it works."),
-    models: str = typer.Option(",".join(MODELS), help="Which models, separated by commas."),
+    models: str = typer.Option(
+        ",".join(DEFAULT_MODELS), help=f"Which models, separated by commas, of {', '.join(MODELS)}."
+    ),
     jobs: int = typer.Option(0, min=0, help="Trainings at once; 0: as many as there are cores."),
 ) -> None:
     """Build mini, train and evaluate its models side by side; write a table and pictures."""
@@ -50,13 +57,33 @@ def command(
 
     recipe_runs.run_in_foreground([*ovd_script(), "mini", "build"], root, say)
     settings = (*(QUICK if quick else ()), *device_settings())
-    runs = [
-        recipe_runs.Run(name, MODELS[name], f"configs/mini/{name}.yaml", out / name, settings)
-        for name in names
-    ]
-    runs = [recipe_runs.prepare(run, root, say) for run in runs]
-    recipe_runs.perform(runs, at_once=jobs, root=root, logs=out / "logs", say=say, watch=watch)
-    _report(runs, out, root, time.monotonic() - started)
+
+    def prepared(name: str, *more: str) -> "Run":
+        config = f"configs/mini/{name}.yaml"
+        run = recipe_runs.Run(name, MODELS[name], config, out / name, (*more, *settings))
+        return recipe_runs.prepare(run, root, say)
+
+    def perform(runs: "list[Run]") -> None:
+        recipe_runs.perform(runs, at_once=jobs, root=root, logs=out / "logs", say=say, watch=watch)
+
+    distilled = [name for name in names if name in NEEDS_REGIONS]
+    others = {name: prepared(name) for name in names if name not in distilled}
+    if distilled and PROPOSER not in others:
+        others[PROPOSER] = prepared(PROPOSER)
+    done = others
+    if distilled:
+        # The proposer with one more first, so that both cores are busy before and after it.
+        at_first = {PROPOSER, *[name for name in others if name != PROPOSER][-1:]}
+        perform([run for name, run in others.items() if name in at_first])
+        store = build_regions(others[PROPOSER], out, root, REGIONS_PER_IMAGE)
+        done = {
+            **others,
+            **{name: prepared(name, "DATASETS.REGION_STORE", str(store)) for name in distilled},
+        }
+        perform([run for name, run in done.items() if name not in at_first])
+    else:
+        perform(list(others.values()))
+    _report([done[name] for name in names], out, root, time.monotonic() - started)
 
 
 def say(line: str) -> None:
@@ -75,6 +102,24 @@ def device_settings() -> tuple[str, ...]:
     import torch
 
     return ("MODEL.DEVICE", "cuda") if torch.cuda.is_available() else ()
+
+
+def build_regions(proposer: "Run", out: Path, root: Path, per_image: int) -> Path:
+    """``ovd regions build`` with the proposals of a finished run; the store's folder.
+
+    The folder is named by the run, so that another detector's proposals are never mixed in.
+    """
+    import json
+
+    from ovd_d2.engine import recipe_runs
+
+    record = json.loads((root / proposer.folder / recipe_runs.RECORD).read_text(encoding="utf-8"))
+    store = out / f"regions-{record['digest'][:8]}"
+    words = [*ovd_script(), "regions", "build", "--dataset", "mini_v1_train_base"]
+    words += ["--proposals", f"rpn:{proposer.folder}/model_final.pth", "--encoder", "mini-teacher"]
+    words += ["--topk", str(per_image), "--out", str(store)]
+    recipe_runs.run_in_foreground(words, root, say)
+    return store
 
 
 def _report(runs: "list[Run]", out: Path, root: Path, seconds: float) -> None:

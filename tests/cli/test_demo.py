@@ -69,17 +69,18 @@ def run(*words):
 @pytest.mark.slow
 def test_all_models_as_a_process(checkout):
     ovd = str(Path(sys.executable).with_name("ovd"))
-    result = subprocess.run([ovd, "demo"], capture_output=True, text=True, timeout=240)
+    names = [name for name in demo.MODELS if name not in demo.NEEDS_REGIONS]
+    words = [ovd, "demo", "--models", ",".join(names)]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stdout + result.stderr
     lines = result.stdout.splitlines()
     commands = [line for line in lines if line.startswith("$ ")]
     assert commands[0].endswith("ovd mini build")
     assert [line.split(" train_net.py ")[1] for line in commands[1:]] == [
-        f"--config-file configs/mini/{name}.yaml OUTPUT_DIR output/demo/{name}"
-        for name in demo.MODELS
+        f"--config-file configs/mini/{name}.yaml OUTPUT_DIR output/demo/{name}" for name in names
     ]
     summary = json.loads((checkout / "output/demo/summary.json").read_text())
-    assert list(summary["models"]) == list(demo.MODELS)
+    assert list(summary["models"]) == names
     mask = summary["models"]["vild_text_mask"]
     assert mask["segm"] == mask["box"]
     assert mask["box"]["AP_base"] == 20.0
@@ -90,8 +91,22 @@ def test_all_models_as_a_process(checkout):
         with Image.open(checkout / "output/demo" / name) as image:
             assert min(image.size) > 200
     rows = [line for line in lines if " box " in line]
-    assert len(rows) == len(demo.MODELS)
+    assert len(rows) == len(names)
     assert [len(row) for row in rows] == [len(rows[0])] * len(rows)
+
+
+def test_distilled_models_wait_for_the_regions_of_the_proposer(checkout, no_mini_build, capsys):
+    assert run("--models", "vild_ensemble,supervised_all", "--out", "here") == 0
+    order = [call.split("configs/mini/")[1].split(".yaml")[0] for call in calls(checkout)]
+    assert sorted(order[:2]) == ["supervised_all", "vild_text"]
+    assert order[2:] == ["vild_ensemble"]
+    digest = json.loads((checkout / "here/vild_text/run.json").read_text())["digest"]
+    assert f"DATASETS.REGION_STORE here/regions-{digest[:8]}" in calls(checkout)[-1]
+    out = capsys.readouterr().out
+    built = next(line for line in out.splitlines() if " regions build " in line)
+    assert "--proposals rpn:here/vild_text/model_final.pth --encoder mini-teacher" in built
+    summary = json.loads((checkout / "here/summary.json").read_text())
+    assert list(summary["models"]) == ["vild_ensemble", "supervised_all"]
 
 
 def test_finished_runs_are_kept_and_changed_ones_moved_aside(checkout, no_mini_build, capsys):
