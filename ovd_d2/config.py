@@ -8,7 +8,9 @@ def add_ovd_config(cfg: CN) -> None:
     if "OPEN_VOCAB" in cfg.MODEL:
         return
     _add_open_vocab(cfg)
+    _add_distillation(cfg)
     _add_timm(cfg)
+    _add_clip(cfg)
     _add_training(cfg)
     _add_data_and_test(cfg)
 
@@ -40,6 +42,45 @@ def _add_open_vocab(cfg: CN) -> None:
     _C.BIAS_INIT = -4.6
     # Regress boxes by Linear - ReLU - Linear (RKD) instead of one Linear.
     _C.BOX_MLP = False
+    # Project region features to the text space by Linear - ReLU - Linear with this hidden width;
+    # 0: one Linear (ViLD).
+    _C.PROJECTION_HIDDEN = 0
+    # False (ViLD-image): no classification loss, the head learns from MODEL.REGION_DISTILLATION
+    # alone; the score of a region is sqrt(softmax over the names x RPN objectness).
+    _C.TRAIN_CLASSIFIER = True
+
+
+def _add_distillation(cfg: CN) -> None:
+    _C = cfg.MODEL.REGION_DISTILLATION = CN()
+    # Factor on the loss between region embeddings and those of DATASETS.REGION_STORE; 0: none.
+    # ViLD 0.5 with R50; with R152 1.0, and 2.0 for the ensemble.
+    _C.WEIGHT = 0.0
+    # "l1": summed over D (ViLD); "l2": squared distance of unit vectors (not the paper's).
+    _C.LOSS = "l1"
+    _C = cfg.MODEL.IMAGE_BRANCH = CN()
+    # A second opinion on the class of a region, in MODEL's IMAGE_BRANCH registry: "" none,
+    # "DistilledImageBranch" a second head that learns from the teacher (ViLD-ensemble),
+    # "LabelledImageBranch" the same head trained on labels (the control), "TeacherOnCrops".
+    _C.NAME = ""
+    # "ensemble": geometric mean with the text branch; "objectness": sqrt(image branch's probability
+    # x RPN objectness), the text branch's classes are not used (CLIP on crops).
+    _C.SCORES = "ensemble"
+    # Exponent of the text branch for base classes and of the image branch for novel ones (ViLD).
+    _C.LAMBDA = 2.0 / 3.0
+    # Exponent of the text branch for all classes of a vocabulary without novel ones (DetPro).
+    _C.FIXED_WEIGHT = 0.6
+    # Shape of the second head; -1: as MODEL.ROI_BOX_HEAD. Not for C4 heads.
+    _C.NUM_CONV = -1
+    _C.CONV_DIM = -1
+    _C.NUM_FC = -1
+    _C.FC_DIM = -1
+    # As MODEL.OPEN_VOCAB.PROJECTION_HIDDEN, for the second head.
+    _C.PROJECTION_HIDDEN = 0
+    # TeacherOnCrops: image-text model ("" for MODEL.OPEN_VOCAB.TEXT_ENCODER), sides of the crops
+    # relative to the box, and the IoU above which the box of lower objectness is not looked at.
+    _C.TEACHER = ""
+    _C.CROP_SCALES = [1.0, 1.5]
+    _C.NMS_THRESH = 0.9
 
 
 def _add_timm(cfg: CN) -> None:
@@ -57,6 +98,37 @@ def _add_timm(cfg: CN) -> None:
     _C.FREEZE_NORM_STATS = True
 
 
+def _add_clip(cfg: CN) -> None:
+    # For MODEL.META_ARCHITECTURE CLIP (Radford et al. 2021).
+    _C = cfg.MODEL.CLIP = CN()
+    # "timm" (any timm model + projection), "clip_vit" or "clip_resnet" (those of CLIP).
+    _C.IMAGE_TOWER = "clip_vit"
+    # Side of the image tower's square input in pixels; MODEL.PIXEL_MEAN and PIXEL_STD apply.
+    _C.IMAGE_SIZE = 224
+    # How other images get that size: "crop" (shorter side, then centre crop) or "squash".
+    _C.RESIZE = "crop"
+    # D, the width of the common space.
+    _C.EMBED_DIM = 512
+    # For "timm": model name, and weights as in MODEL.TIMM.WEIGHTS.
+    _C.TIMM = CN({"NAME": "resnet50", "WEIGHTS": ""})
+    # For "clip_vit": patch side, transformer width (64 per head) and blocks; default ViT-B/32.
+    _C.VIT = CN({"PATCH": 32, "WIDTH": 768, "LAYERS": 12})
+    # For "clip_resnet": blocks per stage and channels after the stem; default RN50.
+    _C.RESNET = CN({"LAYERS": [3, 4, 6, 3], "WIDTH": 64})
+    # "transformer" (CLIP's, trained from random weights), "locked:ENCODER" (LiT, Zhai et al. 2022;
+    # ENCODER as OPEN_VOCAB.TEXT_ENCODER) or "trained:ENCODER" (minilm or hf:... fine-tuned).
+    _C.TEXT_TOWER = "transformer"
+    # For "transformer": width, attention heads, blocks, most tokens of a caption.
+    _C.TEXT = CN({"WIDTH": 512, "HEADS": 8, "LAYERS": 12, "CONTEXT": 77})
+    # Factor on the cosine: first value, and the largest it may learn.
+    _C.LOGIT_SCALE_INIT = 1 / 0.07
+    _C.LOGIT_SCALE_MAX = 100.0
+    # Parameters that keep their first values: patterns ("*" is anything) of their full names.
+    _C.FREEZE = []
+    # Pairs with the same caption are no negatives of each other (CLIP: they are).
+    _C.IGNORE_EQUAL_CAPTIONS = False
+
+
 def _add_training(cfg: CN) -> None:
     # Memory layout of convolutions; several times faster for depthwise nets on CPU.
     cfg.MODEL.CHANNELS_LAST = False
@@ -64,6 +136,8 @@ def _add_training(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Parameters whose name starts with "backbone." use BASE_LR times this.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # The same for "roi_heads.image_branch.", the second head of MODEL.IMAGE_BRANCH.
+    cfg.SOLVER.IMAGE_BRANCH_MULTIPLIER = 1.0
     # Micro-batches summed into one optimizer step; IMS_PER_BATCH is the size of one micro-batch.
     cfg.SOLVER.ACCUMULATE = 1
     # Type used under SOLVER.AMP.ENABLED: "float16" (scaled loss) or "bfloat16".
@@ -82,6 +156,10 @@ def _add_data_and_test(cfg: CN) -> None:
     # [["dataset", factor], ...] for DATALOADER.SAMPLER_TRAIN Weighted(Category)TrainingSampler;
     # Detectron2's samplers read it, but its defaults lack it.
     cfg.DATASETS.TRAIN_REPEAT_FACTOR = []
+    # Folder of the region store (`ovd regions build`) of the training images, "" for none.
+    cfg.DATASETS.REGION_STORE = ""
+    # At most this many of its regions per image, drawn at random at every step; 0 all (ViLD 300).
+    cfg.DATASETS.REGIONS_PER_IMAGE = 300
     # Name in ovd_d2.data.dataset_mapper.DATASET_MAPPER_REGISTRY: what makes samples of records.
     cfg.INPUT.MAPPER = "OpenVocabDatasetMapper"
     # Images with more pixels are refused before decoding (0: no limit).
@@ -94,3 +172,17 @@ def _add_data_and_test(cfg: CN) -> None:
     # Also report AP with 10,000 detections per class over the data set instead of 300 per image
     # (Dave et al. 2021, "fixed AP").
     cfg.TEST.FIXED_AP = False
+    # For INPUT.MAPPER ImageTextPairMapper. BOX_SCALE: side of the crop over the side of the box,
+    # drawn log-uniformly between the two; BOX_SHIFT: its centre moves by up to this share of the
+    # side; CROP_AREA: share of a whole image (a pair without box) that is kept, drawn uniformly;
+    # COLOR_JITTER: strength of brightness, contrast and saturation changes; GRAY: probability of a
+    # grey image.
+    cfg.INPUT.PAIRS = CN(
+        {
+            "BOX_SCALE": [1.0, 1.0],
+            "BOX_SHIFT": 0.0,
+            "CROP_AREA": [0.9, 1.0],
+            "COLOR_JITTER": 0.0,
+            "GRAY": 0.0,
+        }
+    )

@@ -7,11 +7,15 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
+from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from ovd_d2 import add_ovd_config
+from ovd_d2.data.teacher_regions import TeacherRegions
+from ovd_d2.region_store import RegionStoreWriter, StoreFacts
+from ovd_d2.structures import RegionEmbeddings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(p for p in CONFIGS.rglob("*.yaml") if not p.name.startswith("Base-"))
@@ -19,11 +23,17 @@ RECIPES = sorted(p for p in CONFIGS.rglob("*.yaml") if not p.name.startswith("Ba
 
 def load(path: Path, tmp_path: Path):
     """The config on CPU. Nothing can be downloaded here, so CLIP's text tower is replaced by
-    random embeddings of the right shape; and SyncBN, which has no CPU kernel, by BN."""
+    random embeddings of the right shape; and SyncBN, which has no CPU kernel, by BN. Fewer
+    proposals than in earnest; and of the two recipes with ResNet-152 one has it."""
     cfg = get_cfg()
     add_ovd_config(cfg)
     cfg.merge_from_file(str(path))
     cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 10
+    cfg.TEST.DETECTIONS_PER_IMAGE = 10
+    if path.stem == "lvis_r152_fpn_vild":
+        cfg.MODEL.RESNETS.DEPTH = 50
     if cfg.MODEL.OPEN_VOCAB.TEXT_ENCODER.startswith("openai-clip:"):
         names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
         table = tmp_path / "embeddings.npy"
@@ -36,6 +46,27 @@ def load(path: Path, tmp_path: Path):
     return cfg
 
 
+def tiny_store(path: Path, dim: int) -> Path:
+    """A region store with three regions of image 1."""
+    facts = {"encoder_id": "test@1", "dim": dim, "crop_rule": "1x", "proposals": "gt"}
+    boxes = torch.tensor([[0.0, 0, 100, 90], [30, 30, 90, 120], [100, 10, 160, 100]])
+    embeddings = torch.nn.functional.normalize(torch.randn(3, dim), dim=1)
+    with RegionStoreWriter(path, StoreFacts.for_dataset("tiny", [1], **facts)) as writer:
+        writer.append(1, RegionEmbeddings(boxes, embeddings.half()))
+    return path
+
+
+class RandomTeacher:
+    """In the place of CLIP on crops."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+
+    def encode(self, images, boxes):
+        assert all(image.dtype == torch.uint8 for image in images)
+        return [torch.nn.functional.normalize(torch.randn(len(b), self.dim)) for b in boxes]
+
+
 def batch(with_mask: bool) -> list[dict]:
     target = Instances((128, 160))
     target.gt_boxes = Boxes(torch.tensor([[10.0, 10, 70, 90], [60, 30, 150, 120]]))
@@ -45,7 +76,8 @@ def batch(with_mask: bool) -> list[dict]:
         masks[0, 20:80, 20:60] = masks[1, 40:110, 70:140] = True
         target.gt_masks = BitMasks(masks)
     image = torch.randint(0, 256, (3, 128, 160), dtype=torch.uint8)
-    return [{"image": image, "instances": target, "height": 128, "width": 160}] * 2
+    sample = {"image": image, "instances": target, "height": 128, "width": 160}
+    return [{**sample, "caption": caption} for caption in ("a cat", "a red mug")]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(CONFIGS)))
@@ -54,10 +86,21 @@ def test_config_builds_and_trains_a_step(path, tmp_path):
     torch.manual_seed(0)
     model = build_model(cfg)
     data = batch(cfg.MODEL.MASK_ON)
+    dim = cfg.MODEL.OPEN_VOCAB.EMBED_DIM
+    learns = getattr(model.roi_heads, "needs_teacher_regions", False)
+    assert learns == bool(cfg.DATASETS.REGION_STORE)
+    if learns:
+        regions = TeacherRegions(tiny_store(tmp_path / "store", dim))
+        rows = regions.append_to(data[0]["instances"], 1, T.NoOpTransform())
+        data = [{**data[0], "instances": rows}, data[1]]
+    if cfg.MODEL.IMAGE_BRANCH.NAME == "TeacherOnCrops":
+        teacher = RandomTeacher(dim)
+        model.roi_heads.image_branch._load_encoder = lambda device: (teacher, "")
     with EventStorage():
         losses = model(data)
     assert ("loss_mask" in losses) == cfg.MODEL.MASK_ON
     assert all(torch.isfinite(v) for v in losses.values()), losses
+    assert any("distill" in name for name in losses) == learns
     sum(losses.values()).backward()
     missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []

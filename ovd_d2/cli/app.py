@@ -16,7 +16,9 @@ import typer
 from ovd_d2 import __version__
 from ovd_d2.errors import OVDError
 
-COMMANDS = ("bench", "demo", "doctor", "mini", "regions")
+COMMANDS = (
+    "bench", "benchmark", "clip", "demo", "doctor", "export", "mini", "predict", "regions",
+)  # fmt: skip
 
 
 def build_app(names: Iterable[str] = COMMANDS) -> typer.Typer:

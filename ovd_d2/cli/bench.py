@@ -42,10 +42,7 @@ def inference(
     as_json: bool = _JSON,
 ) -> None:
     """From boxes and scores to detections, against Detectron2's fast_rcnn_inference."""
-    try:
-        numbers = [int(number) for number in classes.split(",")]
-    except ValueError:
-        raise OVDError(f"--classes {classes}: give whole numbers with commas.") from None
+    numbers = _numbers("--classes", classes)
     from rich.console import Console
 
     from ovd_d2.inference.bench_inference import measure_inference
@@ -208,6 +205,70 @@ def store(
             f"{result.times_faster(what):,.1f}x",
         )
     _print_table(table)
+
+
+@app.command()
+def step(
+    config_file: Path = typer.Option("configs/mini/vild.yaml", help="What to train."),
+    regions: str = typer.Option("5,300", help="Teacher regions per image, with commas."),
+    images: int = typer.Option(0, help="Per batch; 0: as the config says."),
+    rounds: int = typer.Option(
+        15, help="Steps of each kind, in turn, after two that do not count."
+    ),
+    as_json: bool = _JSON,
+    opts: list[str] = typer.Argument(None, help="KEY value pairs for the config."),
+) -> None:
+    """What a teacher's regions cost in a training step, beside the same step without them."""
+    from tqdm import tqdm
+
+    import ovd_d2
+    from ovd_d2.engine.bench_step import measure_step
+    from ovd_d2.engine.setup import load_config
+
+    ovd_d2.register()
+    cfg = load_config(str(config_file), opts or [])
+    result = measure_step(
+        cfg,
+        str(config_file),
+        regions=_numbers("--regions", regions),
+        images=images,
+        rounds=rounds,
+        progress=lambda turns: tqdm(turns, desc="rounds", unit="round"),
+    )
+    facts = {"config": result.config, "rounds": rounds, **_machine(cfg.MODEL.DEVICE)}
+    rows = result.table()
+    if as_json:
+        print(json.dumps({**facts, "steps": rows, "seconds": result.seconds}, indent=2))
+        return
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title=f"{result.config}; {rounds} rounds; {facts['device']}, {facts['threads']} threads",
+        title_justify="left",
+        caption="ratio: to the step without regions of the same round; median and quartiles",
+        caption_justify="left",
+    )
+    for name in ("regions per image", "median s", "ratio", "quartiles"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        low, high = row["quartiles"]
+        table.add_row(
+            str(row["regions"]),
+            f"{row['median_seconds']:.3f}",
+            f"{row['median_ratio']:.3f}",
+            f"{low:.3f} to {high:.3f}",
+        )
+    _print_table(table)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise OVDError(f"{option} {text}: give whole numbers with commas.") from None
 
 
 def _machine(device: str) -> dict[str, Any]:

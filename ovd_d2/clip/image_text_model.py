@@ -7,11 +7,13 @@ A model is asked for by a string:
 * ``openai-clip:ViT-B/32`` or ``openai-clip:/path/to/file``,
 * ``hf:NAME_OR_FOLDER``, a transformers model with an image and a text tower (CLIP, SigLIP, ...),
 * ``open_clip:MODEL:PRETRAINED``, for example ``open_clip:ViT-B-32:laion2b_s34b_b79k``;
-  PRETRAINED is a tag of open_clip or a weights file.
+  PRETRAINED is a tag of open_clip or a weights file,
+* ``mini-teacher``, the small teacher that the package ships, or ``mini-teacher:FILE``, one that
+  ``ovd clip export`` wrote.
 
-The text side of the first two is the encoder that ``language.build_text_encoder`` gives for the
-same string, with the same ``encoder_id``: region embeddings made here and class embeddings made
-there belong together.
+The text side of all but open_clip's is the encoder that ``language.build_text_encoder`` gives for
+the same string, with the same ``encoder_id``: region embeddings made here and class embeddings
+made there belong together.
 """
 
 import hashlib
@@ -24,6 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ovd_d2.clip.image_towers import resnet_features, vit_features
 from ovd_d2.errors import OVDError
 from ovd_d2.language import TextEncoder, huggingface_text, openai_clip
 
@@ -98,6 +101,8 @@ class ImageTextModel:
         image_features: (N, 3, S, S) fp32 preprocessed, on ``device`` -> (N, D), not normalised.
         preprocessing: see above.
         device: see above.
+        backbone_features: like ``image_features``, but (N, F) before the projection into the
+            common space: what a linear probe sees. None: there is no such thing, it is given D.
     """
 
     def __init__(
@@ -106,6 +111,7 @@ class ImageTextModel:
         image_features: Callable[[Tensor], Tensor],
         preprocessing: ImagePreprocessing,
         device: str = "cpu",
+        backbone_features: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.text_encoder = text_encoder
         self.preprocessing = preprocessing
@@ -113,6 +119,7 @@ class ImageTextModel:
         self.dim = text_encoder.dim
         self.device = device
         self.image_tower = image_features
+        self._backbone_features = backbone_features or image_features
 
     @torch.inference_mode()
     def raw_image_features(self, images: Tensor) -> Tensor:
@@ -150,6 +157,18 @@ class ImageTextModel:
             features[start : start + _BATCH] = self.raw_image_features(batch).cpu()
         return nn.functional.normalize(features, dim=1)
 
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """(N, 3, S, S) fp32 from ``preprocessing`` -> (N, D) as ``encode_image``, in one batch."""
+        features = self.image_tower(pixels.to(self.device)).float().cpu()
+        return nn.functional.normalize(features, dim=1)
+
+    @torch.no_grad()
+    def encode_backbone(self, pixels: Tensor) -> Tensor:
+        """(N, 3, S, S) fp32 from ``preprocessing`` -> (N, F) fp32 on the CPU, in one batch: the
+        features before the projection, not normalised."""
+        return self._backbone_features(pixels.to(self.device)).float().cpu()
+
     def encode_text(self, texts: list[str]) -> Tensor:
         """Embeds L sentences: (L, D) fp32 on the CPU, rows of L2 norm 1, without gradient."""
         return self.text_encoder.encode(texts)
@@ -164,11 +183,16 @@ def build_image_text_model(spec: str, device: str = "cpu") -> ImageTextModel:
         OVDError: unknown kind, missing package, file or model, or a model without image tower.
     """
     scheme, _, rest = spec.partition(":")
-    builders = {"openai-clip": _openai_clip, "hf": _huggingface, "open_clip": _open_clip}
-    if scheme not in builders or not rest:
+    builders = {
+        "openai-clip": _openai_clip,
+        "hf": _huggingface,
+        "open_clip": _open_clip,
+        "mini-teacher": _mini_teacher,
+    }
+    if scheme not in builders or (not rest and spec != "mini-teacher"):
         raise OVDError(
             f"unknown image-text model '{spec}'; use openai-clip:NAME_OR_FILE, "
-            "hf:NAME_OR_FOLDER or open_clip:MODEL:PRETRAINED"
+            "hf:NAME_OR_FOLDER, open_clip:MODEL:PRETRAINED or mini-teacher"
         )
     with torch.random.fork_rng(devices=[]):
         return builders[scheme](rest, device)
@@ -177,7 +201,12 @@ def build_image_text_model(spec: str, device: str = "cpu") -> ImageTextModel:
 def _openai_clip(name_or_file: str, device: str) -> ImageTextModel:
     encoder = openai_clip.OpenAIClipTextEncoder.from_spec(name_or_file, device)
     preprocessing = ImagePreprocessing(encoder.model.visual.input_resolution)
-    return ImageTextModel(encoder, encoder.model.encode_image, preprocessing, device)
+    visual = encoder.model.visual
+    vit = hasattr(visual, "proj")
+    return ImageTextModel(
+        encoder, encoder.model.encode_image, preprocessing, device,
+        backbone_features=lambda pixels: (vit_features if vit else resnet_features)(visual, pixels),
+    )  # fmt: skip
 
 
 def _huggingface(name_or_folder: str, device: str) -> ImageTextModel:
@@ -227,6 +256,12 @@ def _huggingface_preprocessing(folder: Path) -> ImagePreprocessing:
             f"cannot tell from {path} how images are prepared ({error}); "
             "give the model's complete folder"
         ) from error
+
+
+def _mini_teacher(rest: str, device: str) -> ImageTextModel:
+    from ovd_d2.clip.exported_teacher import build_exported_teacher
+
+    return build_exported_teacher(rest, device)
 
 
 class _OpenClipTextEncoder:

@@ -23,8 +23,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from ovd_d2.errors import OVDError
 
+from . import image_text_mapper as _image_text_mapper  # noqa: F401 (registers its mapper)
 from . import random_state
 from .dataset_mapper import UnreadableImageError, build_mapper
+from .datasets.image_text_pairs import register_pairs
 from .samplers import ResumableBatchSampler, aspect_ratio_groups
 
 logger = logging.getLogger(__name__)
@@ -230,9 +232,10 @@ def dataset_errors(key: str, names: Sequence[str]) -> Iterator[None]:
 
 
 def check_registered(key: str, names: Sequence[str]) -> None:
-    """Raises OVDError unless every name is registered in Detectron2's catalogue."""
+    """Raises OVDError unless every name is registered in Detectron2's catalogue, or "pairs:PATH"
+    (image-text pairs), which is registered here."""
     for name in names:
-        if name not in DatasetCatalog.list():
+        if not register_pairs(name) and name not in DatasetCatalog.list():
             close = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
             hint = f"did you mean {' or '.join(close)}?" if close else "register it first."
             raise OVDError(f"{key} names the dataset {name!r}, which is not registered: {hint}")
@@ -263,6 +266,9 @@ def build_train_loader(cfg: CfgNode, mapper: Callable | None = None) -> Resumabl
         logger.warning("DATASETS.TRAIN is an iterable dataset: its place cannot be resumed.")
         return build_detection_train_loader(cfg, mapper=mapper, dataset=records)
     is_list = isinstance(records, list)
+    teacher_regions = getattr(mapper, "teacher_regions", None)
+    if is_list and teacher_regions is not None:
+        teacher_regions.check_images([r["image_id"] for r in records], cfg.DATASETS.TRAIN)
     grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING and is_list
     return ResumableLoader(
         DatasetFromList(records, copy=False) if is_list else records,

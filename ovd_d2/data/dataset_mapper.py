@@ -15,6 +15,8 @@ from detectron2.utils.registry import Registry
 
 from ovd_d2.errors import OVDError
 
+from .teacher_regions import TeacherRegions, no_targets
+
 DATASET_MAPPER_REGISTRY = Registry("DATASET_MAPPER")
 DATASET_MAPPER_REGISTRY.__doc__ = (
     """Mappers that ``INPUT.MAPPER`` names: ``Mapper(cfg, is_train)``."""
@@ -90,20 +92,30 @@ def scale_jitter_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
 class OpenVocabDatasetMapper(DatasetMapper):
     """Detectron2's mapper for boxes, masks and keypoints, safe on broken image files.
 
-    Augmentations, formats and fields are Detectron2's. Subclasses that add target rows override
-    ``_transform_annotations``.
+    Augmentations, formats and fields are Detectron2's. With a region store, the teacher's regions
+    are target rows too, see :meth:`TeacherRegions.append_to`. Subclasses that add target rows
+    override ``_transform_annotations``.
     """
 
     @configurable
-    def __init__(self, is_train: bool, *, max_pixels: int = 0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        max_pixels: int = 0,
+        teacher_regions: TeacherRegions | None = None,
+        **kwargs: Any,
+    ) -> None:
         """
         Args:
             is_train: annotations become ``instances``; otherwise they are dropped.
             max_pixels: see :func:`read_image`.
+            teacher_regions: adds regions to the ``instances`` of training images.
             kwargs: of Detectron2's ``DatasetMapper``.
         """
         super().__init__(is_train, **kwargs)
         self.max_pixels = max_pixels
+        self.teacher_regions = teacher_regions
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -117,6 +129,7 @@ class OpenVocabDatasetMapper(DatasetMapper):
                 "INPUT.CROP and INPUT.SCALE_JITTER cut mask polygons with shapely: "
                 "pip install shapely."
             )
+        ret["teacher_regions"] = TeacherRegions.from_config(cfg) if is_train else None
         return {**ret, "max_pixels": cfg.INPUT.MAX_PIXELS}
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -147,6 +160,13 @@ class OpenVocabDatasetMapper(DatasetMapper):
             sample["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype("long"))
         if "annotations" in sample:
             self._transform_annotations(sample, transforms, image_shape)
+        if self.teacher_regions is not None:
+            targets = sample.get("instances")
+            if targets is None:
+                targets = no_targets(image_shape)
+            sample["instances"] = self.teacher_regions.append_to(
+                targets, sample["image_id"], transforms
+            )
         return sample
 
     def _read_pixels(self, sample: dict[str, Any]) -> np.ndarray:

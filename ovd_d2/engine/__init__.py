@@ -1,8 +1,10 @@
 """Training and evaluation: :class:`OpenVocabTrainer` and what ``train_net.py`` is made of."""
 
+from ovd_d2.config_file import load_config
+
 from .checkpoint import AtomicCheckpointer
 from .launch import launch
-from .setup import argument_parser, error_sentence, load_config, open_output_dir, setup
+from .setup import argument_parser, error_sentence, open_output_dir, setup
 from .train_loop import NonFiniteLossError
 from .trainer import OpenVocabTrainer, write_results
 

@@ -3,7 +3,6 @@
 import glob
 import logging
 import os
-import pickle
 import re
 import zipfile
 from typing import Any
@@ -12,25 +11,13 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
+from ovd_d2.atomic_file import PARTIAL_SUFFIX, atomic_write
+from ovd_d2.checkpoint import check_trusted, read_weights_file
 from ovd_d2.errors import OVDError
-
-from .atomic_file import PARTIAL_SUFFIX, atomic_write
 
 logger = logging.getLogger(__name__)
 
-# Set to 1 (train_net.py --trust does) to let pickles be opened.
-TRUST_VARIABLE = "OVD_D2_TRUST_PICKLE"
 _PERIODIC = re.compile(r"model_(\d{7})\.pth")
-
-
-def check_trusted(path: str) -> None:
-    """Raises OVDError for a pickle (``.pkl``) that the user has not declared trustworthy."""
-    is_pickle = path.split("?")[0].endswith(".pkl")
-    if is_pickle and os.environ.get(TRUST_VARIABLE) != "1":
-        raise OVDError(
-            f"{path} is a pickle, which can run any code when it is opened: if you trust its "
-            f"origin, pass --trust (or set {TRUST_VARIABLE}=1), or convert it to .safetensors."
-        )
 
 
 def find_damage(path: str) -> str | None:
@@ -184,18 +171,4 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return super()._load_file(filename)
 
     def _torch_load(self, f: str) -> dict[str, Any]:
-        try:
-            if f.endswith(".safetensors"):
-                from safetensors.torch import load_file
-
-                return load_file(f)
-            return torch.load(f, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise OVDError(
-                f"{f} is not a file of tensors, numbers and strings alone, or it is damaged: "
-                "convert it to .safetensors where it was made."
-            ) from error
-        except OSError:
-            raise
-        except Exception as error:  # torch and safetensors raise anything on broken data
-            raise OVDError(f"{f} cannot be read as weights: {error}") from error
+        return read_weights_file(f)

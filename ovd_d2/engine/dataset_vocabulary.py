@@ -1,5 +1,6 @@
 """Evaluating on a dataset means asking for that dataset's categories."""
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -38,8 +39,13 @@ def dataset_vocabulary(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Ite
 
     Afterwards it has the training vocabulary of ``cfg`` again. Closed-set models are left alone.
     """
-    from ovd_d2.modeling import get_vocabulary, set_vocabulary
+    from ovd_d2.modeling import CLIP, get_vocabulary, set_vocabulary
 
+    unwrapped = getattr(model, "module", model)
+    if isinstance(unwrapped, CLIP):
+        with _named_classes(cfg, unwrapped, dataset_name):
+            yield
+        return
     if get_vocabulary(model) is None:
         yield
         return
@@ -49,3 +55,21 @@ def dataset_vocabulary(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Ite
         yield
     finally:
         set_vocabulary(model, *training)
+
+
+@contextmanager
+def _named_classes(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Iterator[None]:
+    """Inside, a CLIP model classifies into the categories of ``dataset_name``, embedded by its own
+    text side with the prompts of ``cfg``."""
+    from ovd_d2.language import TextEmbeddingBank, Vocabulary
+
+    open_vocab = cfg.MODEL.OPEN_VOCAB
+    vocabulary = Vocabulary.load(f"dataset:{dataset_name}")
+    encoder = model.text_encoder()
+    with tempfile.TemporaryDirectory() as folder:
+        bank = TextEmbeddingBank(encoder, open_vocab.PROMPTS, open_vocab.USE_SYNONYMS, folder)
+        model.set_vocabulary(vocabulary, bank.embed(vocabulary))
+    try:
+        yield
+    finally:
+        model.clear_vocabulary()

@@ -13,9 +13,9 @@ from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 
+from ovd_d2.atomic_file import atomic_write
 from ovd_d2.data import random_state
 
-from .atomic_file import atomic_write
 from .checkpoint import AtomicCheckpointer
 
 logger = logging.getLogger(__name__)

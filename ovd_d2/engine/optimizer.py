@@ -14,23 +14,31 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of ``SOLVER.OPTIMIZER`` over all parameters that need a gradient.
 
     Weight decay follows ``SOLVER.WEIGHT_DECAY``, ``WEIGHT_DECAY_NORM`` and ``WEIGHT_DECAY_BIAS``;
-    the learning rate of ``backbone.*`` is multiplied by ``SOLVER.BACKBONE_MULTIPLIER``; gradients
-    are clipped as ``SOLVER.CLIP_GRADIENTS`` says; beside Detectron2's per-parameter ``CLIP_TYPE``
-    "value" and "norm" there is "full_model", the norm of all gradients together (Detic's name).
-    With "SGD" and a multiplier of 1 this is what Detectron2 builds.
+    the learning rate of ``backbone.*`` and ``image_tower.backbone.*`` is multiplied by
+    ``SOLVER.BACKBONE_MULTIPLIER``, that of ``roi_heads.image_branch.*`` by
+    ``SOLVER.IMAGE_BRANCH_MULTIPLIER``; gradients are clipped as ``SOLVER.CLIP_GRADIENTS`` says;
+    beside Detectron2's per-parameter ``CLIP_TYPE`` "value" and "norm" there is "full_model", the
+    norm of all gradients together (Detic's name). With "SGD" and multipliers of 1 this is what
+    Detectron2 builds.
 
     Raises:
         OVDError: unknown optimizer, or nothing to train.
     """
     solver = cfg.SOLVER
-    multiplier = solver.BACKBONE_MULTIPLIER
+    factors = {
+        "backbone.": solver.BACKBONE_MULTIPLIER,
+        "image_tower.backbone.": solver.BACKBONE_MULTIPLIER,
+        "roi_heads.image_branch.": solver.IMAGE_BRANCH_MULTIPLIER,
+    }
+    no_factor = all(factor == 1.0 for factor in factors.values())
     params = get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        lr_factor_func=None if multiplier == 1.0 else _BackboneFactor(multiplier),
+        lr_factor_func=None if no_factor else _FactorByPrefix(factors),
+        overrides={"logit_scale": {"weight_decay": 0.0}},  # a temperature (CLIP's) does not decay
     )
     if not params:
         raise OVDError(
@@ -69,11 +77,12 @@ def _clipping_by_global_norm(
     return Clipped
 
 
-class _BackboneFactor:
-    """Learning-rate factor of a parameter by its name."""
+class _FactorByPrefix:
+    """Learning-rate factor of a parameter by the beginning of its name; 1 for other names."""
 
-    def __init__(self, multiplier: float) -> None:
-        self._multiplier = multiplier
+    def __init__(self, factors: dict[str, float]) -> None:
+        self._factors = factors
 
     def __call__(self, name: str) -> float:
-        return self._multiplier if name.startswith("backbone.") else 1.0
+        matching = (f for prefix, f in self._factors.items() if name.startswith(prefix))
+        return next(matching, 1.0)

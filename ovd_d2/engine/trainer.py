@@ -20,15 +20,16 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ovd_d2.atomic_file import write_json
 from ovd_d2.data import random_state
 from ovd_d2.data.build import build_test_loader, build_train_loader
 from ovd_d2.errors import OVDError
 
 from . import hooks
-from .atomic_file import write_json
 from .checkpoint import AtomicCheckpointer
 from .dataset_vocabulary import dataset_vocabulary
 from .optimizer import build_optimizer
+from .teacher_check import check_teacher
 from .train_loop import TrainLoop, amp_dtype
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class OpenVocabTrainer(DefaultTrainer):
             setup_logger()
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
+        check_teacher(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         device = next(model.parameters()).device

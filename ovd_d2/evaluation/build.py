@@ -9,6 +9,7 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDete
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation.coco_open_vocab import COCOOpenVocabEvaluator
 from ovd_d2.evaluation.lvis_open_vocab import LVISOpenVocabEvaluator
+from ovd_d2.evaluation.zero_shot_classification import ZeroShotClassificationEvaluator
 
 
 def build_evaluator(
@@ -16,7 +17,8 @@ def build_evaluator(
 ) -> DatasetEvaluator:
     """Builds what ``DefaultTrainer.build_evaluator`` is asked for.
 
-    The data set's ``evaluator_type`` decides: "lvis", "coco_ovd", "coco" or "pascal_voc".
+    The data set's ``evaluator_type`` decides: "lvis", "coco_ovd", "coco", "pascal_voc" or
+    "classification".
 
     Args:
         cfg: reads ``OUTPUT_DIR``, ``TEST.LVIS_BACKEND`` and ``TEST.FIXED_AP``.
@@ -47,6 +49,11 @@ def build_evaluator(
         return COCOEvaluator(dataset_name, output_dir=output_folder, use_fast_impl=False)
     if evaluator_type == "pascal_voc":
         return PascalVOCDetectionEvaluator(dataset_name)
+    if evaluator_type == "classification":
+        metadata = MetadataCatalog.get(dataset_name)
+        return ZeroShotClassificationEvaluator(
+            metadata.thing_classes, is_novel=metadata.get("is_novel")
+        )
     raise OVDError(
         f"Data set '{dataset_name}' has evaluator_type {evaluator_type!r} in its metadata, for "
         "which ovd_d2 has no evaluator: override build_evaluator in your trainer."

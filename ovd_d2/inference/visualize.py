@@ -90,6 +90,41 @@ def plot_loss_curves(
     figure.savefig(file)
 
 
+def plot_average_precision(
+    models: Mapping[str, Mapping[str, Mapping[str, float | None]]],
+    dataset_name: str,
+    file: str | os.PathLike,
+) -> None:
+    """Draws the box AP on base and on novel categories, a pair of bars per model.
+
+    Args:
+        models: title to :func:`ovd_d2.evaluation.seeds.mean_and_spread`; lines span the range.
+        dataset_name: what they were evaluated on; for the caption.
+        file: the PNG to write.
+    """
+    figure = _new_figure(8.0, 0.62 * len(models) + 1.1)
+    axes = figure.subplots()
+    for row, (key, colour) in enumerate((("AP_base", BASE_COLOUR), ("AP_novel", NOVEL_COLOUR))):
+        values = np.array(
+            [
+                [metrics[key][part] or 0.0 for part in ("mean", "min", "max")]
+                for metrics in models.values()
+            ]
+        )
+        mean, low, high = values.T
+        heights = [index + 0.4 * row for index in range(len(models))]
+        spans = np.stack([mean - low, high - mean]) if (high > low).any() else None
+        bars = axes.barh(heights, mean, xerr=spans, height=0.38, color=colour, label=key)
+        axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
+    axes.set_yticks([index + 0.2 for index in range(len(models))], list(models))
+    axes.invert_yaxis()
+    axes.margins(x=0.08)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel(f"box AP in percent on {dataset_name}", fontsize=9)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    figure.savefig(file)
+
+
 def draw_comparison(
     dataset_name: str,
     predictions: Mapping[str, str | os.PathLike],

@@ -1,5 +1,10 @@
 """Words to vectors: vocabularies, prompts, text encoders and the cached bank of embeddings."""
 
+from ovd_d2.language.attributes import (
+    attribute_probabilities,
+    expand_with_attributes,
+    vocabulary_product,
+)
 from ovd_d2.language.prompts import PROMPT_SETS, article, clean_name, fill, load_prompts
 from ovd_d2.language.text_embeddings import (
     TextEmbeddingBank,
@@ -24,12 +29,15 @@ __all__ = [
     "TextEncoderScheme",
     "Vocabulary",
     "article",
+    "attribute_probabilities",
     "build_class_embeddings",
     "build_text_encoder",
     "clean_name",
+    "expand_with_attributes",
     "fill",
     "load_prompts",
     "load_text_embeddings",
     "register_text_encoder",
     "text_encoder_id",
+    "vocabulary_product",
 ]

@@ -199,7 +199,10 @@ class HuggingFaceTextEncoder:
 
     @torch.no_grad()
     def _encode_batch(self, texts: list[str]) -> Tensor:
-        """(L, D) fp32, not normalised, on the model's device."""
+        return self.features(texts)
+
+    def features(self, texts: list[str]) -> Tensor:
+        """(L, D) fp32, not normalised, on the model's device, with gradient; for training."""
         if self._is_siglip:
             # Trained on lower case, padded to the full length, with the padding attended to.
             texts = [text.lower() for text in texts]

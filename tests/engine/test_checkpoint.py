@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ovd_d2.engine.atomic_file import atomic_write, write_json
-from ovd_d2.engine.checkpoint import TRUST_VARIABLE, AtomicCheckpointer, find_damage
+from ovd_d2.atomic_file import atomic_write, write_json
+from ovd_d2.checkpoint import TRUST_VARIABLE
+from ovd_d2.engine.checkpoint import AtomicCheckpointer, find_damage
 from ovd_d2.errors import OVDError
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny_detector import OPTIONS, ROOT, TRAIN, register, write_dataset
 
+from ovd_d2.checkpoint import TRUST_VARIABLE
 from ovd_d2.engine import argument_parser, error_sentence, launch, load_config, setup
-from ovd_d2.engine.checkpoint import TRUST_VARIABLE
 from ovd_d2.errors import OVDError
 
 sys.path.insert(0, str(ROOT))

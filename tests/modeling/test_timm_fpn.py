@@ -59,7 +59,7 @@ def test_packaged_imagenet_weights_know_a_cat():
     import timm
     from skimage import data
 
-    from ovd_d2.modeling.backbone.timm_fpn import _PACKAGED, _rename_by_position
+    from ovd_d2.layers.timm_weights import _PACKAGED, _rename_by_position
 
     package, file, name = _PACKAGED["efficientnet-lite0"]
     path = Path(find_spec(package).submodule_search_locations[0]) / file

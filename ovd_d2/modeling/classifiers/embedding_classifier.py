@@ -52,6 +52,7 @@ class EmbeddingClassifier(nn.Module):
         logit_scale: float = 100.0,
         background: str = "learned",
         bias_init: float | None = None,
+        projection_hidden: int = 0,
     ):
         """
         Args:
@@ -60,15 +61,22 @@ class EmbeddingClassifier(nn.Module):
             logit_scale: factor on the cosine; no exp applied.
             background: "learned" or "zero" (logit 0 + bias).
             bias_init: initial value of one learned scalar added to all K + 1 logits; None: no bias.
+            projection_hidden: project by Linear - ReLU - Linear with this hidden width instead of
+                by one Linear; 0 for the one.
         """
         super().__init__()
         if background not in ("learned", "zero"):
             raise OVDError(
                 f'MODEL.OPEN_VOCAB.BACKGROUND is "{background}"; use "learned" or "zero".'
             )
-        self.projection = nn.Linear(in_features, embed_dim)
-        nn.init.normal_(self.projection.weight, std=0.01)
-        nn.init.zeros_(self.projection.bias)
+        last = nn.Linear(projection_hidden or in_features, embed_dim)
+        nn.init.normal_(last.weight, std=0.01)
+        nn.init.zeros_(last.bias)
+        self.projection: nn.Module = last
+        if projection_hidden:
+            first = nn.Linear(in_features, projection_hidden)
+            self.projection = nn.Sequential(first, nn.ReLU(inplace=True), last)
+        self.embed_dim = embed_dim
         self.logit_scale = logit_scale
         self.background = None
         if background == "learned":
@@ -76,10 +84,6 @@ class EmbeddingClassifier(nn.Module):
         self.bias = None if bias_init is None else nn.Parameter(torch.tensor([float(bias_init)]))
         self.register_buffer("class_embeddings", torch.zeros(0, embed_dim), persistent=False)
         self.register_buffer("encoder_id_bytes", _to_bytes(""))
-
-    @property
-    def embed_dim(self) -> int:
-        return self.projection.out_features
 
     @property
     def encoder_id(self) -> str:
@@ -109,7 +113,7 @@ class EmbeddingClassifier(nn.Module):
                 f'The class embeddings come from text encoder "{encoder_id}", the classifier '
                 f'was made for "{self.encoder_id}": set MODEL.OPEN_VOCAB.TEXT_ENCODER to match.'
             )
-        device = self.projection.weight.device
+        device = self.class_embeddings.device
         self.class_embeddings = F.normalize(embeddings.to(device, torch.float32), dim=1)
         known = encoder_id and not encoder_id.startswith("file:")
         if known or not self.encoder_id:

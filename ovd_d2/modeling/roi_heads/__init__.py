@@ -1,19 +1,29 @@
 """Box predictor and ROI heads whose classes are text."""
 
+from .image_branch import IMAGE_BRANCH_REGISTRY, DistilledImageBranch, LabelledImageBranch
 from .open_vocab_box_predictor import OpenVocabBoxPredictor
+from .open_vocab_mixin import OpenVocabROIHeadsMixin
 from .open_vocab_roi_heads import (
     OpenVocabCascadeROIHeads,
     OpenVocabRes5ROIHeads,
     OpenVocabROIHeads,
-    OpenVocabROIHeadsMixin,
 )
+from .region_distiller import RegionDistiller
+from .score_fusion import ScoreRule
+from .teacher_on_crops import TeacherOnCrops
 from .top_pairs_inference import top_pairs_inference
 
 __all__ = [
+    "IMAGE_BRANCH_REGISTRY",
+    "DistilledImageBranch",
+    "LabelledImageBranch",
     "OpenVocabBoxPredictor",
     "OpenVocabCascadeROIHeads",
     "OpenVocabROIHeads",
     "OpenVocabROIHeadsMixin",
     "OpenVocabRes5ROIHeads",
+    "RegionDistiller",
+    "ScoreRule",
+    "TeacherOnCrops",
     "top_pairs_inference",
 ]

@@ -6,6 +6,7 @@ Letters: R regions over the batch, K classes, D embedding width.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, _log_classification_stats
@@ -42,6 +43,7 @@ class OpenVocabBoxPredictor(FastRCNNOutputLayers):
         use_fed_loss: bool = False,
         fed_loss_num_classes: int = 50,
         fed_loss_freq_weight_power: float = 0.5,
+        train_classifier: bool = True,
         **kwargs,
     ):
         """
@@ -54,6 +56,8 @@ class OpenVocabBoxPredictor(FastRCNNOutputLayers):
                 image counts.
             fed_loss_num_classes: classes kept per batch.
             fed_loss_freq_weight_power: negatives are drawn with image count ** this.
+            train_classifier: False (ViLD-image): ``loss_cls`` is 0 and probabilities, since the
+                background is never learned, are a softmax over the names.
             kwargs: the rest of :class:`FastRCNNOutputLayers`'s arguments, without
                 ``num_classes`` (the vocabulary's business) and ``cls_agnostic_bbox_reg`` (True).
         """
@@ -75,6 +79,7 @@ class OpenVocabBoxPredictor(FastRCNNOutputLayers):
             self.bbox_pred = nn.Sequential(
                 nn.Linear(width, width), nn.ReLU(inplace=True), self.bbox_pred
             )
+        self.train_classifier = train_classifier
         self.use_fed_loss = use_fed_loss
         self.fed_loss_num_classes = fed_loss_num_classes
         self.fed_loss_freq_weight_power = fed_loss_freq_weight_power
@@ -95,7 +100,9 @@ class OpenVocabBoxPredictor(FastRCNNOutputLayers):
             logit_scale=open_vocab.LOGIT_SCALE,
             background=open_vocab.BACKGROUND,
             bias_init=open_vocab.BIAS_INIT if open_vocab.USE_BIAS else None,
+            projection_hidden=open_vocab.PROJECTION_HIDDEN,
         )
+        ret["train_classifier"] = open_vocab.TRAIN_CLASSIFIER
         ret["box_mlp"] = open_vocab.BOX_MLP
         ret["fed_loss_freq_weight_power"] = cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER
         return ret
@@ -118,14 +125,23 @@ class OpenVocabBoxPredictor(FastRCNNOutputLayers):
             )
         self.cls_score.set_class_embeddings(embeddings.embeddings, embeddings.encoder_id)
         device = self.cls_score.class_embeddings.device
-        excluded = torch.tensor(vocabulary.is_novel, dtype=torch.bool)
+        excluded = held_out(vocabulary)
         counts = torch.tensor(vocabulary.image_counts or (1,) * len(vocabulary)).float()
-        excluded |= counts == 0
         weight = (counts**self.fed_loss_freq_weight_power).masked_fill(excluded, 0)
         self.excluded = excluded.to(device)
         self.sampling_weight = weight.to(device)
         self.vocabulary = vocabulary
         self.num_classes = len(vocabulary)
+
+    def predict_probs(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> list[Tensor]:
+        """Per image (Ri, K + 1): Detectron2's, or a softmax over the K names and a column of 0."""
+        if self.train_classifier:
+            return super().predict_probs(predictions, proposals)
+        logits, _ = predictions
+        names = F.pad(logits[:, :-1].softmax(dim=1), (0, 1))
+        return list(names.split([len(p) for p in proposals]))
 
     def inference(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
@@ -185,6 +201,8 @@ class OpenVocabBoxPredictor(FastRCNNOutputLayers):
         Raises:
             OVDError: federated loss without image counts in the vocabulary.
         """
+        if not self.train_classifier:
+            return logits.sum() * 0.0
         if not self.use_sigmoid_ce:
             return masked_softmax_cross_entropy(logits, targets, self.excluded)
         weight = (~self.excluded).to(logits.dtype)
@@ -199,3 +217,11 @@ class OpenVocabBoxPredictor(FastRCNNOutputLayers):
                 targets, self.sampling_weight, self.fed_loss_num_classes
             )
         return weighted_sigmoid_cross_entropy(logits, targets, weight)
+
+
+def held_out(vocabulary: Vocabulary) -> Tensor:
+    """(K,) bool: classes that take no part in training, novel or without a training image."""
+    excluded = torch.tensor(vocabulary.is_novel, dtype=torch.bool)
+    if vocabulary.image_counts:
+        excluded |= torch.tensor(vocabulary.image_counts) == 0
+    return excluded

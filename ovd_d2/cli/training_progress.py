@@ -1,4 +1,4 @@
-"""The progress lines of ``ovd demo``: one bar per training with loss and time left."""
+"""The progress lines of trainings side by side: one bar each, with loss and time left."""
 
 import sys
 import time
@@ -8,6 +8,8 @@ from pathlib import Path
 
 from ovd_d2.engine.run_folder import Progress, read_progress
 from ovd_d2.engine.side_by_side import Job
+
+LINE_PERIOD = 15.0  # seconds between progress lines where the output is no terminal
 
 
 def clock(seconds: float | None) -> str:
@@ -32,7 +34,7 @@ def describe(job: Job, progress: Progress) -> str:
 
 @contextmanager
 def watch(
-    jobs: Mapping[str, Job], folders: Mapping[str, Path], line_period: float
+    jobs: Mapping[str, Job], folders: Mapping[str, Path], line_period: float = LINE_PERIOD
 ) -> Iterator[Callable[[], None]]:
     """Shows live bars on a terminal, else a line per job every ``line_period`` seconds.
 

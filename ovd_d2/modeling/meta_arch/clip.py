@@ -1,0 +1,261 @@
+"""CLIP: contrastive image-text pre-training as a Detectron2 meta-architecture.
+
+Letters: N images of this process, K classes, D embedding width, S side of the input.
+
+Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language
+Supervision"; the locked text tower is Zhai et al. 2022, "LiT".
+"""
+
+import fnmatch
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovd_d2.clip.image_text_model import ImagePreprocessing
+from ovd_d2.clip.image_towers import build_image_tower
+from ovd_d2.clip.text_towers import LockedTextTower, build_text_tower
+from ovd_d2.errors import OVDError
+from ovd_d2.language import TextEmbeddings, TextEncoder, Vocabulary
+from ovd_d2.layers.gather_rows import gather_rows
+from ovd_d2.losses import symmetric_contrastive_loss
+
+
+@META_ARCH_REGISTRY.register()
+class CLIP(nn.Module):
+    """Two towers, one space.
+
+    Input: list of dicts with ``image`` (3, H, W) uint8 RGB, 0-255, and ``caption`` (str).
+    Training returns ``{"loss_contrastive": scalar}``; all images must have one size. Inference
+    returns one dict per image: ``image_embedding`` (D,), ``text_embedding`` (D,) if it has a
+    caption, and after :meth:`set_vocabulary` ``logits`` (K,) = logit scale * cosine; embeddings
+    fp32 of L2 norm 1; images may differ in size.
+
+    The parameter ``logit_scale`` is the logarithm of the factor on the cosine, as in CLIP.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        image_tower: nn.Module,
+        text_tower: nn.Module,
+        preprocessing: ImagePreprocessing,
+        settings: dict[str, Any] | None = None,
+        logit_scale_init: float = 1 / 0.07,
+        logit_scale_max: float = 100.0,
+        ignore_equal_captions: bool = False,
+        freeze: Sequence[str] = (),
+    ) -> None:
+        """
+        Args:
+            image_tower: (N, 3, S, S) float, preprocessed -> (N, D), not normalised.
+            text_tower: list of N captions -> (N, D), not normalised.
+            preprocessing: size, mean and std of the image tower's input.
+            settings: of the image tower, for an exported file; see ``clip.image_towers``.
+            logit_scale_init: first value of the factor on the cosine (exp applied).
+            logit_scale_max: it never becomes larger.
+            ignore_equal_captions: pairs with the same caption are no negatives of each other.
+            freeze: patterns of the names of parameters that get no gradient.
+        """
+        super().__init__()
+        if not 0 < logit_scale_init <= logit_scale_max:
+            raise OVDError(
+                f"MODEL.CLIP.LOGIT_SCALE_INIT is {logit_scale_init}; it must be above 0 and at "
+                f"most MODEL.CLIP.LOGIT_SCALE_MAX, {logit_scale_max}."
+            )
+        self.image_tower = image_tower
+        self.text_tower = text_tower
+        self.preprocessing = preprocessing
+        self.settings = settings or {}
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale_init)))
+        self.logit_scale_max = logit_scale_max
+        self.ignore_equal_captions = ignore_equal_captions
+        self.vocabulary: Vocabulary | None = None
+        self.register_buffer("class_embeddings", torch.zeros(0, 0), persistent=False)
+        for pattern in freeze:
+            names = fnmatch.filter([name for name, _ in self.named_parameters()], pattern)
+            if not names:
+                raise OVDError(f"MODEL.CLIP.FREEZE {pattern!r} fits no parameter of the model.")
+            for name in names:
+                self.get_parameter(name).requires_grad_(False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """The parts that ``MODEL.CLIP`` names.
+
+        Raises:
+            OVDError: unknown parts, sizes that do not fit, or another colour order than RGB.
+        """
+        keys = cfg.MODEL.CLIP
+        if cfg.INPUT.FORMAT != "RGB":
+            raise OVDError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}; CLIP needs RGB.")
+        settings: dict[str, Any] = {
+            "kind": keys.IMAGE_TOWER,
+            "dim": keys.EMBED_DIM,
+            "image_size": keys.IMAGE_SIZE,
+        }
+        if keys.IMAGE_TOWER == "timm":
+            settings |= {"name": keys.TIMM.NAME}
+        elif keys.IMAGE_TOWER == "clip_vit":
+            vit = keys.VIT
+            settings |= {"patch": vit.PATCH, "width": vit.WIDTH, "layers": vit.LAYERS}
+        elif keys.IMAGE_TOWER == "clip_resnet":
+            settings |= {"layers": list(keys.RESNET.LAYERS), "width": keys.RESNET.WIDTH}
+        text = keys.TEXT
+        return {
+            "image_tower": build_image_tower(settings, keys.TIMM.WEIGHTS),
+            "text_tower": build_text_tower(
+                keys.TEXT_TOWER, keys.EMBED_DIM, width=text.WIDTH, heads=text.HEADS,
+                layers=text.LAYERS, context=text.CONTEXT,
+            ),
+            "preprocessing": ImagePreprocessing(
+                image_size=keys.IMAGE_SIZE,
+                mean=tuple(value / 255 for value in cfg.MODEL.PIXEL_MEAN),
+                std=tuple(value / 255 for value in cfg.MODEL.PIXEL_STD),
+                resize=keys.RESIZE,
+            ),
+            "settings": settings,
+            "logit_scale_init": keys.LOGIT_SCALE_INIT,
+            "logit_scale_max": keys.LOGIT_SCALE_MAX,
+            "ignore_equal_captions": keys.IGNORE_EQUAL_CAPTIONS,
+            "freeze": tuple(keys.FREEZE),
+        }  # fmt: skip
+
+    @property
+    def device(self) -> torch.device:
+        return self.logit_scale.device
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) uint8 RGB -> (N, D) of L2 norm 1, fp32, with gradient."""
+        pixels = self.preprocessing(images.to(self.device))
+        return F.normalize(self.image_tower(pixels).float(), dim=1)
+
+    def encode_text(self, captions: list[str]) -> Tensor:
+        """N captions -> (N, D) of L2 norm 1, fp32, with gradient where the tower trains."""
+        return F.normalize(self.text_tower(captions).float(), dim=1)
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        return self.losses(batched_inputs) if self.training else self.inference(batched_inputs)
+
+    def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The contrastive loss over the batch of all processes."""
+        captions = [sample["caption"] for sample in batched_inputs]
+        images = self.encode_image(torch.stack([sample["image"] for sample in batched_inputs]))
+        texts = self.encode_text(captions)
+        with torch.no_grad():  # clipped, not clamped in the graph: it can come down again
+            self.logit_scale.clamp_(max=math.log(self.logit_scale_max))
+        same_text = None
+        if self.ignore_equal_captions:
+            digests = _caption_digests(captions, self.device)
+            same_text = digests[:, None] == gather_rows(digests)[None]
+        scale = self.logit_scale.exp()
+        get_event_storage().put_scalar("clip/logit_scale", scale.item())
+        with torch.autocast(self.device.type, enabled=False):
+            loss = symmetric_contrastive_loss(
+                images,
+                texts,
+                scale,
+                all_image_embeddings=gather_rows(images),
+                all_text_embeddings=gather_rows(texts),
+                offset=comm.get_rank() * len(images),
+                same_text=same_text,
+            )
+        return {"loss_contrastive": loss}
+
+    @torch.no_grad()
+    def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
+        """See the class."""
+        sizes = [tuple(sample["image"].shape) for sample in batched_inputs]
+        embeddings: list[Tensor] = [torch.empty(0)] * len(sizes)
+        for size in dict.fromkeys(sizes):
+            places = [place for place, other in enumerate(sizes) if other == size]
+            batch = self.encode_image(torch.stack([batched_inputs[i]["image"] for i in places]))
+            for place, row in zip(places, batch):
+                embeddings[place] = row
+        outputs = [{"image_embedding": row} for row in embeddings]
+        for output, sample in zip(outputs, batched_inputs):
+            if "caption" in sample:
+                output["text_embedding"] = self.encode_text([sample["caption"]])[0]
+            if self.vocabulary is not None:
+                cosines = self.class_embeddings @ output["image_embedding"]
+                output["logits"] = self.logit_scale.exp() * cosines
+        return outputs
+
+    def text_encoder(self) -> TextEncoder:
+        """The text side with its present weights, for class embeddings.
+
+        That of a locked tower without projection is the locked encoder itself.
+        """
+        tower = self.text_tower
+        if isinstance(tower, LockedTextTower) and tower.projection is None:
+            return tower.encoder
+        return _PresentTextEncoder(self)
+
+    def set_vocabulary(self, vocabulary: Vocabulary, embeddings: TextEmbeddings) -> None:
+        """Makes inference classify.
+
+        Args:
+            vocabulary: K classes.
+            embeddings: (K, D) by :meth:`text_encoder`.
+
+        Raises:
+            OVDError: another encoder, width or number of classes.
+        """
+        dim = self.settings.get("dim", embeddings.dim)
+        wanted = self.text_encoder().encoder_id
+        if len(vocabulary) != len(embeddings) or embeddings.dim != dim:
+            raise OVDError(
+                f"{len(embeddings)} class embeddings of width {embeddings.dim} do not fit "
+                f"{len(vocabulary)} classes and MODEL.CLIP.EMBED_DIM {dim}."
+            )
+        if embeddings.encoder_id != wanted:
+            raise OVDError(
+                f"the class embeddings are by {embeddings.encoder_id}, the model's text side is "
+                f"{wanted}: use MODEL.CLIP.TEXT_TOWER's encoder."
+            )
+        self.vocabulary = vocabulary
+        self.class_embeddings = embeddings.embeddings.to(self.device)
+
+    def clear_vocabulary(self) -> None:
+        """Inference gives embeddings alone again."""
+        self.vocabulary = None
+        self.class_embeddings = self.class_embeddings.new_zeros(0, 0)
+
+
+class _PresentTextEncoder:
+    """The text side of a model being trained, as a ``TextEncoder``; its id names the weights."""
+
+    def __init__(self, model: CLIP) -> None:
+        self._model = model
+        self.dim = self.encode(["a"]).shape[1]
+        digest = hashlib.sha256()
+        for key, value in model.text_tower.state_dict().items():
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        self.encoder_id = f"clip-in-training@{digest.hexdigest()[:12]}"
+
+    @torch.no_grad()
+    def encode(self, texts: list[str]) -> Tensor:
+        if not texts:
+            return torch.zeros(0, self.dim)
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            return self._model.encode_text(texts).cpu()
+        finally:
+            self._model.train(was_training)
+
+
+def _caption_digests(captions: list[str], device: torch.device) -> Tensor:
+    """(N,) int64: equal captions have equal numbers, in every process."""
+    digests = [hashlib.sha256(caption.encode()).digest()[:8] for caption in captions]
+    return torch.tensor([int.from_bytes(d, "big", signed=True) for d in digests], device=device)

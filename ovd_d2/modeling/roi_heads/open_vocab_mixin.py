@@ -1,0 +1,273 @@
+"""What makes Detectron2's ROI heads open-vocabulary, whichever they are.
+
+Letters: Ri target rows of image i, R regions over the batch, M of them with a teacher embedding,
+K classes, D embedding width.
+"""
+
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.roi_heads import build_box_head
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.structures import ImageList, Instances
+from torch import Tensor, nn
+
+from ovd_d2.errors import OVDError
+from ovd_d2.language import TextEmbeddings, Vocabulary, build_class_embeddings
+from ovd_d2.modeling.classifiers.embedding_classifier import encoders_differ
+from ovd_d2.structures import Supervision, is_box_supervised, rows_with
+
+from .image_branch import ImageBranch, image_branch_class
+from .open_vocab_box_predictor import OpenVocabBoxPredictor
+from .region_distiller import RegionDistiller
+from .score_fusion import ScoreRule
+
+
+def _require_class_agnostic(cfg: CfgNode) -> None:
+    if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
+        raise OVDError(
+            "Open-vocabulary heads need boxes that no class owns: set "
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG True."
+        )
+    if cfg.MODEL.MASK_ON and not cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
+        raise OVDError(
+            "Open-vocabulary heads need masks that no class owns: set "
+            "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK True."
+        )
+
+
+class OpenVocabROIHeadsMixin:
+    """Gives any of Detectron2's ROI heads text classes and targets of mixed supervision.
+
+    Target rows may carry ``supervision`` (Ri,): Detectron2's own losses see the BOX rows only, and
+    images that have nothing but image-level labels contribute no proposals to them. Without the
+    field, losses and their random numbers are Detectron2's, bit by bit; rows of TEACHER_REGION do
+    not change them either (batch norm in the box head excepted, whose statistics then are over
+    proposals and regions).
+
+    Teacher regions and sampled proposals share one pooling pass. Who learns from the regions:
+
+    * the text branch (ViLD, ViLD-image), if there is a ``distiller``: they go through the box head
+      together with the proposals;
+    * the ``image_branch`` (ViLD-ensemble), if there is one that wants them: through its own head.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        vocabulary: Vocabulary,
+        text_embeddings: TextEmbeddings,
+        distiller: RegionDistiller | None = None,
+        image_branch: ImageBranch | None = None,
+        score_rule: ScoreRule | None = None,
+        **kwargs,
+    ):
+        """
+        Args:
+            vocabulary: the K classes to start with.
+            text_embeddings: their (K, D) embeddings.
+            distiller: teaches the text branch's embeddings.
+            image_branch: a second opinion on classes; not together with ``distiller``.
+            score_rule: how opinions become scores; None: the text branch's probabilities.
+            kwargs: of Detectron2's heads; every box predictor is an
+                :class:`OpenVocabBoxPredictor`.
+        """
+        super().__init__(**kwargs)
+        self.distiller = distiller
+        self.image_branch = image_branch
+        self.score_rule = score_rule
+        self.set_vocabulary(vocabulary, text_embeddings)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        _require_class_agnostic(cfg)
+        open_vocab = cfg.MODEL.OPEN_VOCAB
+        vocabulary, embeddings = build_class_embeddings(
+            vocabulary=open_vocab.VOCABULARY,
+            train_datasets=cfg.DATASETS.TRAIN,
+            text_embeddings=open_vocab.TEXT_EMBEDDINGS,
+            text_encoder=open_vocab.TEXT_ENCODER,
+            prompts=open_vocab.PROMPTS,
+            use_synonyms=open_vocab.USE_SYNONYMS,
+            embed_dim=open_vocab.EMBED_DIM,
+        )
+        stock_cfg = _stock_config(cfg, len(vocabulary))
+        ret = super().from_config(stock_cfg, input_shape)
+
+        def text_predictor(stock: FastRCNNOutputLayers) -> OpenVocabBoxPredictor:
+            return OpenVocabBoxPredictor(
+                cfg,
+                ShapeSpec(channels=stock.bbox_pred.in_features),
+                box2box_transform=stock.box2box_transform,
+            )
+
+        if "box_predictors" in ret:  # one per cascade stage
+            ret["box_predictors"] = [text_predictor(p) for p in ret["box_predictors"]]
+        else:
+            ret["box_predictor"] = text_predictor(ret["box_predictor"])
+        ret.update(vocabulary=vocabulary, text_embeddings=embeddings)
+        ret.update(cls._extra_parts(cfg, stock_cfg, input_shape))
+        return ret
+
+    @classmethod
+    def _extra_parts(
+        cls, cfg: CfgNode, stock_cfg: CfgNode, input_shape: dict[str, ShapeSpec]
+    ) -> dict:
+        """Distiller, image branch and score rule as ``cfg`` asks for them."""
+        name, train_classifier = cfg.MODEL.IMAGE_BRANCH.NAME, cfg.MODEL.OPEN_VOCAB.TRAIN_CLASSIFIER
+        if not name:
+            learns = cfg.MODEL.REGION_DISTILLATION.WEIGHT != 0 or not train_classifier
+            return {
+                "distiller": RegionDistiller(cfg) if learns else None,
+                "score_rule": None if train_classifier else ScoreRule(combine="objectness"),
+            }
+        if not train_classifier:
+            raise OVDError(
+                "MODEL.OPEN_VOCAB.TRAIN_CLASSIFIER False is for a single head: set "
+                'MODEL.IMAGE_BRANCH.NAME "".'
+            )
+        branch = image_branch_class(name)
+        head, width = cls._second_head(stock_cfg, input_shape) if branch.has_head else (None, 0)
+        return {"image_branch": branch.build(cfg, head, width), "score_rule": ScoreRule(cfg)}
+
+    @classmethod
+    def _second_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> tuple[nn.Module, int]:
+        """Another head for pooled regions, with weights of its own, and its width."""
+        cfg = cfg.clone()
+        cfg.defrost()
+        for key in ("NUM_CONV", "CONV_DIM", "NUM_FC", "FC_DIM"):
+            if cfg.MODEL.IMAGE_BRANCH[key] >= 0:
+                cfg.MODEL.ROI_BOX_HEAD[key] = cfg.MODEL.IMAGE_BRANCH[key]
+        side = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
+        channels = input_shape[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
+        head = build_box_head(cfg, ShapeSpec(channels=channels, height=side, width=side))
+        out = head.output_shape
+        return head, out.channels * (out.height or 1) * (out.width or 1)
+
+    @property
+    def box_predictors(self) -> list[OpenVocabBoxPredictor]:
+        """All box predictors: one, or one per cascade stage."""
+        stages = self.box_predictor
+        return list(stages) if isinstance(stages, nn.ModuleList) else [stages]
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The present classes."""
+        return self.box_predictors[0].vocabulary
+
+    @property
+    def needs_teacher_regions(self) -> bool:
+        """Whether training makes use of target rows of TEACHER_REGION."""
+        branch = self.image_branch
+        return self.distiller is not None or (branch is not None and branch.needs_teacher_regions)
+
+    def check_teacher(self, encoder_id: str) -> None:
+        """Raises OVDError unless region embeddings by ``encoder_id`` share the classes' space."""
+        classes = self.box_predictors[0].cls_score.encoder_id
+        if self.needs_teacher_regions and encoders_differ(classes, encoder_id):
+            raise OVDError(
+                f'DATASETS.REGION_STORE was made by encoder "{encoder_id}", but the class '
+                f'embeddings by "{classes}": build the store with the model of '
+                "MODEL.OPEN_VOCAB.TEXT_ENCODER, or change that."
+            )
+
+    def set_vocabulary(self, vocabulary: Vocabulary, embeddings: TextEmbeddings) -> None:
+        """Swaps the class space of all stages and branches; raises OVDError and changes nothing if
+        the embeddings do not fit (see :meth:`OpenVocabBoxPredictor.set_vocabulary`)."""
+        if self.image_branch is not None:
+            self.image_branch.check_vocabulary(embeddings)
+        for predictor in self.box_predictors:
+            predictor.set_vocabulary(vocabulary, embeddings)
+        if self.image_branch is not None:
+            self.image_branch.set_vocabulary(vocabulary, embeddings)
+        self.num_classes = len(vocabulary)
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """As in :class:`ROIHeads`; ``targets`` may carry the field ``supervision`` and, in rows of
+        TEACHER_REGION, ``teacher_embedding`` (Ri, D)."""
+        if not self.training:
+            detections = self._detect(images, features, proposals)
+            return self.forward_with_given_boxes(features, detections), {}
+        kind = Supervision.TEACHER_REGION
+        regions = [rows_with(t, kind) if self.needs_teacher_regions else t[:0] for t in targets]
+        proposals = [p if is_box_supervised(t) else p[:0] for p, t in zip(proposals, targets)]
+        targets = [rows_with(t, Supervision.BOX) for t in targets]
+        return self._train(features, proposals, targets, regions)
+
+    def _train(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances],
+        regions: list[Instances],
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """Sampled proposals and losses; ``targets`` are the BOX rows, ``regions`` the teacher's."""
+        proposals = self.label_and_sample_proposals(proposals, targets)
+        losses = self._box_losses(features, proposals, targets, regions)
+        losses.update(self._forward_mask(features, proposals))
+        losses.update(self._forward_keypoint(features, proposals))
+        return proposals, losses
+
+    def _distil(
+        self, predictor: OpenVocabBoxPredictor, x: Tensor, regions: list[Instances]
+    ) -> dict[str, Tensor]:
+        """The text branch's distillation loss, from the (M, ...) features ``x`` of the regions."""
+        if self.distiller is None:
+            return {}
+        return self.distiller(predictor.cls_score.embed(x.flatten(1)), regions)
+
+    def _scored(
+        self,
+        images: ImageList,
+        pooled: Tensor,
+        boxes: Sequence[Tensor],
+        probabilities: Sequence[Tensor],
+        proposals: Sequence[Instances],
+    ) -> list[Instances]:
+        """Detections from what the branches say.
+
+        Args:
+            images: the model's input.
+            pooled: (R, C, P, P), what the (last) text branch looked at.
+            boxes: per image (Ri, 4), predicted by the text branch.
+            probabilities: per image (Ri, K + 1), of the text branch.
+            proposals: per image, of the RPN, with ``objectness_logits`` (Ri,).
+        """
+        if self.score_rule is None:
+            return self._detections(boxes, probabilities, images)
+        objectness = [p.objectness_logits.sigmoid() for p in proposals]
+        second: Sequence[Tensor | None] = [None] * len(boxes)
+        if self.image_branch is not None:
+            kept = [self.image_branch.candidates(*pair) for pair in zip(boxes, objectness)]
+            boxes, probabilities, objectness = (
+                [v if rows is None else v[rows] for v, rows in zip(values, kept)]
+                for values in (boxes, probabilities, objectness)
+            )
+            second = self.image_branch.probabilities(pooled, boxes, images)
+        novel = self.vocabulary.is_novel
+        opinions = zip(probabilities, second, objectness)
+        scores = [self.score_rule(*opinion, novel) for opinion in opinions]
+        return self._detections(boxes, scores, images)
+
+    def _detections(
+        self, boxes: Sequence[Tensor], scores: Sequence[Tensor], images: ImageList
+    ) -> list[Instances]:
+        return self.box_predictors[-1].detections(boxes, scores, images.image_sizes)[0]
+
+
+def _stock_config(cfg: CfgNode, num_classes: int) -> CfgNode:
+    """``cfg`` for building Detectron2's own parts: its class count is the vocabulary's, and the
+    federated loss, whose weights it would look up by data set name, is left to our predictor."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
+    cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = False
+    return cfg

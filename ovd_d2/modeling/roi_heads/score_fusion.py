@@ -1,0 +1,113 @@
+"""How several opinions on the class of a region become one score.
+
+Letters: R regions, K classes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from torch import Tensor
+
+from ovd_d2.errors import OVDError
+
+
+def text_exponents(is_novel: Sequence[bool], base_weight: float, fixed_weight: float) -> Tensor:
+    """How much the text branch counts in the ensemble, per class.
+
+    ViLD, section 3.4: ``base_weight`` (2/3) for base and 1 - ``base_weight`` for novel classes:
+    the text branch has seen boxes of base classes, the image branch is as good on both. A
+    vocabulary that marks no class as novel (another data set, the user's own words) says nothing
+    about which classes had boxes; there all classes have ``fixed_weight`` (0.6 in DetPro, the
+    exponent of the text branch).
+
+    Returns:
+        (K,) float64.
+    """
+    if not any(is_novel):
+        return torch.full((len(is_novel),), float(fixed_weight), dtype=torch.float64)
+    novel = torch.tensor(is_novel, dtype=torch.bool)
+    base = torch.full(novel.shape, float(base_weight), dtype=torch.float64)
+    return torch.where(novel, 1 - base, base)
+
+
+def ensemble_probabilities(text: Tensor, image: Tensor, exponents: Tensor) -> Tensor:
+    """Weighted geometric mean ``text ** w * image ** (1 - w)``, not normalised again.
+
+    Args:
+        text: (R, K) probabilities in [0, 1].
+        image: (R, K) the same.
+        exponents: (K,) w in [0, 1].
+
+    Returns:
+        (R, K); 0 where a branch with a weight says 0.
+    """
+    exponents = exponents.to(text)
+    return (torch.xlogy(exponents, text) + torch.xlogy(1 - exponents, image)).exp()
+
+
+def with_objectness(probabilities: Tensor, objectness: Tensor) -> Tensor:
+    """Geometric mean ``sqrt(p * objectness)``: the score of classes that know no background.
+
+    ViLD's for CLIP on cropped proposals. Used for ViLD-image too, whose head is trained by
+    distillation alone: its softmax over the names is as sure on background as anywhere else.
+
+    Args:
+        probabilities: (R, K), rows summing to 1.
+        objectness: (R,) in [0, 1], sigmoid of the RPN's logit.
+    """
+    return (probabilities * objectness[:, None]).sqrt()
+
+
+class ScoreRule:
+    """What a region scores for a class, from the opinions that there are."""
+
+    @configurable
+    def __init__(self, *, combine: str, base_weight: float = 2.0 / 3.0, fixed_weight: float = 0.6):
+        """
+        Args:
+            combine: "ensemble" (:func:`ensemble_probabilities`, ViLD-ensemble), or "objectness"
+                (:func:`with_objectness` of the image branch, or, without one, of the text branch).
+            base_weight: see :func:`text_exponents`.
+            fixed_weight: the same.
+        """
+        if combine not in ("ensemble", "objectness"):
+            raise OVDError(
+                f'MODEL.IMAGE_BRANCH.SCORES is "{combine}"; use "ensemble" or "objectness".'
+            )
+        for key, weight in (("LAMBDA", base_weight), ("FIXED_WEIGHT", fixed_weight)):
+            if not 0 <= weight <= 1:
+                raise OVDError(f"MODEL.IMAGE_BRANCH.{key} is {weight}; it must be in [0, 1].")
+        self.combine = combine
+        self.base_weight = base_weight
+        self.fixed_weight = fixed_weight
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        branch = cfg.MODEL.IMAGE_BRANCH
+        return {
+            "combine": branch.SCORES,
+            "base_weight": branch.LAMBDA,
+            "fixed_weight": branch.FIXED_WEIGHT,
+        }
+
+    def __call__(
+        self, text: Tensor, image: Tensor | None, objectness: Tensor, is_novel: Sequence[bool]
+    ) -> Tensor:
+        """
+        Args:
+            text: (R, K + 1) probabilities of the text branch, background last.
+            image: (R, K) of the image branch; None without one.
+            objectness: (R,) in [0, 1].
+            is_novel: (K,) of the vocabulary.
+
+        Returns:
+            (R, K + 1) scores in [0, 1]; the last column is 0.
+        """
+        if self.combine == "objectness":
+            scores = with_objectness(text[:, :-1] if image is None else image, objectness)
+        else:
+            exponents = text_exponents(is_novel, self.base_weight, self.fixed_weight)
+            scores = ensemble_probabilities(text[:, :-1], image, exponents)
+        return F.pad(scores, (0, 1))

@@ -1,0 +1,156 @@
+"""Distillation in training: optimizer, checks before it starts, several processes, the bench."""
+
+import json
+import os
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from small_detectors import DIM, make_batch, make_embeddings, make_vocabulary
+from test_region_distillation import METHODS, two_images, with_regions
+
+from ovd_d2.cli.app import main
+from ovd_d2.engine.bench_step import StepTimes, measure_step
+from ovd_d2.engine.optimizer import build_optimizer
+from ovd_d2.engine.teacher_check import check_teacher
+from ovd_d2.errors import OVDError
+from ovd_d2.modeling import set_vocabulary
+from ovd_d2.region_store import RegionStoreWriter, StoreFacts
+
+
+@pytest.fixture
+def store(tmp_path):
+    """``store(encoder_id)``: a finished store without an image."""
+
+    def make(encoder_id):
+        facts = StoreFacts.for_dataset(
+            "tiny", [], encoder_id=encoder_id, dim=DIM, crop_rule="1x", proposals="gt"
+        )
+        with RegionStoreWriter(tmp_path / encoder_id, facts):
+            pass
+        return str(tmp_path / encoder_id)
+
+    return make
+
+
+def test_learning_rate_of_the_second_head(build, zoo_cfg):
+    cfg = zoo_cfg("fpn", 5, *METHODS["ensemble"], "SOLVER.IMAGE_BRANCH_MULTIPLIER", 3.0,
+                  "SOLVER.BACKBONE_MULTIPLIER", 0.1, "SOLVER.BASE_LR", 0.01)  # fmt: skip
+    model = build_model(cfg)
+    lr = {id(p): g["lr"] for g in build_optimizer(cfg, model).param_groups for p in g["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            factor = 0.1 if name.startswith("backbone.") else 1.0
+            factor = 3.0 if name.startswith("roi_heads.image_branch.") else factor
+            assert lr[id(parameter)] == pytest.approx(0.01 * factor), name
+
+
+@pytest.mark.parametrize("method", ["vild", "ensemble", "control"])
+def test_store_and_model_are_compared_before_training(zoo_cfg, store, method, caplog):
+    cfg = zoo_cfg("fpn", 5, *METHODS[method])
+    model = build_model(cfg)
+    vocabulary = make_vocabulary(5)
+    set_vocabulary(model, vocabulary, make_embeddings(vocabulary, encoder_id="minilm@1"))
+    if method == "control":
+        check_teacher(cfg, model)
+        cfg.DATASETS.REGION_STORE = store("clip@2")
+        check_teacher(cfg, model)
+        assert "does not learn from it" in caplog.text
+        return
+    with pytest.raises(OVDError, match=r"DATASETS.REGION_STORE is empty"):
+        check_teacher(cfg, model)
+    cfg.DATASETS.REGION_STORE = store("minilm@1")
+    check_teacher(cfg, model)
+    cfg.DATASETS.REGION_STORE = store("clip@2")
+    with pytest.raises(OVDError, match=r"clip@2.*minilm@1"):
+        check_teacher(cfg, model)
+    cfg.DATASETS.REGION_STORE = "nowhere"
+    with pytest.raises(OVDError, match="nowhere does not exist"):
+        check_teacher(cfg, model)
+
+
+def _one_rank(rank, folder, cfg):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    torch.manual_seed(0)
+    model = torch.nn.parallel.DistributedDataParallel(build_model(cfg).train())
+    # One process has regions, then the other, then none.
+    for step, counts in enumerate([(3, 0), (0, 4), (0, 0), (2, 2)]):
+        batch = make_batch([with_regions(two_images()[0], counts[rank], seed=step)])
+        model.zero_grad()
+        torch.manual_seed(step)
+        with EventStorage():
+            sum(model(batch).values()).backward()
+        total = sum(float(p.grad.double().sum()) for p in model.parameters() if p.requires_grad)
+        (folder / f"{rank}-{step}.json").write_text(json.dumps(total))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_with_uneven_regions(zoo_cfg, tmp_path):
+    """DDP without find_unused_parameters: every step ends, with the same gradients on both."""
+    cfg = zoo_cfg("fpn", 5, *METHODS["ensemble"])
+    torch.multiprocessing.spawn(_one_rank, args=(tmp_path, cfg), nprocs=2)
+    for step in range(4):
+        left, right = (json.loads((tmp_path / f"{r}-{step}.json").read_text()) for r in range(2))
+        assert left == right and left == left
+
+
+SMALL = (
+    "SOLVER.IMS_PER_BATCH", 2, "INPUT.MIN_SIZE_TRAIN", (64,), "DATASETS.TRAIN", (),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["vild", "ensemble"])
+def test_step_bench(zoo_cfg, method):
+    cfg = zoo_cfg("fpn", 5, *METHODS[method], *SMALL)
+    seen = []
+
+    def progress(turns):
+        seen.extend(turns)
+        return turns
+
+    times = measure_step(cfg, "tiny", regions=[2, 9], rounds=3, progress=progress)
+    assert len(seen) == 5
+    assert times.seconds.keys() == {0, 2, 9}
+    assert all(len(s) == 3 and min(s) > 0 for s in times.seconds.values())
+    rows = times.table()
+    assert [row["regions"] for row in rows] == [0, 2, 9]
+    assert rows[0]["median_ratio"] == 1 and rows[0]["quartiles"] == (1, 1)
+
+
+def test_ratios_are_paired():
+    times = StepTimes("x", {0: [1.0, 10.0, 2.0], 5: [1.1, 11.0, 2.4]})
+    assert times.ratios(5) == pytest.approx([1.1, 1.1, 1.2])
+    assert times.median_ratio(5) == pytest.approx(1.1)
+    assert times.spread(5) == pytest.approx((1.1, 1.15))
+    assert StepTimes("x", {0: [2.0], 5: [3.0]}).spread(5) == (1.5, 1.5)
+
+
+@pytest.mark.parametrize("numbers", [{"rounds": 0}, {"regions": [0]}, {"images": -1}])
+def test_step_bench_refuses_bad_numbers(zoo_cfg, numbers):
+    with pytest.raises(OVDError, match="1 or more"):
+        measure_step(zoo_cfg("fpn", 5, *METHODS["vild"], *SMALL), "tiny", **numbers)
+
+
+def test_step_bench_refuses_a_model_without_teacher(zoo_cfg):
+    with pytest.raises(OVDError, match=r"configs/mini/vild.yaml"):
+        measure_step(zoo_cfg("fpn", 5, *METHODS["control"], *SMALL), "tiny", rounds=1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--regions", "5,many"], "--regions 5,many: give whole numbers"),
+        (["--config-file", "nowhere.yaml"], "nowhere.yaml does not exist"),
+    ],
+)
+def test_step_bench_bad_input(words, message, capsys):
+    config = os.path.join(os.path.dirname(__file__), "../../configs/mini/vild.yaml")
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "step", "--config-file", config, *words])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
