@@ -20,8 +20,7 @@ shrink and are more than twice as tall as wide differ from its by some ten grey 
 
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+from torch.nn.functional import interpolate
 
 from .image_text_model import ImagePreprocessing
 
@@ -70,20 +69,15 @@ def resample_crops(
     """
     if densely is None:
         densely = image.device.type != "cpu"
-    way = _all_at_once if densely else _one_by_one
-    side = preprocessing.image_size
     crops = crops.to(image.device)
-    resampled = torch.empty(len(crops), 3, side, side, dtype=torch.uint8, device=image.device)
     rows_first = _are_rows_first(crops, preprocessing)
-    for turned in (False, True):
-        which = (rows_first == turned).nonzero().flatten()
-        if len(which) == 0:
-            continue
-        if turned:
-            transposed = way(image.transpose(1, 2), crops[which][:, [1, 0, 3, 2]], preprocessing)
-            resampled[which] = transposed.transpose(2, 3)
-        else:
-            resampled[which] = way(image, crops[which], preprocessing)
+    if not densely:
+        return _one_by_one(image, crops, rows_first, preprocessing)
+    side = preprocessing.image_size
+    resampled = torch.empty(len(crops), 3, side, side, dtype=torch.uint8, device=image.device)
+    resampled[~rows_first] = _all_at_once(image, crops[~rows_first], preprocessing)
+    turned = _all_at_once(image.transpose(1, 2), crops[rows_first][:, [1, 0, 3, 2]], preprocessing)
+    resampled[rows_first] = turned.transpose(2, 3)
     return resampled
 
 
@@ -93,23 +87,29 @@ def _are_rows_first(crops: Tensor, preprocessing: ImagePreprocessing) -> Tensor:
     return shrinks_by[:, 1] > (2 * shrinks_by[:, 0]).clamp(min=0)
 
 
-def _one_by_one(image: Tensor, crops: Tensor, preprocessing: ImagePreprocessing) -> Tensor:
-    """As :func:`resample_crops`, on the CPU, width before height."""
+def _one_by_one(
+    image: Tensor, crops: Tensor, rows_first: Tensor, preprocessing: ImagePreprocessing
+) -> Tensor:
+    """As :func:`resample_crops`, on the CPU; ``rows_first`` (Ri,) of :func:`_are_rows_first`."""
     side = preprocessing.image_size
-    extents = crops[:, 2:] - crops[:, :2]
-    long = extents.amax(dim=1) > LONG_CROP * extents.amin(dim=1)
-    mode = InterpolationMode(preprocessing.interpolation)
-    if preprocessing.resize == "squash":  # keeps everything of a crop
-        long.zero_()
-    size = [side] if preprocessing.resize == "crop" else [side, side]
+    outputs, offsets = _output_geometry(crops, preprocessing)
+    boxes = torch.cat([crops, outputs, offsets], dim=1)
+    boxes[rows_first] = boxes[rows_first][:, [1, 0, 3, 2, 5, 4, 7, 6]]
+    images = (image, image.transpose(1, 2))  # as it is, and with x and y exchanged
     resampled = torch.empty(len(crops), 3, side, side, dtype=torch.uint8)
-    for row, crop in enumerate(crops.tolist()):
-        if long[row]:
-            resampled[row] = _resample_long_crop(image, crops[row], preprocessing)
+    for row, (turned, box) in enumerate(zip(rows_first.tolist(), boxes.tolist())):
+        x0, y0, x1, y1, width, height, left, top = box
+        target = resampled[row].transpose(1, 2) if turned else resampled[row]
+        if max(width, height) > LONG_CROP * side:
+            crop = boxes[row, :4]
+            target.copy_(_resample_long_crop(images[turned], crop, preprocessing))
             continue
-        x0, y0, x1, y1 = crop
-        resized = F.resize(image[:, y0:y1, x0:x1], size, mode, antialias=True)
-        resampled[row] = F.center_crop(resized, [side, side])
+        resized = images[turned][None, :, y0:y1, x0:x1]
+        if (x1 - x0, y1 - y0) != (width, height):
+            resized = interpolate(
+                resized, (height, width), mode=preprocessing.interpolation, antialias=True
+            )
+        target.copy_(resized[0, :, top : top + side, left : left + side])
     return resampled
 
 
@@ -122,7 +122,7 @@ def _all_at_once(image: Tensor, crops: Tensor, preprocessing: ImagePreprocessing
     height, width = image.shape[-2:]
     side = preprocessing.image_size
     per_crop = 12 * side * (height + width)
-    resampled = []
+    resampled = [torch.empty(0, 3, side, side, dtype=torch.uint8, device=image.device)]
     pixels = image.float()
     for block in crops.split(max(1, _BLOCK_BYTES // per_crop)):
         output, offset = _output_geometry(block, preprocessing)
