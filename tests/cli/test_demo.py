@@ -52,7 +52,8 @@ def checkout(tmp_path, monkeypatch, mini_root):
 
 @pytest.fixture
 def no_mini_build(monkeypatch):
-    monkeypatch.setattr(demo, "ovd_script", lambda: [sys.executable, "-c", "", "ovd"])
+    for starter in ("ovd_script", "_starter"):
+        monkeypatch.setattr(demo, starter, lambda: [sys.executable, "-c", "", "ovd"])
 
 
 def calls(checkout):
