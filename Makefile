@@ -1,4 +1,4 @@
-# make demo | test | lint | install | lock | clean | help. Nothing else to do by hand.
+# make demo | test | benchmark | lint | install | lock | clean | help. Nothing else to do by hand.
 # `make demo` and `make test` create the environment in .venv first (Python 3.10 to 3.12); a second
 # run reuses it. VENV=path uses another folder, PYTHON=path another interpreter.
 SHELL := /bin/bash
@@ -9,6 +9,7 @@ PYTHON ?=
 unexport PYTHONDONTWRITEBYTECODE
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+BENCHMARK_ARGS ?=
 UV := $(BIN)/uv pip
 # One thread per test process: two of them share two cores without fighting.
 TEST_PROCESSES ?= 2
@@ -18,13 +19,16 @@ LOCKS := requirements/uv.txt requirements/build.txt requirements/all.txt require
 STAMP := $(VENV)/.installed-$(firstword $(shell (cat $(LOCKS) setup.py Makefile; pwd) | cksum))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint install lock clean
+.PHONY: help demo benchmark test lint install lock clean
 
 help:  ## this list
 	@awk -F':.*##' '/^[a-z]+:.*##/ {printf "make %-9s%s\n", $$1, $$2}' Makefile
 
 demo: $(STAMP)  ## build the mini benchmark, train and evaluate its models, write output/demo (DEMO_ARGS=--quick)
 	$(BIN)/ovd demo $(DEMO_ARGS)
+
+benchmark: $(STAMP)  ## every ViLD row on mini, several seeds; resumable per row (BENCHMARK_ARGS="--seeds 1")
+	$(BIN)/ovd benchmark $(BENCHMARK_ARGS)
 
 test: lint  ## all checks and tests, slow ones too (PYTEST_ARGS="-k name")
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
