@@ -14,6 +14,9 @@ import os, random, signal, sys, time
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 import torch
+from tqdm import tqdm
+tqdm.monitor_interval = 0  # no thread beside this one: a lock it holds at a fork stays held
+torch.set_num_threads(1)
 from hashing_encoder import HashingEncoder
 from ovd_d2.language import TextEmbeddingBank, Vocabulary, embedding_files
 
