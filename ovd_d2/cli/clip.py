@@ -52,8 +52,8 @@ def probe(
 ) -> None:  # fmt: skip
     """Zero-shot, linear-probe and few-shot accuracy of a model's frozen image features."""
     from ovd_d2 import register
-    from ovd_d2.clip import build_image_text_model
     from ovd_d2.atomic_file import write_json
+    from ovd_d2.clip import build_image_text_model
     from ovd_d2.errors import OVDError
     from ovd_d2.evaluation.probe_report import probe_report, report_rows
 
