@@ -36,7 +36,7 @@ test: lint  ## all checks and tests, slow ones too (PYTEST_ARGS="-k name")
 lint: $(STAMP)  ## ruff format --check, ruff check, import directions
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest -p no:cacheprovider --durations=0 tests/test_import_directions.py
+	$(BIN)/python -m pytest -p no:cacheprovider -o addopts="-q --strict-markers" tests/test_import_directions.py
 
 install: $(STAMP)  ## only create the environment
 
