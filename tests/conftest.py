@@ -1,5 +1,6 @@
 """What every test gets: one thread, fixed seeds, no network; and the mini benchmark on demand."""
 
+import logging
 import os
 import random
 import sys
@@ -23,6 +24,20 @@ def fixed_seeds():
         sys.modules["numpy"].random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def own_loggers():
+    """Handlers that a test's commands add write to streams that end with the test: they go too."""
+    loggers = [logging.getLogger(name) for name in ("ovd_d2", "detectron2", "fvcore")]
+    before = [(logger, list(logger.handlers), logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, handlers, level, propagate in before:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+        logger.propagate = propagate
+    if "detectron2.utils.logger" in sys.modules:
+        sys.modules["detectron2.utils.logger"].setup_logger.cache_clear()
 
 
 @pytest.fixture(scope="session")
