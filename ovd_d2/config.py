@@ -9,6 +9,7 @@ def add_ovd_config(cfg: CN) -> None:
         return
     _add_open_vocab(cfg)
     _add_distillation(cfg)
+    _add_image_labels(cfg)
     _add_timm(cfg)
     _add_clip(cfg)
     _add_training(cfg)
@@ -45,6 +46,9 @@ def _add_open_vocab(cfg: CN) -> None:
     # Project region features to the text space by Linear - ReLU - Linear with this hidden width;
     # 0: one Linear (ViLD).
     _C.PROJECTION_HIDDEN = 0
+    # "linear", or "weight_transfer" (RKD): classes are scored by a projection generated from the
+    # distilled one, which is frozen: start from weights that were trained with "linear".
+    _C.PROJECTION = "linear"
     # False (ViLD-image): no classification loss, the head learns from MODEL.REGION_DISTILLATION
     # alone; the score of a region is sqrt(softmax over the names x RPN objectness).
     _C.TRAIN_CLASSIFIER = True
@@ -55,8 +59,14 @@ def _add_distillation(cfg: CN) -> None:
     # Factor on the loss between region embeddings and those of DATASETS.REGION_STORE; 0: none.
     # ViLD 0.5 with R50; with R152 1.0, and 2.0 for the ensemble.
     _C.WEIGHT = 0.0
-    # "l1": summed over D (ViLD); "l2": squared distance of unit vectors (not the paper's).
+    # "l1": summed over D (ViLD); "l1_mean": mean over D (RKD); "l2": squared distance of unit
+    # vectors (neither paper's). RKD's 0.15 (COCO) and 0.25 (LVIS) times its hidden 100: 15 and 25.
     _C.LOSS = "l1"
+    # Factor on the loss between the similarity matrices of all regions of a batch (RKD's
+    # inter-embedding relation); 0: none. RKD's released 0.15 (COCO) and 0.13 (LVIS) times 100.
+    _C.RELATION_WEIGHT = 0.0
+    # "released" (public code: rows of L1 norm 1, sum) or "paper" (rows of L2 norm 1, sum / M^2).
+    _C.RELATION = "released"
     _C = cfg.MODEL.IMAGE_BRANCH = CN()
     # A second opinion on the class of a region, in MODEL's IMAGE_BRANCH registry: "" none,
     # "DistilledImageBranch" a second head that learns from the teacher (ViLD-ensemble),
@@ -81,6 +91,13 @@ def _add_distillation(cfg: CN) -> None:
     _C.TEACHER = ""
     _C.CROP_SCALES = [1.0, 1.5]
     _C.NMS_THRESH = 0.9
+
+
+def _add_image_labels(cfg: CN) -> None:
+    _C = cfg.MODEL.IMAGE_LABELS = CN()
+    # Factor on the loss of target rows of IMAGE_LABEL, one pseudo box per label (RKD 0.1); 0: such
+    # rows teach nothing.
+    _C.WEIGHT = 0.0
 
 
 def _add_timm(cfg: CN) -> None:
@@ -160,6 +177,13 @@ def _add_data_and_test(cfg: CN) -> None:
     cfg.DATASETS.REGION_STORE = ""
     # At most this many of its regions per image, drawn at random at every step; 0 all (ViLD 300).
     cfg.DATASETS.REGIONS_PER_IMAGE = 300
+    # Sources to mix in training; empty: DATASETS.TRAIN alone. Each is a mapping with NAME, OPTS (keys
+    # of this config and values, in turn, that differ for it, such as DATASETS.TRAIN,
+    # SOLVER.IMS_PER_BATCH, INPUT.MIN_SIZE_TRAIN, DATASETS.REGION_STORE) and, for "alternate", RATIO.
+    cfg.DATASETS.SOURCES = []
+    # "alternate": each batch is of one source, in proportion to the sources' RATIO; "together": each
+    # batch has SOLVER.IMS_PER_BATCH images of every source.
+    cfg.DATASETS.MIXING = "alternate"
     # Name in ovd_d2.data.dataset_mapper.DATASET_MAPPER_REGISTRY: what makes samples of records.
     cfg.INPUT.MAPPER = "OpenVocabDatasetMapper"
     # Images with more pixels are refused before decoding (0: no limit).
