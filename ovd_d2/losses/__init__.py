@@ -6,13 +6,22 @@ from .classification import (
     weighted_sigmoid_cross_entropy,
 )
 from .contrastive import symmetric_contrastive_loss
-from .region_distillation import l1_distillation_loss, l2_distillation_loss
+from .image_label import pseudo_box_loss
+from .inter_embedding_relation import inter_embedding_relation_loss
+from .region_distillation import (
+    l1_distillation_loss,
+    l2_distillation_loss,
+    mean_l1_distillation_loss,
+)
 
 __all__ = [
     "federated_class_mask",
+    "inter_embedding_relation_loss",
     "l1_distillation_loss",
     "l2_distillation_loss",
     "masked_softmax_cross_entropy",
+    "mean_l1_distillation_loss",
+    "pseudo_box_loss",
     "symmetric_contrastive_loss",
     "weighted_sigmoid_cross_entropy",
 ]

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
 
+from .projections import linear_projection
+
 _ENCODER_ID_BYTES = 160
 
 
@@ -52,7 +54,7 @@ class EmbeddingClassifier(nn.Module):
         logit_scale: float = 100.0,
         background: str = "learned",
         bias_init: float | None = None,
-        projection_hidden: int = 0,
+        projection: nn.Module | None = None,
     ):
         """
         Args:
@@ -61,21 +63,15 @@ class EmbeddingClassifier(nn.Module):
             logit_scale: factor on the cosine; no exp applied.
             background: "learned" or "zero" (logit 0 + bias).
             bias_init: initial value of one learned scalar added to all K + 1 logits; None: no bias.
-            projection_hidden: project by Linear - ReLU - Linear with this hidden width instead of
-                by one Linear; 0 for the one.
+            projection: (R, in_features) -> (R, D); None: one Linear (ViLD). One that has a method
+                ``distilled`` shows another embedding to the distillation losses.
         """
         super().__init__()
         if background not in ("learned", "zero"):
             raise OVDError(
                 f'MODEL.OPEN_VOCAB.BACKGROUND is "{background}"; use "learned" or "zero".'
             )
-        last = nn.Linear(projection_hidden or in_features, embed_dim)
-        nn.init.normal_(last.weight, std=0.01)
-        nn.init.zeros_(last.bias)
-        self.projection: nn.Module = last
-        if projection_hidden:
-            first = nn.Linear(in_features, projection_hidden)
-            self.projection = nn.Sequential(first, nn.ReLU(inplace=True), last)
+        self.projection = projection or linear_projection(in_features, embed_dim)
         self.embed_dim = embed_dim
         self.logit_scale = logit_scale
         self.background = None
@@ -122,6 +118,12 @@ class EmbeddingClassifier(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """(R, in_features) region features -> (R, D) L2-normalised fp32 region embeddings."""
         return F.normalize(self.projection(x).float(), dim=1)
+
+    def embed_for_teacher(self, x: Tensor) -> Tensor:
+        """As :meth:`embed`, by the projection that learns from a teacher (the same one, but for
+        RKD's weight transfer)."""
+        distilled = getattr(self.projection, "distilled", self.projection)
+        return F.normalize(distilled(x).float(), dim=1)
 
     def logits(self, embeddings: Tensor) -> Tensor:
         """(R, D) L2-normalised region embeddings -> (R, K + 1) fp32 logits, background last.

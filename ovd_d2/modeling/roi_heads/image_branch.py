@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ovd_d2.errors import OVDError
 from ovd_d2.language import TextEmbeddings, Vocabulary
 from ovd_d2.losses import masked_softmax_cross_entropy
-from ovd_d2.modeling.classifiers import EmbeddingClassifier
+from ovd_d2.modeling.classifiers import EmbeddingClassifier, linear_projection
 
 from .open_vocab_box_predictor import held_out
 from .region_distiller import RegionDistiller
@@ -173,7 +173,9 @@ def _classifier(cfg: CfgNode, width: int, background: str) -> EmbeddingClassifie
         open_vocab.EMBED_DIM,
         logit_scale=open_vocab.LOGIT_SCALE,
         background=background,
-        projection_hidden=cfg.MODEL.IMAGE_BRANCH.PROJECTION_HIDDEN,
+        projection=linear_projection(
+            width, open_vocab.EMBED_DIM, cfg.MODEL.IMAGE_BRANCH.PROJECTION_HIDDEN
+        ),
     )
 
 

@@ -20,7 +20,7 @@ from ovd_d2.losses import (
     masked_softmax_cross_entropy,
     weighted_sigmoid_cross_entropy,
 )
-from ovd_d2.modeling.classifiers import EmbeddingClassifier
+from ovd_d2.modeling.classifiers import EmbeddingClassifier, build_projection
 
 from .top_pairs_inference import top_pairs_inference
 
@@ -100,7 +100,9 @@ class OpenVocabBoxPredictor(FastRCNNOutputLayers):
             logit_scale=open_vocab.LOGIT_SCALE,
             background=open_vocab.BACKGROUND,
             bias_init=open_vocab.BIAS_INIT if open_vocab.USE_BIAS else None,
-            projection_hidden=open_vocab.PROJECTION_HIDDEN,
+            projection=build_projection(
+                open_vocab.PROJECTION, width, open_vocab.EMBED_DIM, open_vocab.PROJECTION_HIDDEN
+            ),
         )
         ret["train_classifier"] = open_vocab.TRAIN_CLASSIFIER
         ret["box_mlp"] = open_vocab.BOX_MLP

@@ -19,6 +19,7 @@ from ovd_d2.modeling.classifiers.embedding_classifier import encoders_differ
 from ovd_d2.structures import Supervision, is_box_supervised, rows_with
 
 from .image_branch import ImageBranch, image_branch_class
+from .image_label_supervision import ImageLabelSupervision
 from .open_vocab_box_predictor import OpenVocabBoxPredictor
 from .region_distiller import RegionDistiller
 from .score_fusion import ScoreRule
@@ -51,6 +52,9 @@ class OpenVocabROIHeadsMixin:
     * the text branch (ViLD, ViLD-image), if there is a ``distiller``: they go through the box head
       together with the proposals;
     * the ``image_branch`` (ViLD-ensemble), if there is one that wants them: through its own head.
+
+    So do rows of IMAGE_LABEL, whose boxes teach the text branch's classifier if there are
+    ``image_labels`` (RKD).
     """
 
     @configurable
@@ -61,6 +65,7 @@ class OpenVocabROIHeadsMixin:
         text_embeddings: TextEmbeddings,
         distiller: RegionDistiller | None = None,
         image_branch: ImageBranch | None = None,
+        image_labels: ImageLabelSupervision | None = None,
         score_rule: ScoreRule | None = None,
         **kwargs,
     ):
@@ -70,6 +75,7 @@ class OpenVocabROIHeadsMixin:
             text_embeddings: their (K, D) embeddings.
             distiller: teaches the text branch's embeddings.
             image_branch: a second opinion on classes; not together with ``distiller``.
+            image_labels: teaches the text branch from rows of IMAGE_LABEL; None: they are ignored.
             score_rule: how opinions become scores; None: the text branch's probabilities.
             kwargs: of Detectron2's heads; every box predictor is an
                 :class:`OpenVocabBoxPredictor`.
@@ -77,6 +83,7 @@ class OpenVocabROIHeadsMixin:
         super().__init__(**kwargs)
         self.distiller = distiller
         self.image_branch = image_branch
+        self.image_labels = image_labels
         self.score_rule = score_rule
         self.set_vocabulary(vocabulary, text_embeddings)
 
@@ -115,11 +122,16 @@ class OpenVocabROIHeadsMixin:
     def _extra_parts(
         cls, cfg: CfgNode, stock_cfg: CfgNode, input_shape: dict[str, ShapeSpec]
     ) -> dict:
-        """Distiller, image branch and score rule as ``cfg`` asks for them."""
+        """Distiller, image branch, image labels and score rule as ``cfg`` asks for them."""
         name, train_classifier = cfg.MODEL.IMAGE_BRANCH.NAME, cfg.MODEL.OPEN_VOCAB.TRAIN_CLASSIFIER
+        has_labels = cfg.MODEL.IMAGE_LABELS.WEIGHT != 0
+        parts = {"image_labels": ImageLabelSupervision(cfg) if has_labels else None}
         if not name:
-            learns = cfg.MODEL.REGION_DISTILLATION.WEIGHT != 0 or not train_classifier
+            distillation = cfg.MODEL.REGION_DISTILLATION
+            learns = distillation.WEIGHT != 0 or distillation.RELATION_WEIGHT != 0
+            learns = learns or not train_classifier
             return {
+                **parts,
                 "distiller": RegionDistiller(cfg) if learns else None,
                 "score_rule": None if train_classifier else ScoreRule(combine="objectness"),
             }
@@ -130,7 +142,8 @@ class OpenVocabROIHeadsMixin:
             )
         branch = image_branch_class(name)
         head, width = cls._second_head(stock_cfg, input_shape) if branch.has_head else (None, 0)
-        return {"image_branch": branch.build(cfg, head, width), "score_rule": ScoreRule(cfg)}
+        branch = branch.build(cfg, head, width)
+        return {**parts, "image_branch": branch, "score_rule": ScoreRule(cfg)}
 
     @classmethod
     def _second_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> tuple[nn.Module, int]:
@@ -192,15 +205,22 @@ class OpenVocabROIHeadsMixin:
         targets: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
         """As in :class:`ROIHeads`; ``targets`` may carry the field ``supervision`` and, in rows of
-        TEACHER_REGION, ``teacher_embedding`` (Ri, D)."""
+        TEACHER_REGION, ``teacher_embedding`` (Ri, D). The losses of a model have the same names
+        for every kind of batch; those that nothing in it concerns are 0."""
         if not self.training:
             detections = self._detect(images, features, proposals)
             return self.forward_with_given_boxes(features, detections), {}
-        kind = Supervision.TEACHER_REGION
-        regions = [rows_with(t, kind) if self.needs_teacher_regions else t[:0] for t in targets]
+        regions = [
+            rows_with(t, Supervision.TEACHER_REGION) if self.needs_teacher_regions else t[:0]
+            for t in targets
+        ]
+        labelled = [
+            rows_with(t, Supervision.IMAGE_LABEL) if self.image_labels is not None else t[:0]
+            for t in targets
+        ]
         proposals = [p if is_box_supervised(t) else p[:0] for p, t in zip(proposals, targets)]
         targets = [rows_with(t, Supervision.BOX) for t in targets]
-        return self._train(features, proposals, targets, regions)
+        return self._train(features, proposals, targets, regions, labelled)
 
     def _train(
         self,
@@ -208,21 +228,33 @@ class OpenVocabROIHeadsMixin:
         proposals: list[Instances],
         targets: list[Instances],
         regions: list[Instances],
+        labelled: list[Instances],
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """Sampled proposals and losses; ``targets`` are the BOX rows, ``regions`` the teacher's."""
+        """Sampled proposals and losses; ``targets`` are the BOX rows, ``regions`` the teacher's,
+        ``labelled`` those of IMAGE_LABEL."""
         proposals = self.label_and_sample_proposals(proposals, targets)
-        losses = self._box_losses(features, proposals, targets, regions)
+        losses = self._box_losses(features, proposals, targets, regions, labelled)
         losses.update(self._forward_mask(features, proposals))
         losses.update(self._forward_keypoint(features, proposals))
         return proposals, losses
 
-    def _distil(
-        self, predictor: OpenVocabBoxPredictor, x: Tensor, regions: list[Instances]
+    def _extra_losses(
+        self,
+        predictor: OpenVocabBoxPredictor,
+        x_regions: Tensor,
+        regions: list[Instances],
+        x_labelled: Tensor,
+        labelled: list[Instances],
     ) -> dict[str, Tensor]:
-        """The text branch's distillation loss, from the (M, ...) features ``x`` of the regions."""
-        if self.distiller is None:
-            return {}
-        return self.distiller(predictor.cls_score.embed(x.flatten(1)), regions)
+        """What the text branch learns beside boxes, from the features of the teacher's regions
+        (M, ...) and of the pseudo boxes (B, ...)."""
+        losses = {}
+        if self.distiller is not None:
+            student = predictor.cls_score.embed_for_teacher(x_regions.flatten(1))
+            losses.update(self.distiller(student, regions))
+        if self.image_labels is not None:
+            losses.update(self.image_labels(predictor.cls_score(x_labelled.flatten(1)), labelled))
+        return losses
 
     def _scored(
         self,

@@ -19,7 +19,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from .open_vocab_mixin import OpenVocabROIHeadsMixin
-from .region_distiller import JointRows
+from .joint_rows import JointRows
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -35,19 +35,23 @@ class OpenVocabROIHeads(OpenVocabROIHeadsMixin, StandardROIHeads):
         proposals: list[Instances],
         targets: list[Instances],
         regions: list[Instances],
+        labelled: list[Instances],
     ) -> dict[str, Tensor]:
-        rows = JointRows(proposals, regions)
+        rows = JointRows(proposals, regions, labelled)
         pooled = self._pool(features, rows.boxes)
         if self.image_branch is None:
-            x, x_regions = rows.split(self.box_head(pooled))
+            x, x_regions, x_labelled = rows.split(self.box_head(pooled))
         else:
-            pooled, pooled_regions = rows.split(pooled)
-            x = self.box_head(pooled)
+            pooled, pooled_regions, pooled_labelled = rows.split(pooled)
+            x = self.box_head(torch.cat([pooled, pooled_labelled]))
+            x, x_labelled = x[: len(pooled)], x[len(pooled) :]
+            x_regions = x[:0]
         predictions = self.box_predictor(x)
         losses = self.box_predictor.losses(predictions, proposals)
-        if self.image_branch is None:
-            losses.update(self._distil(self.box_predictor, x_regions, regions))
-        else:
+        losses.update(
+            self._extra_losses(self.box_predictor, x_regions, regions, x_labelled, labelled)
+        )
+        if self.image_branch is not None:
             losses.update(self.image_branch.losses(pooled, proposals, pooled_regions, regions))
         if self.train_on_pred_boxes:
             with torch.no_grad():
@@ -77,7 +81,8 @@ class OpenVocabCascadeROIHeads(OpenVocabROIHeadsMixin, CascadeROIHeads):
     Without an image branch *every* stage distils (``loss_distill_l1_stage0``, ...): each has its
     own projection and the same say in the averaged score, so a stage that the teacher has not
     taught would veto novel classes. The regions keep their boxes in all stages, since the
-    teacher's embedding is that of the box; so they are pooled once, in stage 0.
+    teacher's embedding is that of the box; so they are pooled once, in stage 0. The same goes for
+    image labels and their pseudo boxes (``loss_image_label_stage0``, ...).
 
     An image branch is one head, not one per stage. It looks at the boxes that the last stage
     looks at (in training, as the labelled control, at its sampled proposals; a distilled one
@@ -93,24 +98,29 @@ class OpenVocabCascadeROIHeads(OpenVocabROIHeadsMixin, CascadeROIHeads):
         proposals: list[Instances],
         targets: list[Instances],
         regions: list[Instances],
+        labelled: list[Instances],
     ) -> dict[str, Tensor]:
         storage, losses, boxes = get_event_storage(), {}, None
         image_sizes = [p.image_size for p in proposals]
-        rows = JointRows(proposals, regions)
-        pooled, pooled_regions = rows.split(self._pool(features, rows.boxes))
+        rows = JointRows(proposals, regions, labelled)
+        pooled, pooled_regions, pooled_labelled = rows.split(self._pool(features, rows.boxes))
+        text_regions = pooled_regions[:0] if self.distiller is None else pooled_regions
         for k, (head, predictor) in enumerate(zip(self.box_head, self.box_predictor)):
             if k > 0:
                 proposals = self._create_proposals_from_boxes(boxes, image_sizes)
                 proposals = self._match_and_label_boxes(proposals, k, targets)
                 pooled = self._pool(features, [p.proposal_boxes for p in proposals])
-            both = pooled if self.distiller is None else torch.cat([pooled, pooled_regions])
+            x = torch.cat([pooled, text_regions, pooled_labelled])
             # As the parent: the gradients of the stages add up in the features.
-            both = head(_ScaleGradient.apply(both, 1.0 / self.num_cascade_stages))
-            predictions = predictor(both[: len(pooled)])
+            x = head(_ScaleGradient.apply(x, 1.0 / self.num_cascade_stages))
+            x, *extra = x.split([len(pooled), len(text_regions), len(pooled_labelled)])
+            predictions = predictor(x)
             boxes = predictor.predict_boxes(predictions, proposals)
             with storage.name_scope(f"stage{k}"):
                 of_stage = predictor.losses(predictions, proposals)
-                of_stage.update(self._distil(predictor, both[len(pooled) :], regions))
+                of_stage.update(
+                    self._extra_losses(predictor, extra[0], regions, extra[1], labelled)
+                )
             losses.update({f"{name}_stage{k}": loss for name, loss in of_stage.items()})
         if self.image_branch is not None:
             losses.update(self.image_branch.losses(pooled, proposals, pooled_regions, regions))
@@ -161,20 +171,22 @@ class OpenVocabRes5ROIHeads(OpenVocabROIHeadsMixin, Res5ROIHeads):
         proposals: list[Instances],
         targets: list[Instances],
         regions: list[Instances],
+        labelled: list[Instances],
     ) -> tuple[list[Instances], dict[str, Tensor]]:
         proposals = self.label_and_sample_proposals(proposals, targets)
-        rows = JointRows(proposals, regions)
+        rows = JointRows(proposals, regions, labelled)
         pooled = self._pool(features, rows.boxes)
         if self.image_branch is None:
-            x, x_regions = rows.split(self.res5(pooled))
+            x, x_regions, x_labelled = rows.split(self.res5(pooled))
         else:
-            pooled, pooled_regions = rows.split(pooled)
-            x = self.res5(pooled)
+            pooled, pooled_regions, pooled_labelled = rows.split(pooled)
+            x = self.res5(torch.cat([pooled, pooled_labelled]))
+            x, x_labelled = x[: len(pooled)], x[len(pooled) :]
+            x_regions = x[:0]
         losses = self.box_predictor.losses(self.box_predictor(x.mean(dim=(2, 3))), proposals)
-        if self.image_branch is None:
-            mean = x_regions.mean(dim=(2, 3))
-            losses.update(self._distil(self.box_predictor, mean, regions))
-        else:
+        means = [extra.mean(dim=(2, 3)) for extra in (x_regions, x_labelled)]
+        losses.update(self._extra_losses(self.box_predictor, means[0], regions, means[1], labelled))
+        if self.image_branch is not None:
             losses.update(self.image_branch.losses(pooled, proposals, pooled_regions, regions))
         if self.mask_on:  # the mask head works on the box features
             proposals, foreground = select_foreground_proposals(proposals, self.num_classes)

@@ -7,48 +7,84 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
-from ovd_d2.losses import l1_distillation_loss, l2_distillation_loss
+from ovd_d2.losses import (
+    inter_embedding_relation_loss,
+    l1_distillation_loss,
+    l2_distillation_loss,
+    mean_l1_distillation_loss,
+)
+from ovd_d2.losses.inter_embedding_relation import RELATION_CONVENTIONS
 
-LOSSES = {"l1": l1_distillation_loss, "l2": l2_distillation_loss}
+# Value of MODEL.REGION_DISTILLATION.LOSS -> (name of the loss, function).
+LOSSES = {
+    "l1": ("loss_distill_l1", l1_distillation_loss),
+    "l1_mean": ("loss_distill_l1", mean_l1_distillation_loss),
+    "l2": ("loss_distill_l2", l2_distillation_loss),
+}
 
 
 class RegionDistiller(nn.Module):
-    """The weighted distillation loss of a batch; has no parameters.
+    """The weighted distillation losses of a batch: embedding by embedding, and (RKD) the relations
+    among all of them. It has no parameters.
 
     It also writes the mean cosine between student and teacher to the event storage, as
     ``distill/cosine``: the number to watch, 1 for a perfect student.
     """
 
     @configurable
-    def __init__(self, *, weight: float, loss: str = "l1"):
+    def __init__(
+        self,
+        *,
+        weight: float,
+        loss: str = "l1",
+        relation_weight: float = 0.0,
+        relation: str = "released",
+    ):
         """
         Args:
-            weight: factor on the loss, > 0.
-            loss: "l1" (ViLD) or "l2" (not the paper's).
+            weight: factor on the loss of each embedding, >= 0; 0: none.
+            loss: "l1" (ViLD), "l1_mean" (RKD) or "l2" (neither paper's).
+            relation_weight: factor on :func:`inter_embedding_relation_loss`, >= 0; 0: none.
+            relation: its convention, "released" or "paper".
         """
         super().__init__()
         if loss not in LOSSES:
-            raise OVDError(f'MODEL.REGION_DISTILLATION.LOSS is "{loss}"; use "l1" or "l2".')
-        if not weight > 0:
             raise OVDError(
-                f"MODEL.REGION_DISTILLATION.WEIGHT is {weight}; a head that learns from a teacher "
-                "needs one above 0."
+                f'MODEL.REGION_DISTILLATION.LOSS is "{loss}"; use "l1", "l1_mean" or "l2".'
+            )
+        if relation not in RELATION_CONVENTIONS:
+            raise OVDError(
+                f'MODEL.REGION_DISTILLATION.RELATION is "{relation}"; use "released" or "paper".'
+            )
+        if not (weight >= 0 and relation_weight >= 0 and weight + relation_weight > 0):
+            raise OVDError(
+                f"MODEL.REGION_DISTILLATION.WEIGHT is {weight} and RELATION_WEIGHT "
+                f"{relation_weight}; a head that learns from a teacher needs one of them above 0 "
+                "and none below."
             )
         self.weight = weight
         self.loss = loss
+        self.relation_weight = relation_weight
+        self.relation = relation
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         distillation = cfg.MODEL.REGION_DISTILLATION
-        return {"weight": distillation.WEIGHT, "loss": distillation.LOSS}
+        return {
+            "weight": distillation.WEIGHT,
+            "loss": distillation.LOSS,
+            "relation_weight": distillation.RELATION_WEIGHT,
+            "relation": distillation.RELATION,
+        }
 
     def forward(self, student: Tensor, regions: Sequence[Instances]) -> dict[str, Tensor]:
-        """``loss_distill_l1`` (or ``_l2``), weight applied; 0 with a gradient path if M = 0.
+        """``loss_distill_l1`` (or ``_l2``) and ``loss_distill_relation``, as far as their weights
+        are above 0, weights applied; 0 with a gradient path if M = 0.
 
         Args:
             student: (M, D) L2-normalised region embeddings.
@@ -60,12 +96,18 @@ class RegionDistiller(nn.Module):
         """
         teacher = [_embeddings_of(rows) for rows in regions if len(rows)]
         teacher = torch.cat(teacher) if teacher else student.new_zeros(0, student.shape[1])
-        loss = LOSSES[self.loss](student, teacher)
+        losses = {}
+        if self.weight:
+            name, loss = LOSSES[self.loss]
+            losses[name] = self.weight * loss(student, teacher)
+        if self.relation_weight:
+            loss = inter_embedding_relation_loss(student, teacher, self.relation)
+            losses["loss_distill_relation"] = self.relation_weight * loss
         if len(teacher):
             with torch.no_grad():
                 cosine = torch.cosine_similarity(student.float(), teacher.float(), dim=1).mean()
             get_event_storage().put_scalar("distill/cosine", cosine)
-        return {f"loss_distill_{self.loss}": self.weight * loss}
+        return losses
 
 
 def _embeddings_of(rows: Instances) -> Tensor:
@@ -75,31 +117,3 @@ def _embeddings_of(rows: Instances) -> Tensor:
             "attach them (DATASETS.REGION_STORE)."
         )
     return rows.teacher_embedding.float()
-
-
-class JointRows:
-    """Sampled proposals and teacher regions in one pooling pass, and apart again afterwards.
-
-    Attributes:
-        boxes: per image the proposals' boxes, then the regions'.
-    """
-
-    def __init__(self, proposals: Sequence[Instances], regions: Sequence[Instances]) -> None:
-        """
-        Args:
-            proposals: per image, with ``proposal_boxes``.
-            regions: per image, with ``gt_boxes``; may be empty.
-        """
-        self._sizes = [n for p, r in zip(proposals, regions) for n in (len(p), len(r))]
-        self.num_regions = sum(self._sizes[1::2])
-        self.boxes = [
-            Boxes.cat([p.proposal_boxes, r.gt_boxes]) if len(r) else p.proposal_boxes
-            for p, r in zip(proposals, regions)
-        ]
-
-    def split(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows in the order of ``boxes`` -> rows of all proposals, rows of all regions."""
-        if not self.num_regions:
-            return rows, rows[:0]
-        parts = rows.split(self._sizes)
-        return torch.cat(parts[0::2]), torch.cat(parts[1::2])

@@ -1,0 +1,43 @@
+"""From region features to the text space: what ``MODEL.OPEN_VOCAB.PROJECTION`` names."""
+
+from torch import nn
+
+from ovd_d2.errors import OVDError
+
+from .weight_transfer import WeightTransferProjection
+
+
+def linear_projection(in_features: int, embed_dim: int, hidden: int = 0) -> nn.Module:
+    """One Linear of initial std 0.01, or Linear - ReLU - Linear if ``hidden`` is not 0."""
+    last = nn.Linear(hidden or in_features, embed_dim)
+    nn.init.normal_(last.weight, std=0.01)
+    nn.init.zeros_(last.bias)
+    if not hidden:
+        return last
+    return nn.Sequential(nn.Linear(in_features, hidden), nn.ReLU(inplace=True), last)
+
+
+def build_projection(kind: str, in_features: int, embed_dim: int, hidden: int = 0) -> nn.Module:
+    """The projection of a classifier.
+
+    Args:
+        kind: "linear" or "weight_transfer".
+        in_features: width of the region features.
+        embed_dim: D.
+        hidden: of "linear", see :func:`linear_projection`.
+
+    Raises:
+        OVDError: unknown kind, or ``hidden`` for another kind than "linear".
+    """
+    if kind == "linear":
+        return linear_projection(in_features, embed_dim, hidden)
+    if kind != "weight_transfer":
+        raise OVDError(
+            f'MODEL.OPEN_VOCAB.PROJECTION is "{kind}"; use "linear" or "weight_transfer".'
+        )
+    if hidden:
+        raise OVDError(
+            f"MODEL.OPEN_VOCAB.PROJECTION_HIDDEN is {hidden}, which weight transfer has no use for: "
+            "set it to 0."
+        )
+    return WeightTransferProjection(in_features, embed_dim)
