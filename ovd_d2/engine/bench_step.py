@@ -29,42 +29,54 @@ from .trainer import OpenVocabTrainer
 OBJECTS = 5  # boxes of an image; the mini benchmark has 3 to 7, LVIS 13
 
 
+PLAIN = -1  # in place of a number of regions: Detectron2's own heads and RPN
+# Our heads -> those of Detectron2 that they extend.
+_STOCK_HEADS = {
+    "OpenVocabROIHeads": "StandardROIHeads",
+    "OpenVocabCascadeROIHeads": "CascadeROIHeads",
+    "OpenVocabRes5ROIHeads": "Res5ROIHeads",
+}
+
+
 @dataclass
 class StepTimes:
     """Seconds of the timed steps; entry r of every list is of round r.
 
     Attributes:
         config: what was measured.
-        seconds: teacher regions per image -> seconds of a step, one entry per round.
+        seconds: teacher regions per image (or PLAIN) -> seconds of a step, one entry per round.
     """
 
     config: str
     seconds: dict[int, list[float]] = field(default_factory=dict)
 
-    def ratios(self, regions: int) -> list[float]:
-        """Per round: a step with ``regions`` over the step of that round without any."""
-        return [with_ / without for with_, without in zip(self.seconds[regions], self.seconds[0])]
+    def ratios(self, regions: int, reference: int = 0) -> list[float]:
+        """Per round: a step with ``regions`` over the step of that round with ``reference``."""
+        pairs = zip(self.seconds[regions], self.seconds[reference])
+        return [with_ / without for with_, without in pairs]
 
-    def median_ratio(self, regions: int) -> float:
+    def median_ratio(self, regions: int, reference: int = 0) -> float:
         """Median of :meth:`ratios`."""
-        return median(self.ratios(regions))
+        return median(self.ratios(regions, reference))
 
-    def spread(self, regions: int) -> tuple[float, float]:
+    def spread(self, regions: int, reference: int = 0) -> tuple[float, float]:
         """First and third quartile of :meth:`ratios`."""
-        ratios = self.ratios(regions)
+        ratios = self.ratios(regions, reference)
         if len(ratios) < 2:
             return ratios[0], ratios[0]
         low, _, high = quantiles(ratios, n=4, method="inclusive")
         return low, high
 
     def table(self) -> list[dict]:
-        """One row per number of regions: times and ratios."""
+        """One row per number of regions: times, ratios to the step without any, and to PLAIN's."""
         return [
             {
                 "regions": count,
                 "median_seconds": median(seconds),
                 "median_ratio": self.median_ratio(count),
                 "quartiles": self.spread(count),
+                "median_ratio_to_plain": self.median_ratio(count, PLAIN),
+                "quartiles_to_plain": self.spread(count, PLAIN),
             }
             for count, seconds in self.seconds.items()
         ]
@@ -81,8 +93,9 @@ def measure_step(
 ) -> StepTimes:
     """Times forward, backward and optimizer step on one made-up batch.
 
-    In every round each number of regions (0 first or last in turn) has its step, so that whatever
-    slows the machine for a while slows all of them. Weights, images, boxes and random numbers are
+    In every round each number of regions, and the same detector with Detectron2's own heads, has
+    its step (in one order, then in the other), so that whatever slows the machine for a while
+    slows all of them. Weights, images, boxes and random numbers are
     the same; the pictures are noise and the embeddings random, which changes no amount of work.
 
     Args:
@@ -99,25 +112,33 @@ def measure_step(
     """
     if rounds < 1 or images < 0 or any(count < 1 for count in regions):
         raise OVDError("Rounds, images and regions have to be 1 or more.")
-    with _offline(cfg) as cfg:
+    with offline(cfg) as cfg:
         source = _Repeated()
-        loop = _train_loop(cfg, source)
-        batch = _batch(cfg, images or cfg.SOLVER.IMS_PER_BATCH)
-        counts = [0, *regions]
-        batches = {count: _with_regions(batch, count, cfg) for count in counts}
+        ours = _train_loop(cfg, source)
+        heads = getattr(ours.model, "roi_heads", nn.Identity())
+        if not getattr(heads, "needs_teacher_regions", False):
+            raise OVDError(
+                "This config does not learn from teacher regions: give one with "
+                "MODEL.REGION_DISTILLATION.WEIGHT, such as configs/mini/vild.yaml."
+            )
+        batch = made_up_batch(cfg, images or cfg.SOLVER.IMS_PER_BATCH)
+        counts = [PLAIN, 0, *regions]
+        loops = dict.fromkeys(counts, ours) | {PLAIN: _train_loop(_plain(cfg), source)}
+        batches = {count: _with_regions(batch, max(count, 0), cfg) for count in counts}
+        batches[PLAIN] = batch
         result = StepTimes(name, {count: [] for count in counts})
         with EventStorage():
             for turn in progress(range(-2, rounds)):
                 for count in counts if turn % 2 else reversed(counts):
                     source.batch = batches[count]
-                    seconds = _timed_step(loop)
+                    seconds = _timed_step(loops[count])
                     if turn >= 0:
                         result.seconds[count].append(seconds)
     return result
 
 
 @contextmanager
-def _offline(cfg: CfgNode) -> Iterator[CfgNode]:
+def offline(cfg: CfgNode) -> Iterator[CfgNode]:
     """``cfg`` with random class embeddings, without what a bench should not wait for."""
     cfg = cfg.clone()
     cfg.defrost()
@@ -138,6 +159,17 @@ def _offline(cfg: CfgNode) -> Iterator[CfgNode]:
         yield cfg
 
 
+def _plain(cfg: CfgNode) -> CfgNode:
+    """The same detector without anything of ours: a closed set of as many classes."""
+    vocabulary = np.load(cfg.MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS, mmap_mode="r")
+    cfg = cfg.clone()
+    cfg.MODEL.ROI_HEADS.NAME = _STOCK_HEADS.get(cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.NAME)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(vocabulary)
+    cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = False  # it would read a data set's json
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "RPN"
+    return cfg
+
+
 class _Repeated:
     """A data loader that hands out the same batch until it gets another."""
 
@@ -151,12 +183,6 @@ class _Repeated:
 def _train_loop(cfg: CfgNode, source: _Repeated) -> TrainLoop:
     torch.manual_seed(0)
     model = OpenVocabTrainer.build_model(cfg)
-    heads = getattr(model, "roi_heads", nn.Identity())
-    if not getattr(heads, "needs_teacher_regions", False):
-        raise OVDError(
-            "This config does not learn from teacher regions: give one with "
-            "MODEL.REGION_DISTILLATION.WEIGHT, such as configs/mini/vild.yaml."
-        )
     amp = cfg.SOLVER.AMP
     loop = TrainLoop(
         model.train(),
@@ -169,7 +195,8 @@ def _train_loop(cfg: CfgNode, source: _Repeated) -> TrainLoop:
     return loop
 
 
-def _batch(cfg: CfgNode, images: int) -> list[dict]:
+def made_up_batch(cfg: CfgNode, images: int) -> list[dict]:
+    """Training samples of noise with OBJECTS boxes each, of the largest size of ``cfg``."""
     jitter = cfg.INPUT.SCALE_JITTER
     side = jitter.SIZE if jitter.ENABLED else cfg.INPUT.MIN_SIZE_TRAIN[-1]
     generator = torch.Generator().manual_seed(0)
@@ -178,7 +205,7 @@ def _batch(cfg: CfgNode, images: int) -> list[dict]:
 
 def _sample(side: int, with_masks: bool, generator: torch.Generator) -> dict:
     targets = Instances((side, side))
-    targets.gt_boxes = Boxes(_random_boxes(OBJECTS, side, generator))
+    targets.gt_boxes = Boxes(random_boxes(OBJECTS, side, generator))
     targets.gt_classes = torch.zeros(OBJECTS, dtype=torch.int64)
     if with_masks:
         masks = torch.zeros(OBJECTS, side, side, dtype=torch.bool)
@@ -189,7 +216,7 @@ def _sample(side: int, with_masks: bool, generator: torch.Generator) -> dict:
     return {"image": image, "instances": targets, "height": side, "width": side}
 
 
-def _random_boxes(count: int, side: int, generator: torch.Generator) -> Tensor:
+def random_boxes(count: int, side: int, generator: torch.Generator) -> Tensor:
     """(count, 4), sides of a tenth to a half of the image."""
     size = side * (0.1 + 0.4 * torch.rand(count, 2, generator=generator))
     corner = (side - size) * torch.rand(count, 2, generator=generator)
@@ -208,7 +235,7 @@ def _with_regions(batch: list[dict], count: int, cfg: CfgNode) -> list[dict]:
 def _rows(targets: Instances, count: int, dim: int, generator: torch.Generator) -> Instances:
     """What ``data.teacher_regions.TeacherRegions`` makes of ``targets``."""
     rows = Instances(targets.image_size)
-    boxes = _random_boxes(count, targets.image_size[0], generator)
+    boxes = random_boxes(count, targets.image_size[0], generator)
     rows.gt_boxes = Boxes(torch.cat([targets.gt_boxes.tensor, boxes]))
     rows.gt_classes = torch.cat([targets.gt_classes, torch.full((count,), -1)])
     if targets.has("gt_masks"):

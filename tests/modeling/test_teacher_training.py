@@ -11,7 +11,8 @@ from small_detectors import DIM, make_batch, make_embeddings, make_vocabulary
 from test_region_distillation import METHODS, two_images, with_regions
 
 from ovd_d2.cli.app import main
-from ovd_d2.engine.bench_step import StepTimes, measure_step
+from ovd_d2.engine.bench_roi_part import measure_roi_part
+from ovd_d2.engine.bench_step import PLAIN, StepTimes, measure_step
 from ovd_d2.engine.optimizer import build_optimizer
 from ovd_d2.engine.teacher_check import check_teacher
 from ovd_d2.errors import OVDError
@@ -115,15 +116,35 @@ def test_step_bench(zoo_cfg, method):
 
     times = measure_step(cfg, "tiny", regions=[2, 9], rounds=3, progress=progress)
     assert len(seen) == 5
-    assert times.seconds.keys() == {0, 2, 9}
+    assert times.seconds.keys() == {PLAIN, 0, 2, 9}
     assert all(len(s) == 3 and min(s) > 0 for s in times.seconds.values())
     rows = times.table()
-    assert [row["regions"] for row in rows] == [0, 2, 9]
-    assert rows[0]["median_ratio"] == 1 and rows[0]["quartiles"] == (1, 1)
+    assert [row["regions"] for row in rows] == [PLAIN, 0, 2, 9]
+    assert rows[1]["median_ratio"] == 1 and rows[1]["quartiles"] == (1, 1)
+    assert rows[0]["median_ratio_to_plain"] == 1 and rows[0]["quartiles_to_plain"] == (1, 1)
+
+
+@pytest.mark.parametrize("kind", ["fpn", "cascade", "c4"])
+def test_roi_part_bench(zoo_cfg, kind):
+    cfg = zoo_cfg(kind, 5, *METHODS["vild"], *SMALL)
+    few, many = measure_roi_part(cfg, [2, 9], images=2, rounds=3)
+    assert (few.regions, many.regions) == (2, 9)
+    for part in (few, many):
+        assert len(part.shared) == len(part.separate) == 3
+        assert min(part.shared + part.separate) > 0
+        ratios = [a / b for a, b in zip(part.shared, part.separate)]
+        assert part.median_ratio == sorted(ratios)[1]
+
+
+def test_roi_part_bench_refuses_other_heads(zoo_cfg):
+    cfg = zoo_cfg("fpn", 5, *METHODS["vild"], *SMALL, "MODEL.ROI_HEADS.NAME", "StandardROIHeads")
+    with pytest.raises(OVDError, match="ovd_d2's ROI heads"):
+        measure_roi_part(cfg, [2], rounds=1)
 
 
 def test_ratios_are_paired():
-    times = StepTimes("x", {0: [1.0, 10.0, 2.0], 5: [1.1, 11.0, 2.4]})
+    times = StepTimes("x", {0: [1.0, 10.0, 2.0], 5: [1.1, 11.0, 2.4], PLAIN: [1.0, 11.0, 2.0]})
+    assert times.ratios(5, PLAIN) == pytest.approx([1.1, 1.0, 1.2])
     assert times.ratios(5) == pytest.approx([1.1, 1.1, 1.2])
     assert times.median_ratio(5) == pytest.approx(1.1)
     assert times.spread(5) == pytest.approx((1.1, 1.15))
