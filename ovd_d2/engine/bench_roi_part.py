@@ -1,4 +1,4 @@
-"""What sharing one pass saves: pooler and box head once for proposals and teacher regions, or twice.
+"""What sharing one pass through pooler and box head saves, for proposals and teacher regions.
 
 Letters: N images.
 """
@@ -67,9 +67,7 @@ def measure_roi_part(
         model = OpenVocabTrainer.build_model(cfg).train()
         heads = getattr(model, "roi_heads", None)
         if not isinstance(model, GeneralizedRCNN) or not hasattr(heads, "_pool"):
-            raise OVDError(
-                "The RoI part is timed on one of ovd_d2's ROI heads: give such a config."
-            )
+            raise OVDError("The RoI part is timed on ovd_d2's ROI heads: give a config with them.")
         batch = made_up_batch(cfg, images or cfg.SOLVER.IMS_PER_BATCH)
         with torch.no_grad():
             inputs = model.preprocess_image(batch).tensor
