@@ -240,9 +240,7 @@ def step(
     facts = {"config": result.config, "rounds": rounds, **_machine(cfg.MODEL.DEVICE)}
     rows = result.table()
     if as_json:
-        roi_part = {
-            part.regions: vars(part) | {"median_ratio": part.median_ratio} for part in parts
-        }
+        roi_part = [{**vars(part), "median_ratio": part.median_ratio} for part in parts]
         steps = {"steps": rows, "seconds": result.seconds, "roi_part": roi_part}
         print(json.dumps({**facts, **steps}, indent=2))
         return
