@@ -7,32 +7,68 @@ repeated; one that was interrupted goes on from its last checkpoint.
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ovd_d2 import __version__
-from ovd_d2.cli.demo import PROPOSER, build_regions, device_settings, ovd_script, say
+
+from .typed_commands import build_regions, device_settings, label_captions, ovd_script, say
 
 if TYPE_CHECKING:
     from ovd_d2.engine.recipe_runs import Run
 
-# Rows of the table, in its order: name of configs/mini/<name>.yaml -> title.
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: configs/mini/NAME.yaml.
+
+    Attributes:
+        title: what the table calls it.
+        start: the row whose weights it goes on from.
+        evaluates: the row whose weights it only evaluates.
+        regions: the row whose RPN proposes the regions it learns from.
+        per_image: how many of them.
+        labels: the row whose RPN proposes the pseudo boxes of the captions' names.
+    """
+
+    title: str
+    start: str = ""
+    evaluates: str = ""
+    regions: str = ""
+    per_image: int = 0
+    labels: str = ""
+
+    @property
+    def parents(self) -> set[str]:
+        """The rows that have to be finished before."""
+        return {self.start, self.evaluates, self.regions, self.labels} - {""}
+
+
+_VILD = {"regions": "vild_text", "per_image": 60}
+_RKD = {"regions": "rkd_base", "per_image": 5}
 ROWS = {
-    "supervised_all": "supervised on all (oracle)",
-    "vild_text": "ViLD-text",
-    "two_heads_no_distillation": "two heads, no distillation (control)",
-    "vild_image": "ViLD-image",
-    "vild": "ViLD",
-    "vild_ensemble": "ViLD-ensemble",
-    "vild_text_clip": "ViLD-text + CLIP on crops",
-    "clip_on_crops": "CLIP on crops",
+    "supervised_all": Row("supervised on all (oracle)"),
+    "vild_text": Row("ViLD-text"),
+    "two_heads_no_distillation": Row("two heads, no distillation (control)"),
+    "vild_image": Row("ViLD-image", **_VILD),
+    "vild": Row("ViLD", **_VILD),
+    "vild_ensemble": Row("ViLD-ensemble", **_VILD),
+    "vild_text_clip": Row("ViLD-text + CLIP on crops", evaluates="vild_text"),
+    "clip_on_crops": Row("CLIP on crops", evaluates="vild_text"),
+    "rkd_base": Row("RKD base (sigmoid)"),
+    "rkd_base_longer": Row("RKD base, as long as the next three", start="rkd_base"),
+    "rkd_l1": Row("RKD base + L1", start="rkd_base", **_RKD),
+    "rkd_l1_relation": Row("RKD base + L1 + relation", start="rkd_base", **_RKD),
+    "rkd_image_labels": Row("RKD base + image labels", start="rkd_base", labels="rkd_base"),
+    "rkd_all_naive": Row("RKD all, one projection", "rkd_l1_relation", labels="rkd_base", **_RKD),
+    "rkd_weight_transfer": Row(
+        "RKD all, weight transfer", "rkd_l1_relation", labels="rkd_base", **_RKD
+    ),
 }
-NEEDS_REGIONS = ("vild_image", "vild", "vild_ensemble")
-EVALUATED_ONLY = ("vild_text_clip", "clip_on_crops")  # with the weights of PROPOSER
-REGIONS_PER_IMAGE = 60
 
 
 def command(
@@ -42,7 +78,7 @@ def command(
     rows: str = typer.Option(",".join(ROWS), help="Which rows, separated by commas."),
     jobs: int = typer.Option(0, min=0, help="Trainings at once; 0: as many as there are cores."),
 ) -> None:
-    """Train and evaluate every ViLD variant on mini; write a table of means over seeds."""
+    """Train and evaluate every variant of ViLD and RKD on mini; write a table of means."""
     from ovd_d2.engine import recipe_runs
     from ovd_d2.errors import OVDError
 
@@ -72,53 +108,76 @@ def command(
 def _one_seed(
     names: Sequence[str], seed: int, out: Path, root: Path, jobs: int
 ) -> "dict[str, Run]":
-    """Trains and evaluates every row with one seed."""
+    """Trains and evaluates every row with one seed, parents before their children."""
     from ovd_d2.cli.training_progress import watch
     from ovd_d2.engine import recipe_runs
 
-    def run_of(name: str, *settings: str, **kwargs: Any) -> "Run":
-        run = recipe_runs.Run(
-            f"{name}-seed{seed}",
-            ROWS[name],
-            f"configs/mini/{name}.yaml",
-            out / f"{name}-seed{seed}",
-            ("SEED", str(seed), *settings, *device_settings()),
-            **kwargs,
-        )
-        return recipe_runs.prepare(run, root, say)
-
-    def perform(runs: "Mapping[str, Run]") -> None:
+    finished: dict[str, Run] = {}
+    stores: dict[str, Path] = {}
+    for wave in waves(names):
+        runs = {name: _prepared(name, seed, finished, stores, out, root) for name in wave}
         recipe_runs.perform(
             list(runs.values()), at_once=jobs, root=root, logs=out / "logs", say=say, watch=watch
         )
-
-    needs_proposer = {PROPOSER, *NEEDS_REGIONS, *EVALUATED_ONLY}
-    first = [name for name in ROWS if name in names and name not in needs_proposer]
-    if needs_proposer & set(names):
-        first.append(PROPOSER)
-    finished = {name: run_of(name) for name in first}
-    perform(finished)
-    rest: dict[str, Run] = {}
-    if set(NEEDS_REGIONS) & set(names):
-        store = build_regions(_first_seed(finished[PROPOSER], out), out, root, REGIONS_PER_IMAGE)
-        for name in NEEDS_REGIONS:
-            if name in names:
-                rest[name] = run_of(name, "DATASETS.REGION_STORE", str(store))
-    for name in EVALUATED_ONLY:
-        if name in names:
-            proposer = finished[PROPOSER]
-            weights = str(proposer.folder / "model_final.pth")
-            rest[name] = run_of(name, weights=weights, inputs=(proposer.digest,))
-    perform(rest)
-    finished |= rest
+        finished |= runs
     return {name: finished[name] for name in names}
 
 
-def _first_seed(run: "Run", out: Path) -> "Run":
-    """The proposer whose regions all seeds learn from: one store serves them all."""
-    from dataclasses import replace
+def waves(names: Iterable[str]) -> list[list[str]]:
+    """``names`` and all they depend on, in groups: each needs only rows of the groups before."""
+    wanted = set(names)
+    while more := {parent for name in wanted for parent in ROWS[name].parents} - wanted:
+        wanted |= more
 
-    return replace(run, folder=out / f"{PROPOSER}-seed1")
+    def depth(name: str) -> int:
+        return 1 + max(map(depth, ROWS[name].parents), default=-1)
+
+    result: list[list[str]] = [[] for _ in range(1 + max(map(depth, wanted)))]
+    for name in ROWS:
+        if name in wanted:
+            result[depth(name)].append(name)
+    return result
+
+
+def _prepared(
+    name: str,
+    seed: int,
+    finished: "Mapping[str, Run]",
+    stores: dict[str, Path],
+    out: Path,
+    root: Path,
+) -> "Run":
+    """The run of a row, after its region store and labels, those of seed 1, have been made."""
+    from ovd_d2.engine import recipe_runs
+
+    row, settings = ROWS[name], ["SEED", str(seed)]
+    of_seed_1 = {key: replace(run, folder=out / f"{key}-seed1") for key, run in finished.items()}
+    if row.start:
+        settings += ["MODEL.WEIGHTS", f"{finished[row.start].folder}/model_final.pth"]
+    if row.regions:
+        if row.regions not in stores:
+            proposer = of_seed_1[row.regions]
+            stores[row.regions] = build_regions(proposer, out, root, row.per_image)
+        settings += ["DATASETS.REGION_STORE", str(stores[row.regions])]
+    if row.labels:
+        labels = label_captions(of_seed_1[row.labels], out, root)
+        settings += ["DATASETS.SOURCES", str(_boxes_and(labels))]
+    run = recipe_runs.Run(
+        f"{name}-seed{seed}",
+        row.title,
+        f"configs/mini/{name}.yaml",
+        out / f"{name}-seed{seed}",
+        (*settings, *device_settings()),
+        weights=f"{finished[row.evaluates].folder}/model_final.pth" if row.evaluates else "",
+        inputs=tuple(finished[parent].digest for parent in sorted(row.parents)),
+    )
+    return recipe_runs.prepare(run, root, say)
+
+
+def _boxes_and(labels: Path) -> list[dict[str, Any]]:
+    """``DATASETS.SOURCES`` of the yamls, with the label file of this benchmark."""
+    opts = ["DATASETS.TRAIN", [f"labels:{labels}"]]
+    return [{"NAME": "boxes", "RATIO": 1}, {"NAME": "image_labels", "RATIO": 1, "OPTS": opts}]
 
 
 def _report(done: "Mapping[str, Sequence[Run]]", out: Path, root: Path, seconds: float) -> None:
@@ -132,7 +191,7 @@ def _report(done: "Mapping[str, Sequence[Run]]", out: Path, root: Path, seconds:
     for name, runs in done.items():
         summaries = [collect(run, root) for run in runs]
         rows[name] = {
-            "title": ROWS[name],
+            "title": ROWS[name].title,
             "seeds": len(runs),
             "box": mean_and_spread([summary["box"] for summary in summaries]),
             "runs": summaries,

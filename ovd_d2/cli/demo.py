@@ -15,6 +15,8 @@ import typer
 from ovd_d2 import __version__
 from ovd_d2.errors import OVDError
 
+from .typed_commands import build_regions, device_settings, ovd_script, say
+
 if TYPE_CHECKING:
     from ovd_d2.engine.recipe_runs import Run
 
@@ -84,53 +86,6 @@ def command(
     else:
         perform(list(others.values()))
     _report([done[name] for name in names], out, root, time.monotonic() - started)
-
-
-def say(line: str) -> None:
-    """Prints a line at once."""
-    print(line, flush=True)
-
-
-def ovd_script() -> list[str]:
-    """What starts the console script of this environment."""
-    script = Path(sys.executable).with_name("ovd")
-    return [str(script)] if script.is_file() else [sys.executable, "-m", "ovd_d2.cli.app"]
-
-
-def device_settings() -> tuple[str, ...]:
-    """The mini yamls say cpu; where a GPU is, it is used."""
-    import torch
-
-    return ("MODEL.DEVICE", "cuda") if torch.cuda.is_available() else ()
-
-
-def _starter() -> list[str]:
-    """``ovd``, one process per core where the device is the CPU."""
-    from ovd_d2.engine.recipe_runs import cores
-
-    torchrun = Path(sys.executable).with_name("torchrun")
-    if device_settings() or cores() == 1 or not torchrun.is_file():
-        return ovd_script()
-    return [str(torchrun), "--nproc-per-node", str(cores()), "-m", "ovd_d2.cli.app"]
-
-
-def build_regions(proposer: "Run", out: Path, root: Path, per_image: int) -> Path:
-    """``ovd regions build`` with the proposals of a finished run; the store's folder.
-
-    The folder is named by the run, so that another detector's proposals are never mixed in.
-    """
-    import json
-
-    from ovd_d2.engine import recipe_runs
-
-    record = json.loads((root / proposer.folder / recipe_runs.RECORD).read_text(encoding="utf-8"))
-    store = out / f"regions-{record['digest'][:8]}"
-    words = [*_starter(), "regions", "build", "--dataset", "mini_v1_train_base"]
-    words += ["--proposals", f"rpn:{proposer.folder}/model_final.pth", "--encoder", "mini-teacher"]
-    # One crop per box: for the mini teacher as good as two, at half the cost.
-    words += ["--crops", "1x", "--topk", str(per_image), "--out", str(store)]
-    recipe_runs.run_in_foreground(words, root, say)
-    return store
 
 
 def _report(runs: "list[Run]", out: Path, root: Path, seconds: float) -> None:
