@@ -1,0 +1,106 @@
+"""``ovd benchmark`` around a ``train_net.py`` that writes what the real one writes, in no time."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from ovd_d2.cli import app, benchmark
+
+
+def calls(checkout):
+    """The settings of each training, by the name of its run, in their order."""
+    lines = (checkout / "calls.txt").read_text().splitlines()
+    return {line.split("OUTPUT_DIR ")[1].split()[0].split("/")[-1]: line for line in lines}
+
+
+def run(*words):
+    with pytest.raises(SystemExit) as exit_info:
+        app.main(["benchmark", *words])
+    return exit_info.value.code or 0
+
+
+def digest(checkout, run_name):
+    return json.loads((checkout / "here" / run_name / "run.json").read_text())["digest"]
+
+
+def test_parents_come_before_their_children():
+    waves = benchmark.waves(benchmark.ROWS)
+    assert sorted(name for wave in waves for name in wave) == sorted(benchmark.ROWS)
+    place = {name: i for i, wave in enumerate(waves) for name in wave}
+    for name, row in benchmark.ROWS.items():
+        assert all(place[parent] < place[name] for parent in row.parents)
+    wanted = [["rkd_base"], ["rkd_l1_relation"], ["rkd_weight_transfer"]]
+    assert benchmark.waves(["rkd_weight_transfer"]) == wanted
+
+
+def test_every_row_has_its_yaml_and_the_yamls_agree_with_the_rows():
+    from ovd_d2.engine.setup import load_config
+
+    for name, row in benchmark.ROWS.items():
+        cfg = load_config(f"configs/mini/{name}.yaml")
+        before = row.start or row.evaluates
+        assert (before and f"output/mini/{before}/model_final.pth") == cfg.MODEL.WEIGHTS
+        assert bool(cfg.DATASETS.REGION_STORE) == bool(row.regions)
+        assert bool(cfg.DATASETS.SOURCES) == bool(row.labels)
+        if row.labels:
+            named = benchmark._boxes_and("x")
+            file = cfg.DATASETS.SOURCES[1]["OPTS"][1][0].removeprefix("labels:")
+            assert cfg.DATASETS.SOURCES == benchmark._boxes_and(file) != named
+
+
+def test_rows_go_on_from_their_parents(checkout, no_mini_build, capsys):
+    assert run("--rows", "rkd_weight_transfer,vild_text_clip", "--seeds", "2", "--out", "here") == 0
+    done = calls(checkout)
+    for seed in ("1", "2"):
+        last = done[f"rkd_weight_transfer-seed{seed}"]
+        assert f"SEED {seed} " in last
+        assert f"MODEL.WEIGHTS here/rkd_l1_relation-seed{seed}/model_final.pth" in last
+        # The knowledge of seed 1 serves all seeds.
+        of_base = digest(checkout, "rkd_base-seed1")[:8]
+        assert f"DATASETS.REGION_STORE here/regions-{of_base}" in last
+        assert f"labels:here/labels-{of_base}.json" in last
+        assert "SOURCES" not in done[f"rkd_l1_relation-seed{seed}"]
+        evaluated = done[f"vild_text_clip-seed{seed}"]
+        assert f"--eval-only MODEL.WEIGHTS here/vild_text-seed{seed}/model_final.pth" in evaluated
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("$ ")]
+    [labelling, *_] = [line for line in shown if " pseudo-label " in line]
+    assert "--detector model:here/rkd_base-seed1/model_final.pth" in labelling
+    summary = json.loads((checkout / "here/summary.json").read_text())
+    assert list(summary["rows"]) == ["rkd_weight_transfer", "vild_text_clip"]
+    row = summary["rows"]["rkd_weight_transfer"]
+    assert row["seeds"] == 2
+    assert row["box"]["AP_base"] == {"mean": 20.0, "min": 20.0, "max": 20.0}
+    table = (checkout / "here/table.md").read_text().splitlines()
+    assert table[2].startswith("| RKD all, weight transfer | 12.5 |")
+    with Image.open(checkout / "here/average_precision.png") as image:
+        assert min(image.size) > 200
+
+
+def test_finished_rows_are_kept_and_a_changed_parent_changes_its_children(
+    checkout, no_mini_build, capsys
+):
+    words = ("--rows", "rkd_l1,rkd_base_longer", "--seeds", "1", "--out", "here")
+    assert run(*words) == 0
+    first = (checkout / "calls.txt").read_text()
+    assert run(*words) == 0
+    assert (checkout / "calls.txt").read_text() == first
+    with open(checkout / "configs/mini/rkd_base.yaml", "a") as file:
+        file.write("SEED: 7\n")
+    assert run(*words) == 0
+    again = (checkout / "calls.txt").read_text().removeprefix(first)
+    names = [line.split("configs/mini/")[1].split(".yaml")[0] for line in again.splitlines()]
+    assert names[0] == "rkd_base"
+    assert sorted(names[1:]) == ["rkd_base_longer", "rkd_l1"]
+
+
+def test_no_seed_is_begun_that_would_end_too_late(checkout, no_mini_build, capsys):
+    words = ("--rows", "vild_text", "--seeds", "3", "--minutes", "0", "--out", "here")
+    assert run(*words) == 0
+    assert list(calls(checkout)) == ["vild_text-seed1"]
+    assert "Stopping after 1 seeds" in capsys.readouterr().out
+
+
+def test_unknown_rows_are_named(checkout, capsys):
+    assert run("--rows", "vild_text,vild_txt") == 2
+    assert "--rows vild_txt: the benchmark knows supervised_all, " in capsys.readouterr().err
