@@ -24,6 +24,9 @@ _VOCABULARY = typer.Option(
     help='What to look for: "cat, red mug", a .txt or .json file, or dataset:NAME; left out: the '
     "classes the model was trained on.",
 )
+_ATTRIBUTES = typer.Option(
+    "", help='"red, striped": every name with the attribute that fits best, as in "red mug".'
+)
 _MODEL = typer.Option(
     "", help="A packaged model, or a folder that `ovd export` wrote; default: mini."
 )
@@ -39,6 +42,7 @@ _BATCH = typer.Option(4, min=1, help="Images that go through the model together.
 def command(
     images: list[Path] = _IMAGES,
     vocabulary: str = _VOCABULARY,
+    attributes: str = _ATTRIBUTES,
     model: str = _MODEL,
     config_file: Path | None = _CONFIG,
     weights: str = typer.Option("", help="Checkpoint for --config-file."),
@@ -75,6 +79,8 @@ def command(
         "batch_size": batch_size,
     }
     predictor = _load(model, config_file, weights, options)
+    if attributes:
+        predictor.set_attributes(attributes)
     to_stdout = json_file == "-"
     path = Path(json_file) if json_file else out / "predictions.json"
     info = {"model": model or str(config_file or "mini"), "score_threshold": score_threshold}

@@ -24,6 +24,7 @@ from ovd_d2.errors import OVDError
 from ovd_d2.language import TextEmbeddingBank, Vocabulary
 from ovd_d2.modeling import get_vocabulary, set_vocabulary
 
+from .attributes import AttributeExpansion, attribute_phrases
 from .images import COLOUR_ORDERS, Picture, list_images, to_rgb
 from .model_folders import config_of, model_folder, weights_of
 
@@ -108,6 +109,7 @@ class OpenVocabPredictor:
         )
         classes = _own_vocabulary(cfg) if vocabulary is None else as_vocabulary(vocabulary)
         self._ready = classes is not None
+        self._attributes: AttributeExpansion | None = None
         classes = classes or Vocabulary.from_names([_PLACEHOLDER])
         embeddings = self._bank.embed(classes)
         self.cfg = _inference_config(cfg, score_threshold, topk)
@@ -131,7 +133,10 @@ class OpenVocabPredictor:
 
     @property
     def vocabulary(self) -> Vocabulary | None:
-        """The present K classes; None before any were set."""
+        """The present K classes (names times attributes, if there are any); None before any were
+        set."""
+        if self._attributes is not None:
+            return self._attributes.vocabulary
         return get_vocabulary(self.model) if self._ready else None
 
     @property
@@ -153,6 +158,29 @@ class OpenVocabPredictor:
         classes = as_vocabulary(vocabulary)
         set_vocabulary(self.model, classes, self._bank.embed(classes))
         self._ready = True
+        self._attributes = None
+
+    def set_attributes(self, attributes: str | Sequence[str]) -> None:
+        """Every name in all of these attributes from now on, until the next ``set_vocabulary``:
+        "cat" becomes "red cat" or "striped cat", whichever fits better.
+
+        Args:
+            attributes: "red, striped", or a list.
+
+        Raises:
+            OVDError: no vocabulary yet, no usable attribute, or a model that cannot; nothing
+                changes then.
+        """
+        if not self._ready:
+            raise OVDError("There is nothing to describe: call set_vocabulary first.")
+        if isinstance(attributes, str):
+            attributes = attributes.split(",")
+        words = [word.strip() for word in attributes if word.strip()]
+        if not words:
+            raise OVDError('The attributes are empty: give some, such as "red, striped".')
+        embeddings = self._bank.embed(attribute_phrases(words)).embeddings
+        names = get_vocabulary(self.model)
+        self._attributes = AttributeExpansion(self.model, names, words, embeddings)
 
     def __call__(self, image: Picture) -> dict[str, Instances]:
         """As Detectron2's ``DefaultPredictor``: one picture -> ``{"instances": ...}``."""
@@ -236,7 +264,8 @@ class OpenVocabPredictor:
         found: dict[int, Instances] = {}
         for members in by_size.values():
             with torch.no_grad():
-                outputs = self.model([samples[i] for i in members])
+                detect = self._attributes.detect if self._attributes else self.model
+                outputs = detect([samples[i] for i in members])
             for i, output in zip(members, outputs):
                 found[i] = output["instances"].to("cpu")
         return [found[i] for i in range(len(images))]

@@ -357,3 +357,27 @@ def test_bad_settings_are_named(build, key):
 def test_a_student_without_a_loss_is_refused(build, opts):
     with pytest.raises(OVDError, match="REGION_DISTILLATION.WEIGHT"):
         build("fpn", 5, *opts)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", ["vild", "ensemble", "control"])
+@torch.no_grad()
+def test_region_embeddings_are_those_of_the_branch_the_teacher_teaches(build, kind, method):
+    model = build(kind, 5, *METHODS[method]).eval()
+    heads = model.roi_heads
+    features = model.backbone(model.preprocess_image(make_batch(two_images())).tensor)
+    boxes = [Boxes(targets.gt_boxes.tensor.clone()) for targets in two_images()]
+    found = heads.region_embeddings(features, boxes)
+    pooled = heads._pool(features, boxes)
+    if method == "ensemble":
+        branch = heads.image_branch
+        wanted = branch.cls_score.projection(branch.head(pooled).flatten(1))
+    else:  # the control's second head has learned from labels: the text branch answers
+        head = {"fpn": "box_head", "cascade": "box_head", "c4": "res5"}[kind]
+        head = getattr(heads, head)[-1] if kind == "cascade" else getattr(heads, head)
+        x = head(pooled)
+        x = x.mean((2, 3)) if kind == "c4" else x
+        wanted = heads.box_predictors[-1].cls_score.projection(x)
+    torch.testing.assert_close(found, F.normalize(wanted, dim=1))
+    nothing = heads.region_embeddings(features, [box[:0] for box in boxes])
+    assert nothing.shape == (0, DIM)

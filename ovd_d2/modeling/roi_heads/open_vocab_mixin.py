@@ -10,7 +10,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import build_box_head
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
@@ -237,6 +237,22 @@ class OpenVocabROIHeadsMixin:
         losses.update(self._forward_mask(features, proposals))
         losses.update(self._forward_keypoint(features, proposals))
         return proposals, losses
+
+    def region_embeddings(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+        """What the heads see in boxes of one's choice, in the space of the text embeddings.
+
+        Args:
+            features: of the backbone.
+            boxes: per image, absolute, in the frame of the model's input.
+
+        Returns:
+            (R, D) fp32, L2-normalised, of the branch that learns from a teacher if there is one
+            with a head of its own, else of the (last) text branch.
+        """
+        pooled, branch = self._pool(features, boxes), self.image_branch
+        if branch is not None and branch.has_head and branch.needs_teacher_regions:
+            return branch.cls_score.embed(branch.features(pooled))
+        return self.box_predictors[-1].cls_score.embed_for_teacher(self._text_features(pooled))
 
     def _extra_losses(
         self,

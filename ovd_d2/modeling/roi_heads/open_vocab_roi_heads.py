@@ -29,6 +29,9 @@ class OpenVocabROIHeads(OpenVocabROIHeadsMixin, StandardROIHeads):
     def _pool(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         return self.box_pooler([features[name] for name in self.box_in_features], boxes)
 
+    def _text_features(self, pooled: Tensor) -> Tensor:
+        return self.box_head(pooled).flatten(1)
+
     def _box_losses(
         self,
         features: dict[str, Tensor],
@@ -91,6 +94,9 @@ class OpenVocabCascadeROIHeads(OpenVocabROIHeadsMixin, CascadeROIHeads):
 
     def _pool(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         return self.box_pooler([features[name] for name in self.box_in_features], boxes)
+
+    def _text_features(self, pooled: Tensor) -> Tensor:
+        return self.box_head[-1](pooled).flatten(1)
 
     def _box_losses(
         self,
@@ -164,6 +170,9 @@ class OpenVocabRes5ROIHeads(OpenVocabROIHeadsMixin, Res5ROIHeads):
 
     def _pool(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         return self.pooler([features[name] for name in self.in_features], boxes)
+
+    def _text_features(self, pooled: Tensor) -> Tensor:
+        return self.res5(pooled).mean(dim=(2, 3))
 
     def _train(
         self,

@@ -1,0 +1,85 @@
+"""Detections with attributes: "cat" becomes "striped cat" (ViLD, section 4.5 and its appendix).
+
+Letters: Ri detections of image i, R over the batch, K names, A attributes, D embedding width.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+from ovd_d2.errors import OVDError
+from ovd_d2.language import Vocabulary
+from ovd_d2.language.attributes import attribute_probabilities, vocabulary_product
+
+PHRASE = "{} object"  # what is embedded for an attribute, inside the config's prompts
+
+
+def attribute_phrases(attributes: Sequence[str]) -> Vocabulary:
+    """The A phrases to embed: "red object", "striped object", ..."""
+    return Vocabulary.from_names([PHRASE.format(attribute) for attribute in attributes])
+
+
+class AttributeExpansion:
+    """A detector whose classes are names times attributes.
+
+    A detection of name v with score p(v | r) becomes one of "a v", a its best attribute, with
+    score p(v | r) p(a | r); the score threshold is that of p(v | r). The region is embedded by the branch that has learned from an
+    image-text teacher, where there is one: labels of base names teach no attribute.
+
+    Attributes:
+        vocabulary: the K * A names, in the order of :func:`vocabulary_product`.
+    """
+
+    def __init__(
+        self, model: nn.Module, names: Vocabulary, attributes: Sequence[str], embeddings: Tensor
+    ) -> None:
+        """
+        Args:
+            model: a ``GeneralizedRCNN`` with ovd_d2's ROI heads, in eval mode.
+            names: its K names.
+            attributes: A distinct words.
+            embeddings: (A, D), any norm, of :func:`attribute_phrases`.
+
+        Raises:
+            OVDError: attributes that are empty or repeated, or a model without region embeddings.
+        """
+        self.vocabulary = vocabulary_product(names, attributes)
+        if not hasattr(getattr(model, "roi_heads", None), "region_embeddings"):
+            raise OVDError(
+                f"{type(model).__name__} gives no embeddings of regions, which attributes need: "
+                "use a detector with ovd_d2's ROI heads."
+            )
+        self._model = model
+        self._embeddings = embeddings.to(model.device)
+
+    def detect(self, samples: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+        """As ``model(samples)``; ``pred_classes`` are in [0, K * A), best scores first."""
+        model, seen = self._model, {}
+        hook = model.backbone.register_forward_hook(
+            lambda module, args, features: seen.update(features)
+        )
+        try:
+            results = model.inference(samples, do_postprocess=False)
+        finally:
+            hook.remove()
+        heads = model.roi_heads
+        embedded = heads.region_embeddings(seen, [r.pred_boxes for r in results])
+        scale = heads.box_predictors[-1].cls_score.logit_scale
+        p = attribute_probabilities(embedded, self._embeddings, scale)
+        best, attribute = p.max(dim=1)
+        rows = zip(results, best.split(_sizes(results)), attribute.split(_sizes(results)))
+        expanded = [self._expanded(*row) for row in rows]
+        images = model.preprocess_image(samples)
+        return model._postprocess(expanded, samples, images.image_sizes)
+
+    def _expanded(self, found: Instances, best: Tensor, attribute: Tensor) -> Instances:
+        found.pred_classes = found.pred_classes * len(self._embeddings) + attribute
+        found.scores = found.scores * best
+        return found[torch.argsort(found.scores, descending=True, stable=True)]
+
+
+def _sizes(results: Sequence[Instances]) -> list[int]:
+    return [len(found) for found in results]
