@@ -26,8 +26,9 @@ class AttributeExpansion:
     """A detector whose classes are names times attributes.
 
     A detection of name v with score p(v | r) becomes one of "a v", a its best attribute, with
-    score p(v | r) p(a | r); the score threshold is that of p(v | r). The region is embedded by the branch that has learned from an
-    image-text teacher, where there is one: labels of base names teach no attribute.
+    score p(v | r) p(a | r); the score threshold is that of p(v | r). The region is embedded by the
+    branch that has learned from an image-text teacher, where there is one: labels of base names
+    teach no attribute.
 
     Attributes:
         vocabulary: the K * A names, in the order of :func:`vocabulary_product`.
