@@ -41,8 +41,8 @@ def class_map(cfg: CfgNode) -> list[int] | None:
         more = f" and {len(missing) - _NAMED_AT_MOST} more" if missing[_NAMED_AT_MOST:] else ""
         raise OVDError(
             f"DATASETS.TRAIN {cfg.DATASETS.TRAIN[0]} has the classes {shown}{more}, which the "
-            "model's vocabulary lacks: add them to MODEL.OPEN_VOCAB.VOCABULARY (or to DATASETS.TRAIN "
-            "of the whole config, whose first data set names the classes if that is empty)."
+            "model's vocabulary lacks: MODEL.OPEN_VOCAB.VOCABULARY, or else the first data set of "
+            "DATASETS.TRAIN outside of DATASETS.SOURCES, must name them all."
         )
     places = [place[name] for name in names]
     return None if places == list(range(len(places))) else places

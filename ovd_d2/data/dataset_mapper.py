@@ -199,8 +199,8 @@ class OpenVocabDatasetMapper(DatasetMapper):
         strange = set(kinds) - {Supervision.BOX, Supervision.IMAGE_LABEL}
         if strange:
             raise OVDError(
-                f"An annotation of {sample['file_name']} has supervision {strange.pop()!r}; it must "
-                f"be {int(Supervision.BOX)} (box) or {int(Supervision.IMAGE_LABEL)} (image label)."
+                f"An annotation of {sample['file_name']} has supervision {strange.pop()!r}: give "
+                f"{int(Supervision.BOX)} (box) or {int(Supervision.IMAGE_LABEL)} (image label)."
             )
         boxed = [a for a, kind in zip(annotations, kinds) if kind == Supervision.BOX]
         if all(a.get("iscrowd", 0) for a in boxed):
@@ -209,7 +209,11 @@ class OpenVocabDatasetMapper(DatasetMapper):
             sample["annotations"] = boxed
             super()._transform_annotations(sample, transforms, image_shape)
         if any("supervision" in a for a in annotations):
-            labels = [a for a, kind in zip(annotations, kinds) if kind == Supervision.IMAGE_LABEL]
+            labels = [
+                annotation
+                for annotation, kind in zip(annotations, kinds)
+                if kind == Supervision.IMAGE_LABEL and not annotation.get("iscrowd", 0)
+            ]
             sample["instances"] = _with_labels(sample["instances"], labels, transforms)
 
     def _read_pixels(self, sample: dict[str, Any]) -> np.ndarray:

@@ -81,7 +81,7 @@ def _extended(name: str, value: Any, boxes: Tensor, classes: Tensor) -> Any:
     if name == "gt_classes":
         return torch.cat([value, classes.to(value)])
     if name == "gt_masks":
-        return PartialMasks.followed_by_none(value, len(boxes))
+        return PartialMasks.followed_by_none(value, len(boxes)) if len(boxes) else value
     if isinstance(value, Keypoints):
         tensor = value.tensor
         return Keypoints(torch.cat([tensor, tensor.new_zeros(len(boxes), *tensor.shape[1:])]))
