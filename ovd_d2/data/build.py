@@ -242,8 +242,8 @@ def dataset_errors(key: str, names: Sequence[str]) -> Iterator[None]:
         if "different metadata" not in str(error):
             raise
         raise OVDError(
-            f"{key} {', '.join(names)} have different classes, so they cannot be one data set: make "
-            "each a source of DATASETS.SOURCES."
+            f"{key} {', '.join(names)} have different classes, so they cannot be one data set: "
+            "make each a source of DATASETS.SOURCES."
         ) from error
 
 
