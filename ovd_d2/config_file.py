@@ -29,7 +29,7 @@ def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode
         try:
             cfg.merge_from_file(config_file, allow_unsafe=False)
         except Exception as error:
-            raise OVDError(_explain(f"{config_file}", error, cfg)) from error
+            raise OVDError(explain_config_error(f"{config_file}", error, cfg)) from error
     if opts:
         if len(opts) % 2:
             raise OVDError(
@@ -39,12 +39,18 @@ def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode
         try:
             cfg.merge_from_list(opts)
         except Exception as error:
-            raise OVDError(_explain("The options", error, cfg)) from error
+            raise OVDError(explain_config_error("The options", error, cfg)) from error
     return cfg
 
 
-def _explain(where: str, error: Exception, cfg: CfgNode) -> str:
-    """One sentence for anything that yaml, yacs or fvcore raise on a config."""
+def explain_config_error(where: str, error: Exception, cfg: CfgNode) -> str:
+    """One sentence for anything that yaml, yacs or fvcore raise on a config.
+
+    Args:
+        where: the file or list that was being merged.
+        error: what was raised.
+        cfg: the config it was merged into.
+    """
     text = " ".join(str(error.args[0] if error.args else error).split())
     unknown = re.match(r"Non-existent (?:config )?key: (\S+)", text)
     if unknown:

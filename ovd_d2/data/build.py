@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
     DatasetFromList,
+    MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
@@ -26,7 +27,9 @@ from ovd_d2.errors import OVDError
 from . import image_text_mapper as _image_text_mapper  # noqa: F401 (registers its mapper)
 from . import random_state
 from .dataset_mapper import UnreadableImageError, build_mapper
+from .datasets.image_labels import register_image_labels
 from .datasets.image_text_pairs import register_pairs
+from .mixing import MixedLoader, read_sources, with_seed
 from .samplers import ResumableBatchSampler, aspect_ratio_groups
 
 logger = logging.getLogger(__name__)
@@ -202,6 +205,12 @@ class ResumableLoader:
         With another batch size, number of processes or dataset the place is kept as the number
         of images seen, and a log line says that the continuation is not exact.
         """
+        if "sources" in state:
+            logger.warning(
+                "The checkpoint was made with DATASETS.SOURCES, now there are none: the data start "
+                "at their beginning."
+            )
+            return
         if state["seed"] != self._samples.seed:
             self._samples.seed = state["seed"]
             self._sampler = self._make_sampler(state["seed"])
@@ -229,46 +238,67 @@ def dataset_errors(key: str, names: Sequence[str]) -> Iterator[None]:
         ) from error
     except AssertionError as error:
         raise OVDError(f"{key} {', '.join(names)} cannot be used: {error}") from error
+    except ValueError as error:
+        if "different metadata" not in str(error):
+            raise
+        raise OVDError(
+            f"{key} {', '.join(names)} have different classes, so they cannot be one data set: "
+            "make each a source of DATASETS.SOURCES."
+        ) from error
 
 
 def check_registered(key: str, names: Sequence[str]) -> None:
-    """Raises OVDError unless every name is registered in Detectron2's catalogue, or "pairs:PATH"
-    (image-text pairs), which is registered here."""
+    """Raises OVDError unless every name is registered in Detectron2's catalogue, or is "pairs:PATH"
+    (image-text pairs) or "labels:FILE" (image labels), which are registered here."""
     for name in names:
-        if not register_pairs(name) and name not in DatasetCatalog.list():
+        found = register_pairs(name) or register_image_labels(name)
+        if not found and name not in DatasetCatalog.list():
             close = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
             hint = f"did you mean {' or '.join(close)}?" if close else "register it first."
             raise OVDError(f"{key} names the dataset {name!r}, which is not registered: {hint}")
 
 
-def build_train_loader(cfg: CfgNode, mapper: Callable | None = None) -> ResumableLoader:
-    """The training loader of ``DATASETS.TRAIN``; all of Detectron2's keys for it are honoured.
+def build_train_loader(
+    cfg: CfgNode, mapper: Callable | None = None
+) -> "ResumableLoader | MixedLoader":
+    """The training loader of ``DATASETS.TRAIN``, or of ``DATASETS.SOURCES`` where there are any.
+
+    All of Detectron2's keys for training data are honoured.
 
     Args:
         cfg: the config.
         mapper: instead of the one ``INPUT.MAPPER`` names.
 
     Raises:
-        OVDError: empty, unregistered or incomplete dataset, or an unknown sampler.
+        OVDError: empty, unregistered or incomplete dataset, unknown sampler, or wrong sources.
     """
+    sources = read_sources(cfg)
+    if not sources:
+        return _build_one(cfg, mapper)
+    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    loaders = {}
+    for place, source in enumerate(sources):
+        with source.named_in_errors():
+            loaders[source.name] = _build_one(with_seed(source.cfg, seed, place), mapper)
+    ratios = {source.name: source.ratio for source in sources}
+    return MixedLoader(loaders, mode=cfg.DATASETS.MIXING, ratios=ratios)
+
+
+def _build_one(cfg: CfgNode, mapper: Callable | None) -> ResumableLoader:
+    """The loader of ``DATASETS.TRAIN``."""
     if not cfg.DATASETS.TRAIN:
         raise OVDError("DATASETS.TRAIN is empty: name at least one training dataset.")
-    mapper = mapper or build_mapper(cfg, is_train=True)
-    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-    with dataset_errors("DATASETS.TRAIN", cfg.DATASETS.TRAIN):
-        records = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN,
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
-            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-        )
+    records = _training_records(cfg)
+    mapper = mapper or build_mapper(cfg, is_train=True)  # after loading, which may name the classes
     if isinstance(records, IterableDataset):
         logger.warning("DATASETS.TRAIN is an iterable dataset: its place cannot be resumed.")
         return build_detection_train_loader(cfg, mapper=mapper, dataset=records)
     is_list = isinstance(records, list)
     teacher_regions = getattr(mapper, "teacher_regions", None)
     if is_list and teacher_regions is not None:
-        teacher_regions.check_images([r["image_id"] for r in records], cfg.DATASETS.TRAIN)
+        names = cfg.DATASETS.TRAIN
+        images_of = [MetadataCatalog.get(name).get("images_of", "") for name in names]
+        teacher_regions.check_images(_image_ids(records, names), names, images_of)
     grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING and is_list
     return ResumableLoader(
         DatasetFromList(records, copy=False) if is_list else records,
@@ -280,6 +310,27 @@ def build_train_loader(cfg: CfgNode, mapper: Callable | None = None) -> Resumabl
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         max_unreadable_fraction=cfg.DATALOADER.MAX_CORRUPT_FRACTION,
     )
+
+
+def _training_records(cfg: CfgNode) -> Any:
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+    with dataset_errors("DATASETS.TRAIN", cfg.DATASETS.TRAIN):
+        return get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
+            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+        )
+
+
+def _image_ids(records: Sequence[dict], datasets: Sequence[str]) -> list[int | str]:
+    try:
+        return [record["image_id"] for record in records]
+    except KeyError:
+        raise OVDError(
+            f"An image of DATASETS.TRAIN {', '.join(datasets)} has no image_id, by which "
+            "DATASETS.REGION_STORE knows its regions: add one to its record."
+        ) from None
 
 
 def _sampler_factory(

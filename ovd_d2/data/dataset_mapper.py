@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,16 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
+from detectron2.structures import BoxMode, Instances
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import Registry
 
 from ovd_d2.errors import OVDError
+from ovd_d2.structures import Supervision
 
-from .teacher_regions import TeacherRegions, no_targets
+from .class_alignment import class_map
+from .target_rows import boxes_in_frame, followed_by, no_targets
+from .teacher_regions import TeacherRegions
 
 DATASET_MAPPER_REGISTRY = Registry("DATASET_MAPPER")
 DATASET_MAPPER_REGISTRY.__doc__ = (
@@ -92,9 +97,13 @@ def scale_jitter_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
 class OpenVocabDatasetMapper(DatasetMapper):
     """Detectron2's mapper for boxes, masks and keypoints, safe on broken image files.
 
-    Augmentations, formats and fields are Detectron2's. With a region store, the teacher's regions
-    are target rows too, see :meth:`TeacherRegions.append_to`. Subclasses that add target rows
-    override ``_transform_annotations``.
+    Augmentations, formats and fields are Detectron2's, and so are all rows of an image without
+    what follows. Annotations may have an entry "supervision", a value of :class:`Supervision`, BOX
+    where it is missing; if any of an image's annotations has one, the rows have the field
+    ``supervision`` (Ri,) int64, those of BOX first. Rows of IMAGE_LABEL have a class and a box, and
+    no mask. With a region store, the teacher's regions are target rows too, see
+    :meth:`TeacherRegions.append_to`. Subclasses that add target rows override
+    ``_transform_annotations``.
     """
 
     @configurable
@@ -104,6 +113,7 @@ class OpenVocabDatasetMapper(DatasetMapper):
         *,
         max_pixels: int = 0,
         teacher_regions: TeacherRegions | None = None,
+        class_map: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         """
@@ -111,11 +121,13 @@ class OpenVocabDatasetMapper(DatasetMapper):
             is_train: annotations become ``instances``; otherwise they are dropped.
             max_pixels: see :func:`read_image`.
             teacher_regions: adds regions to the ``instances`` of training images.
+            class_map: the model's class for each ``category_id``; None: they are the same.
             kwargs: of Detectron2's ``DatasetMapper``.
         """
         super().__init__(is_train, **kwargs)
         self.max_pixels = max_pixels
         self.teacher_regions = teacher_regions
+        self.class_map = None if class_map is None else torch.tensor(class_map, dtype=torch.int64)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -130,16 +142,19 @@ class OpenVocabDatasetMapper(DatasetMapper):
                 "pip install shapely."
             )
         ret["teacher_regions"] = TeacherRegions.from_config(cfg) if is_train else None
+        ret["class_map"] = class_map(cfg) if is_train else None
         return {**ret, "max_pixels": cfg.INPUT.MAX_PIXELS}
 
-    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
         """
         Args:
             dataset_dict: one record in Detectron2's dataset format; not modified.
 
         Returns:
             the record with ``image`` (C, H, W) uint8 in ``INPUT.FORMAT`` and, in training,
-            ``instances`` in the frame of the augmented image.
+            ``instances`` in the frame of the augmented image. None for a training image that had
+            nothing but image labels, the boxes of which the augmentations have cut off: without
+            them it would pass for an image with nothing on it.
 
         Raises:
             UnreadableImageError: naming the file and the reason.
@@ -159,7 +174,13 @@ class OpenVocabDatasetMapper(DatasetMapper):
         if aug_input.sem_seg is not None:
             sample["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype("long"))
         if "annotations" in sample:
+            kinds = {a.get("supervision", Supervision.BOX) for a in sample["annotations"]}
             self._transform_annotations(sample, transforms, image_shape)
+            targets = sample["instances"]
+            if kinds == {Supervision.IMAGE_LABEL} and not len(targets):
+                return None
+            if self.class_map is not None:
+                targets.gt_classes = self.class_map[targets.gt_classes]
         if self.teacher_regions is not None:
             targets = sample.get("instances")
             if targets is None:
@@ -168,6 +189,32 @@ class OpenVocabDatasetMapper(DatasetMapper):
                 targets, sample["image_id"], transforms
             )
         return sample
+
+    def _transform_annotations(
+        self, sample: dict[str, Any], transforms: T.Transform, image_shape: tuple[int, int]
+    ) -> None:
+        """Replaces ``annotations`` by ``instances``."""
+        annotations = sample.pop("annotations")
+        kinds = [a.get("supervision", Supervision.BOX) for a in annotations]
+        strange = set(kinds) - {Supervision.BOX, Supervision.IMAGE_LABEL}
+        if strange:
+            raise OVDError(
+                f"An annotation of {sample['file_name']} has supervision {strange.pop()!r}: give "
+                f"{int(Supervision.BOX)} (box) or {int(Supervision.IMAGE_LABEL)} (image label)."
+            )
+        boxed = [a for a, kind in zip(annotations, kinds) if kind == Supervision.BOX]
+        if all(a.get("iscrowd", 0) for a in boxed):
+            sample["instances"] = no_targets(image_shape)
+        else:
+            sample["annotations"] = boxed
+            super()._transform_annotations(sample, transforms, image_shape)
+        if any("supervision" in a for a in annotations):
+            labels = [
+                annotation
+                for annotation, kind in zip(annotations, kinds)
+                if kind == Supervision.IMAGE_LABEL and not annotation.get("iscrowd", 0)
+            ]
+            sample["instances"] = _with_labels(sample["instances"], labels, transforms)
 
     def _read_pixels(self, sample: dict[str, Any]) -> np.ndarray:
         image = read_image(sample["file_name"], self.image_format, self.max_pixels)
@@ -184,6 +231,18 @@ class OpenVocabDatasetMapper(DatasetMapper):
         if file_name is None or not self.is_train:
             return None
         return read_image(file_name, "L", self.max_pixels).squeeze(2)
+
+
+def _with_labels(
+    targets: Instances, labels: Sequence[dict[str, Any]], transforms: T.Transform
+) -> Instances:
+    """``targets``, then a row of IMAGE_LABEL per annotation whose box is still in the image."""
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in labels]
+    boxes, left = boxes_in_frame(
+        torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4), transforms, targets.image_size
+    )
+    classes = torch.tensor([a["category_id"] for a in labels], dtype=torch.int64)[left]
+    return followed_by(targets, boxes, classes, Supervision.IMAGE_LABEL)
 
 
 def build_mapper(cfg: CfgNode, is_train: bool) -> DatasetMapper:

@@ -7,16 +7,16 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.structures import Boxes, Instances, Keypoints
-from torch import Tensor
+from detectron2.structures import Instances
 
 from ovd_d2.errors import OVDError
 from ovd_d2.region_store import RegionStore, fingerprint_of
-from ovd_d2.structures import PartialMasks, RegionEmbeddings, Supervision
+from ovd_d2.structures import Supervision
+
+from .target_rows import boxes_in_frame, followed_by
 
 NO_CLASS = -1
 
@@ -66,15 +66,22 @@ class TeacherRegions:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_store": None}
 
-    def check_images(self, image_ids: Iterable[int | str], datasets: Sequence[str]) -> None:
+    def check_images(
+        self,
+        image_ids: Iterable[int | str],
+        datasets: Sequence[str],
+        images_of: Sequence[str] = (),
+    ) -> None:
         """Raises OVDError unless the store is one for these images.
 
         It is if the data set it was built for has exactly these images, or if it was built for one
-        of ``datasets`` (which may have lost its empty images since) and has them all.
+        of ``datasets`` (which may have lost its empty images since) or ``images_of`` and has them
+        all.
 
         Args:
             image_ids: of all training records.
             datasets: DATASETS.TRAIN.
+            images_of: data sets some of whose images, under the same ids, ``datasets`` label anew.
         """
         image_ids, facts = list(image_ids), self.store.facts
         missing = self.store.missing(image_ids)
@@ -84,7 +91,7 @@ class TeacherRegions:
                 f"regions of {len(missing)} of the {len(image_ids)} images of "
                 f"{', '.join(datasets)}, such as image {missing[0]!r}: build it for this data set."
             )
-        if facts.dataset_name not in datasets and (
+        if facts.dataset_name not in (*datasets, *images_of) and (
             facts.dataset_fingerprint != fingerprint_of(image_ids)
         ):
             raise OVDError(
@@ -98,14 +105,16 @@ class TeacherRegions:
         """The rows of ``targets``, then one per region that is still in the image.
 
         Args:
-            targets: of an augmented image: ``gt_boxes`` and any of Detectron2's fields.
+            targets: of an augmented image: ``gt_boxes`` and any of Detectron2's fields; rows
+                without ``supervision`` are BOX.
             image_id: of the data set.
             transforms: what the image went through; the regions' boxes follow, are clipped to the
                 image, and dropped where nothing of them is left.
 
         Returns:
             (Ri,) rows with ``supervision`` (int64) and ``teacher_embedding`` (Ri, D) float16,
-            zeros for BOX rows. Regions have ``gt_classes`` -1, no mask, and keypoints of 0.
+            zeros for the rows of ``targets``. Regions have ``gt_classes`` -1, no mask, and
+            keypoints of 0.
 
         Raises:
             OVDError: the store lacks the image, or ``targets`` has a field of unknown kind.
@@ -113,52 +122,9 @@ class TeacherRegions:
         regions = self.store[image_id]
         if 0 < self.max_regions < len(regions):
             regions = regions[torch.randperm(len(regions))[: self.max_regions]]
-        regions = _in_frame(regions, transforms, targets.image_size)
-        count, before = len(regions), len(targets)
-        rows = Instances(targets.image_size)
-        for name, value in targets.get_fields().items():
-            rows.set(name, _extended(name, value, regions.boxes))
-        kinds = [Supervision.BOX] * before + [Supervision.TEACHER_REGION] * count
-        rows.supervision = torch.tensor([int(kind) for kind in kinds], dtype=torch.int64)
-        none = regions.embeddings.new_zeros(before, regions.embeddings.shape[1])
-        rows.teacher_embedding = torch.cat([none, regions.embeddings])
+        boxes, left = boxes_in_frame(regions.boxes, transforms, targets.image_size)
+        classes = torch.full((len(boxes),), NO_CLASS, dtype=torch.int64)
+        rows = followed_by(targets, boxes, classes, Supervision.TEACHER_REGION)
+        none = regions.embeddings.new_zeros(len(targets), regions.embeddings.shape[1])
+        rows.teacher_embedding = torch.cat([none, regions.embeddings[left]])
         return rows
-
-
-def no_targets(image_size: tuple[int, int]) -> Instances:
-    """Targets of an image without annotations."""
-    targets = Instances(image_size)
-    targets.gt_boxes = Boxes(torch.zeros(0, 4))
-    targets.gt_classes = torch.zeros(0, dtype=torch.int64)
-    return targets
-
-
-def _in_frame(
-    regions: RegionEmbeddings, transforms: T.Transform, image_size: tuple[int, int]
-) -> RegionEmbeddings:
-    if not len(regions):
-        return regions
-    boxes = transforms.apply_box(regions.boxes.double().numpy())
-    boxes = Boxes(torch.from_numpy(np.asarray(boxes, dtype=np.float32)))
-    boxes.clip(image_size)
-    left = boxes.nonempty(threshold=1e-5)
-    return RegionEmbeddings(boxes.tensor[left], regions.embeddings[left])
-
-
-def _extended(name: str, value: Any, boxes: Tensor) -> Any:
-    """A field of the targets, with rows for the regions at ``boxes`` behind it."""
-    if name == "gt_boxes":
-        return Boxes(torch.cat([value.tensor.float(), boxes]))
-    if name == "gt_classes":
-        return torch.cat([value, value.new_full((len(boxes),), NO_CLASS)])
-    if name == "gt_masks":
-        return PartialMasks.followed_by_none(value, len(boxes))
-    if isinstance(value, Keypoints):
-        tensor = value.tensor
-        return Keypoints(torch.cat([tensor, tensor.new_zeros(len(boxes), *tensor.shape[1:])]))
-    if isinstance(value, Tensor):
-        return torch.cat([value, value.new_zeros(len(boxes), *value.shape[1:])])
-    raise OVDError(
-        f"Target field '{name}' is a {type(value).__name__}, to which no rows of teacher regions "
-        "can be appended: leave it out, or append them in a mapper of your own (INPUT.MAPPER)."
-    )

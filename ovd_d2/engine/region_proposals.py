@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ovd_d2.data.mixing import training_datasets
 from ovd_d2.errors import OVDError
 from ovd_d2.language.weights_digest import file_digest
 
@@ -211,7 +212,7 @@ class RPNProposals:
                     "checkpoint in the OUTPUT_DIR of train_net.py"
                 )
         cfg = load_config(str(config_file))
-        _warn_unless_base_only(cfg.DATASETS.TRAIN, checkpoint)
+        _warn_unless_base_only(training_datasets(cfg), checkpoint)
         cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
         cfg.MODEL.DEVICE = device
         cfg.MODEL.TIMM.WEIGHTS = ""  # the checkpoint has them all

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ovd_d2.atomic_file import atomic_write
 from ovd_d2.checkpoint import TRUST_VARIABLE, check_trusted
 from ovd_d2.config_file import load_config
 from ovd_d2.data.build import check_registered
+from ovd_d2.data.mixing import read_sources
 from ovd_d2.errors import OVDError
 
 from .checkpoint import AtomicCheckpointer
@@ -68,15 +70,23 @@ def check_config(cfg: CfgNode, *, train: bool = True, resume: bool = False) -> N
             raise OVDError(f"{key} is {value!r}; it must be {wanted}.")
     if solver.AMP.ENABLED:
         amp_dtype(solver.AMP.DTYPE, "cuda")
-    for key, names in (("TRAIN", cfg.DATASETS.TRAIN if train else ()), ("TEST", cfg.DATASETS.TEST)):
-        check_registered(f"DATASETS.{key}", names)
-        for name in names:
-            _check_files(f"DATASETS.{key}", name)
-    if cfg.MODEL.LOAD_PROPOSALS:
-        for path in (*cfg.DATASETS.PROPOSAL_FILES_TRAIN, *cfg.DATASETS.PROPOSAL_FILES_TEST):
-            check_trusted(path)
+    _check_datasets("DATASETS.TRAIN", cfg.DATASETS.TRAIN if train else ())
+    _check_datasets("DATASETS.TEST", cfg.DATASETS.TEST)
+    proposals = [*cfg.DATASETS.PROPOSAL_FILES_TRAIN, *cfg.DATASETS.PROPOSAL_FILES_TEST]
+    for source in read_sources(cfg) if train else ():
+        with source.named_in_errors():
+            _check_datasets("DATASETS.TRAIN", source.cfg.DATASETS.TRAIN)
+        proposals += source.cfg.DATASETS.PROPOSAL_FILES_TRAIN
+    for path in proposals if cfg.MODEL.LOAD_PROPOSALS else ():
+        check_trusted(path)
     if not (resume and AtomicCheckpointer(torch.nn.Module(), cfg.OUTPUT_DIR).has_checkpoint()):
         check_trusted(cfg.MODEL.WEIGHTS)
+
+
+def _check_datasets(key: str, names: Sequence[str]) -> None:
+    check_registered(key, names)
+    for name in names:
+        _check_files(key, name)
 
 
 def _check_files(key: str, name: str) -> None:

@@ -5,6 +5,7 @@ import logging
 from detectron2.config import CfgNode
 from torch import nn
 
+from ovd_d2.data.mixing import read_sources
 from ovd_d2.errors import OVDError
 from ovd_d2.region_store import RegionStore
 
@@ -12,27 +13,48 @@ logger = logging.getLogger(__name__)
 
 
 def check_teacher(cfg: CfgNode, model: nn.Module) -> None:
-    """Compares ``model`` with the region store of ``cfg`` before training starts.
+    """Compares ``model`` with the region stores of ``cfg`` before training starts.
 
     Args:
-        cfg: reads ``DATASETS.REGION_STORE`` and ``INPUT.MAPPER``.
+        cfg: reads ``DATASETS.REGION_STORE`` and ``INPUT.MAPPER``, those of every source if there
+            are ``DATASETS.SOURCES``.
         model: a detector, not wrapped by DDP.
 
     Raises:
-        OVDError: the model needs regions and there is no store, or the store is missing,
-            unfinished, or made by another encoder than the class embeddings (both are named).
+        OVDError: the model needs regions and there is no store, or a store is missing, unfinished,
+            or made by another encoder than the class embeddings (both are named).
     """
     heads = getattr(model, "roi_heads", None)
     needed = getattr(heads, "needs_teacher_regions", False)
-    if not cfg.DATASETS.REGION_STORE:
-        if needed and cfg.INPUT.MAPPER == "OpenVocabDatasetMapper":
-            raise OVDError(
-                "The model learns from a teacher's regions (MODEL.REGION_DISTILLATION), but "
-                "DATASETS.REGION_STORE is empty: name a store made with `ovd regions build`."
+    sources = read_sources(cfg)
+    configs = [source.cfg for source in sources] or [cfg]
+    if needed and all(_lacks_regions(one) for one in configs):
+        raise OVDError(
+            "The model learns from a teacher's regions (MODEL.REGION_DISTILLATION), but "
+            "DATASETS.REGION_STORE is empty: name a store made with `ovd regions build`."
+        )
+    for source in sources:
+        with source.named_in_errors():
+            _check_store(source.cfg, heads if needed else None)
+        if needed and _lacks_regions(source.cfg):
+            logger.info(
+                "Source %r has no DATASETS.REGION_STORE: its batches teach no regions.", source.name
             )
+    if not sources:
+        _check_store(cfg, heads if needed else None)
+
+
+def _lacks_regions(cfg: CfgNode) -> bool:
+    """Whether no target row can be a teacher's region."""
+    return not cfg.DATASETS.REGION_STORE and cfg.INPUT.MAPPER == "OpenVocabDatasetMapper"
+
+
+def _check_store(cfg: CfgNode, heads: nn.Module | None) -> None:
+    """Compares the store of ``cfg``, if there is one, with the heads that are to learn from it."""
+    if not cfg.DATASETS.REGION_STORE:
         return
     store = RegionStore(cfg.DATASETS.REGION_STORE)
-    if needed:
+    if heads is not None:
         heads.check_teacher(store.facts.encoder_id)
     else:
         logger.warning(

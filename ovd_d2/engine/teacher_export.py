@@ -16,6 +16,7 @@ from ovd_d2.clip import ImageTextModel, build_image_text_model
 from ovd_d2.clip.exported_teacher import export_teacher
 from ovd_d2.clip.text_towers import LockedTextTower
 from ovd_d2.data.build import check_registered
+from ovd_d2.data.mixing import training_datasets
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation.labelled_crops import encode_crops, load_labelled_crops, name_crops
 from ovd_d2.language import TextEmbeddingBank
@@ -116,7 +117,7 @@ def _training_facts(cfg: CfgNode, folder: Path, iteration: int | None) -> dict[s
     from ovd_d2 import __version__
 
     data = []
-    for name in cfg.DATASETS.TRAIN:
+    for name in training_datasets(cfg):
         facts: dict[str, Any] = {"name": name}
         manifest = Path(MetadataCatalog.get(name).get("json_file", "")).parent / "manifest.json"
         if manifest.is_file():

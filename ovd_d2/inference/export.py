@@ -17,6 +17,7 @@ from ovd_d2.atomic_file import write_json
 from ovd_d2.checkpoint import read_weights_file
 from ovd_d2.config import add_ovd_config
 from ovd_d2.config_file import load_config
+from ovd_d2.data.mixing import training_datasets
 from ovd_d2.errors import OVDError
 from ovd_d2.modeling import get_vocabulary
 
@@ -105,7 +106,7 @@ def _write(
         "text_encoder": cfg.MODEL.OPEN_VOCAB.TEXT_ENCODER,
         "text_encoder_id": predictor.encoder_id,
         "classes": len(get_vocabulary(predictor.model)),
-        "train_datasets": list(cfg.DATASETS.TRAIN),
+        "train_datasets": training_datasets(cfg),
         **_training_facts(checkpoint),
     }
     write_json(folder / FACTS, facts)

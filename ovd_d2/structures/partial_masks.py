@@ -28,10 +28,14 @@ class PartialMasks:
         self._index = index
 
     @classmethod
-    def followed_by_none(cls, masks: BitMasks | PolygonMasks, count: int) -> "PartialMasks":
+    def followed_by_none(
+        cls, masks: "BitMasks | PolygonMasks | PartialMasks", count: int
+    ) -> "PartialMasks":
         """``masks`` for the first rows, then ``count`` rows without one."""
-        present = torch.arange(len(masks))
-        return cls(masks, torch.cat([present, present.new_full((count,), -1)]))
+        partial = isinstance(masks, PartialMasks)
+        before = masks._index if partial else torch.arange(len(masks))
+        index = torch.cat([before, before.new_full((count,), -1)])
+        return cls(masks._masks if partial else masks, index)
 
     def __len__(self) -> int:
         """Ri, the rows with and without a mask."""
