@@ -108,12 +108,13 @@ class HuggingFaceQueries:
     def _forward(self, image: Tensor, count: int, text: list[Any]) -> tuple[Any, Any]:
         """``count`` copies of the image with their texts, through processor and model."""
         pixels = image.permute(1, 2, 0).numpy()
+        padding = {} if "omdet" in self._kind else {"padding": True}  # it pads by itself
         inputs = self._processor(
             images=[pixels] * count,
             text=text,
             input_data_format="channels_last",
-            padding=True,
             return_tensors="pt",
+            **padding,
         ).to(self._device)
         return inputs, self._model(**inputs)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ovd_d2.errors import OVDError
 from ovd_d2.language import TextEmbeddingBank, Vocabulary
 from ovd_d2.language.weights_digest import file_digest
-from ovd_d2.modeling import set_vocabulary
+from ovd_d2.modeling import get_vocabulary, set_vocabulary
 from ovd_d2.pseudo_labelling import Found
 
 from .checkpoint import AtomicCheckpointer
@@ -177,13 +177,17 @@ def build(cfg: CfgNode, path: Path, vocabulary: Vocabulary, device: str) -> nn.M
     """
     from .trainer import OpenVocabTrainer
 
+    model = OpenVocabTrainer.build_model(cfg).eval()
+    if get_vocabulary(model) is None:
+        raise OVDError(
+            f"--detector model:{path} has a fixed set of classes and cannot be asked for labels: "
+            "give an open-vocabulary detector"
+        )
     open_vocab = cfg.MODEL.OPEN_VOCAB
     bank = TextEmbeddingBank(
         open_vocab.TEXT_ENCODER, open_vocab.PROMPTS, open_vocab.USE_SYNONYMS, device=device
     )
-    embeddings = bank.embed(vocabulary)
-    model = OpenVocabTrainer.build_model(cfg).eval()
-    set_vocabulary(model, vocabulary, embeddings)
+    set_vocabulary(model, vocabulary, bank.embed(vocabulary))
     _WholeCheckpointer(model).load(str(path))
     return model
 

@@ -89,8 +89,8 @@ def test_captions_of_a_jsonl_are_those_of_whole_images(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         found = read(f"captions:{path}", records("x/1.jpg", "y/1.jpg", "z.jpg"))
     assert found == {1: (0, 2)} and "1 captions of images that are not here" in caplog.text
+    path.write_text(json.dumps({"file_name": "1.jpg", "caption": "red"}))
     with pytest.raises(OVDError, match=r"2 images are called 1\.jpg"):
-        path.write_text(json.dumps({"file_name": "1.jpg", "caption": "red"}))
         read(f"captions:{path}", records("x/1.jpg", "y/1.jpg"))
 
 
@@ -103,8 +103,9 @@ def test_captions_of_a_csv_and_phrases_that_are_no_class(tmp_path):
 
 
 def test_captions_of_coco(tmp_path):
-    content = {"annotations": [{"image_id": 2, "caption": "green"}, {"image_id": 9, "caption": ""}],
-               "images": [{"id": 2, "file_name": "a.jpg"}, {"id": 9, "file_name": "b.jpg"}]}  # fmt: skip
+    annotations = [{"image_id": 2, "caption": "green"}, {"image_id": 9, "caption": ""}]
+    images = [{"id": 2, "file_name": "a.jpg"}, {"id": 9, "file_name": "b.jpg"}]
+    content = {"annotations": annotations, "images": images}
     path = tmp_path / "captions.json"
     path.write_text(json.dumps(content))
     images = records("a.jpg", "b.jpg")

@@ -70,10 +70,6 @@ def content(tmp_path):
     return json.loads((tmp_path / "out/labels.json").read_text())
 
 
-def prepare_out(tmp_path):
-    (tmp_path / "out").mkdir(exist_ok=True)
-
-
 def test_labels_of_a_data_set(tmp_path, records, fake):
     told = []
     report = pseudo_label(settings(tmp_path), lambda *n: told.append(n))
@@ -121,7 +117,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path, records, fake):
         pseudo_label(whole)
     assert not (tmp_path / "out/labels.json").exists()
     with open(tmp_path / "out/labels.json.parts/rank0.jsonl", "ab") as file:
-        file.write(b'[99, 48, 64, [[')  # a torn line
+        file.write(b"[99, 48, 64, [[")  # a torn line
     with pytest.raises(OVDError, match="made with min_score null, but this run has 0.5"):
         pseudo_label(settings(tmp_path, min_score=0.5))
     fake.dies_after = None
@@ -146,7 +142,9 @@ def test_a_finished_file_stays_and_is_not_replaced_by_other_settings(tmp_path, r
 
 
 def test_objects_can_be_read_as_proposals(tmp_path, records, fake):
-    report = pseudo_label(settings(tmp_path, boxes="objects", labels="", queries=("every red", "x")))
+    report = pseudo_label(
+        settings(tmp_path, boxes="objects", labels="", queries=("every red", "x"))
+    )
     found = content(tmp_path)
     assert found["info"]["kind"] == "ovd_d2 proposals"
     assert found["categories"] == [{"id": 1, "name": "object"}]

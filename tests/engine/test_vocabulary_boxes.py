@@ -9,7 +9,7 @@ from detectron2.structures import Instances
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "inference"))
 
-from random_models import (  # noqa: E402, F401  (fixtures)
+from random_models import (  # noqa: F401  (fixtures)
     checkpoint,
     config,
     make_pixels,
@@ -17,14 +17,14 @@ from random_models import (  # noqa: E402, F401  (fixtures)
     text_cache_folder,
 )
 
-from ovd_d2.engine.vocabulary_boxes import (  # noqa: E402
+from ovd_d2.engine.vocabulary_boxes import (
     BestOfWantedClasses,
     DetectedLabels,
     DetectedObjects,
 )
-from ovd_d2.errors import OVDError  # noqa: E402
-from ovd_d2.inference.predictor import OpenVocabPredictor  # noqa: E402
-from ovd_d2.language import Vocabulary  # noqa: E402
+from ovd_d2.errors import OVDError
+from ovd_d2.inference.predictor import OpenVocabPredictor
+from ovd_d2.language import Vocabulary
 
 VOCABULARY = Vocabulary.from_names(["cat", "red mug", "traffic light", "tie", "bus"])
 SIZE = (70, 120)
@@ -106,7 +106,7 @@ def test_a_closed_set_model_is_refused(tmp_path):
 
     (tmp_path / "config.yaml").write_text(tiny_config(tmp_path).dump())
     torch.save({"model": {}}, tmp_path / "model_final.pth")
-    with pytest.raises(OVDError):
+    with pytest.raises(OVDError, match="has a fixed set of classes"):
         DetectedLabels(str(tmp_path), VOCABULARY)
 
 
