@@ -1,8 +1,9 @@
 """The console script ``ovd``.
 
 A command is a module of this package with a ``typer.Typer`` named ``app`` (several sub-commands) or
-a function ``command``. Modules import nothing heavy at the top, and only the module of the command
-asked for is imported, so ``ovd --help`` is quick and ``ovd doctor`` runs in a broken environment.
+a function ``command``; "-" in a command is "_" in its module. Modules import nothing heavy at the
+top, and only the module of the command asked for is imported, so ``ovd --help`` is quick and
+``ovd doctor`` runs in a broken environment.
 
 Bad input (:class:`~ovd_d2.errors.OVDError`) ends any command with one line on stderr, exit code 2.
 """
@@ -17,7 +18,8 @@ from ovd_d2 import __version__
 from ovd_d2.errors import OVDError
 
 COMMANDS = (
-    "bench", "benchmark", "clip", "demo", "doctor", "export", "mini", "predict", "regions",
+    "bench", "benchmark", "clip", "demo", "doctor", "export", "mini", "predict", "pseudo-label",
+    "regions",
 )  # fmt: skip
 
 
@@ -37,7 +39,7 @@ def build_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
         """Open-vocabulary detection for Detectron2."""
 
     for name in names:
-        module = importlib.import_module(f"ovd_d2.cli.{name}")
+        module = importlib.import_module(f"ovd_d2.cli.{name.replace('-', '_')}")
         if hasattr(module, "app"):
             app.add_typer(module.app, name=name)
         else:

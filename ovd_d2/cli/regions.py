@@ -56,7 +56,7 @@ def build(
     )
     is_main = os.environ.get("RANK", "0") == "0"
     setup_logger(name="ovd_d2", distributed_rank=int(os.environ.get("RANK", "0")))
-    with _ImageBar(is_main) as bar:
+    with ImageBar(is_main) as bar:
         report = build_region_store(settings, bar.tell)
     if not is_main:
         return
@@ -70,14 +70,14 @@ def build(
         print(f"{len(report.unreadable)} images could not be read and are missing")
 
 
-class _ImageBar:
+class ImageBar:
     """Images done with ETA and images/s; a line every half minute where stderr is a file."""
 
     def __init__(self, shown: bool) -> None:
         self._shown = shown
         self._bar = None
 
-    def __enter__(self) -> "_ImageBar":
+    def __enter__(self) -> "ImageBar":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -7,9 +7,7 @@ import argparse
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,23 +20,20 @@ from torch import Tensor, distributed
 
 from ovd_d2.clip import CROP_RULES, CropRegionEncoder, build_image_text_model
 from ovd_d2.data.build import dataset_errors
-from ovd_d2.data.dataset_mapper import UnreadableImageError, read_image
 from ovd_d2.errors import OVDError
 from ovd_d2.region_store import RegionStoreWriter, StoreFacts, merge_manifests
 from ovd_d2.structures import RegionEmbeddings
 
 from .launch import launch
+from .read_ahead import MAX_UNREADABLE, read_ahead
 from .region_proposals import ProposalSource, build_proposal_source
 
 logger = logging.getLogger(__name__)
 
-MAX_PIXELS = 50_000_000  # larger images are refused, as by INPUT.MAX_PIXELS
-MAX_UNREADABLE = 0.01  # share of images, as DATALOADER.MAX_CORRUPT_FRACTION
 SHARD_SECONDS = 120.0  # what a kill may cost
 CPU_BATCH, GPU_BATCH = 32, 256
 _IMAGES_AT_ONCE = 64  # with few boxes each, crops of this many images share batches
-_READ_AHEAD = 4
-_LONGEST_WAIT = timedelta(days=30)  # of the first process to be done for the last one
+LONGEST_WAIT = timedelta(days=30)  # of the first process to be done for the last one
 
 OnImage = Callable[[int, int], None]
 
@@ -104,12 +99,12 @@ def build_region_store(settings: BuildSettings, on_image: OnImage | None = None)
     if settings.crops not in CROP_RULES:
         raise OVDError(f"--crops {settings.crops}: use {' or '.join(CROP_RULES)}")
     namespace = argparse.Namespace(num_gpus=0, num_machines=1)
-    return launch(lambda _: _build(settings, on_image), namespace)
+    return launch(lambda _: build_in_process(settings, on_image), namespace)
 
 
-def _build(settings: BuildSettings, on_image: OnImage | None) -> BuildReport:
-    """In every process."""
-    device = _device(settings.device)
+def build_in_process(settings: BuildSettings, on_image: OnImage | None = None) -> BuildReport:
+    """As :func:`build_region_store`, to be called by each of the processes once they are up."""
+    device = process_device(settings.device)
     batch = settings.batch or (CPU_BATCH if device == "cpu" else GPU_BATCH)
     with dataset_errors("--dataset", [settings.dataset]):
         records = DatasetCatalog.get(settings.dataset)
@@ -128,16 +123,31 @@ def _build(settings: BuildSettings, on_image: OnImage | None) -> BuildReport:
         shard_seconds=settings.save_every,
     )
     if comm.get_world_size() > 1:
-        # Shares end hours apart; the default group would give up waiting after some minutes.
-        everybody = distributed.new_group(backend="gloo", timeout=_LONGEST_WAIT)
-        distributed.barrier(everybody)
+        wait_for_all()
         if comm.is_main_process():
             merge_manifests(settings.out)
-        distributed.barrier(everybody)
+        wait_for_all()
     return report
 
 
-def _device(wanted: str) -> str:
+def wait_for_all() -> None:
+    """Returns when all processes are here, be it after days.
+
+    Shares end hours apart; the default group would give up waiting after some minutes.
+    """
+    if comm.get_world_size() > 1:
+        distributed.barrier(distributed.new_group(backend="gloo", timeout=LONGEST_WAIT))
+
+
+def process_device(wanted: str) -> str:
+    """Where this process computes.
+
+    Args:
+        wanted: "cpu", "cuda", ...; "auto": this process's GPU if there is one.
+
+    Raises:
+        OVDError: torch cannot use it.
+    """
     if wanted != "auto":
         try:
             torch.empty(0, device=wanted)
@@ -201,7 +211,8 @@ def write_regions(
         start = time.perf_counter()
         tell = on_image or (lambda done, of: None)
         tell(share - len(todo), share)
-        pictures = _read_ahead([by_id[image_id] for image_id in todo], unreadable, share)
+        allowed = MAX_UNREADABLE * share
+        pictures = read_ahead([by_id[image_id] for image_id in todo], unreadable, share, allowed)
         for group in _groups(pictures, source, encoder):
             rows = encoder.encode([g.image for g in group], [g.boxes for g in group])
             for one, embeddings in zip(group, rows):
@@ -239,52 +250,3 @@ def _groups(
             group, crops = [], 0
     if group:
         yield group
-
-
-def _read_ahead(
-    records: Sequence[dict[str, Any]], unreadable: list[str], share: int
-) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """Records with their images, decoded by a second thread; files that fail go to a list."""
-    with ThreadPoolExecutor(1) as pool:
-        todo = iter(records)
-        waiting: deque[tuple[dict[str, Any], Future]] = deque()
-        try:
-            for record in todo:
-                waiting.append((record, pool.submit(_read, record)))
-                if len(waiting) > _READ_AHEAD:
-                    yield from _next_image(waiting, unreadable, share)
-            while waiting:
-                yield from _next_image(waiting, unreadable, share)
-        finally:
-            for _, future in waiting:
-                future.cancel()
-
-
-def _next_image(
-    waiting: deque[tuple[dict[str, Any], Future]], unreadable: list[str], share: int
-) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    record, future = waiting.popleft()
-    try:
-        image = future.result()
-    except UnreadableImageError as error:
-        logger.warning("%s It is left out of the store.", error)
-        unreadable.append(error.file_name)
-        if len(unreadable) > MAX_UNREADABLE * share:
-            raise OVDError(
-                f"{len(unreadable)} of {share} images cannot be read, more than "
-                f"{MAX_UNREADABLE:.0%}; the last: {error}"
-            ) from error
-    else:
-        yield record, image
-
-
-def _read(record: dict[str, Any]) -> Tensor:
-    """(3, H, W) uint8 RGB of a record's file, of the size that the record says."""
-    name = record["file_name"]
-    pixels = read_image(name, "RGB", MAX_PIXELS)
-    height, width = pixels.shape[:2]
-    wanted = (record.get("height", height), record.get("width", width))
-    if wanted != (height, width):
-        reason = f"it has {width} x {height} pixels, annotated as {wanted[1]} x {wanted[0]}"
-        raise UnreadableImageError(f"Cannot use the image {name}: {reason}.", name, reason)
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)

@@ -103,8 +103,9 @@ class FileProposals:
     """Boxes of a json file as COCO's and LVIS's results are written.
 
     Args:
-        path: a list of {"image_id", "bbox": [x, y, width, height]} with or without "score";
-            everything else, categories too, is ignored.
+        path: a list of {"image_id", "bbox": [x, y, width, height]} with or without "score", or a
+            dict whose "annotations" are one, as `ovd pseudo-label` writes it; everything else,
+            categories too, is ignored.
         image_ids: of the data set; images without a box in the file have no region.
         topk: boxes to keep per image, best first; without scores the first ones of the file.
 
@@ -153,6 +154,8 @@ def _boxes_by_image(
     entries: Any, path: str
 ) -> dict[int | str, list[tuple[list[float], float | None]]]:
     """Image id -> its (xywh, score) in the order of the file."""
+    if isinstance(entries, dict) and "annotations" in entries:
+        entries = entries["annotations"]
     if not isinstance(entries, list):
         raise OVDError(f"{path} must hold a list of results, as COCO's; it is another kind of json")
     by_image: dict[int | str, list[tuple[list[float], float | None]]] = {}
@@ -189,6 +192,7 @@ class RPNProposals:
         checkpoint: weights with the run's ``config.yaml`` beside them.
         topk: boxes to keep per image after NMS; replaces the config's numbers.
         device: where to compute.
+        config_file: instead of the config.yaml beside the weights.
 
     Raises:
         OVDError: no config or checkpoint, or weights that do not fit; named.
@@ -196,7 +200,9 @@ class RPNProposals:
 
     has_scores = True
 
-    def __init__(self, checkpoint: str, topk: int, device: str = "cpu") -> None:
+    def __init__(
+        self, checkpoint: str, topk: int, device: str = "cpu", config_file: str = ""
+    ) -> None:
         from detectron2.data import detection_utils
         from detectron2.data import transforms as T
 
@@ -204,7 +210,7 @@ class RPNProposals:
         from .trainer import OpenVocabTrainer
 
         path = Path(checkpoint)
-        config_file = path.parent / "config.yaml"
+        config_file = Path(config_file or path.parent / "config.yaml")
         for file in (path, config_file):
             if not file.is_file():
                 raise OVDError(

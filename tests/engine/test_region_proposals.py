@@ -64,6 +64,9 @@ def test_file_of_results(tmp_path, caplog):
     assert source({"image_id": 1}, IMAGE)[0].tolist() == [[10, 20, 40, 60.5]]
     boxes, scores = source({"image_id": 3}, IMAGE)
     assert boxes.shape == (0, 4) and scores.shape == (0,)
+    whole = {"info": {}, "images": [], "annotations": entries}
+    same = build_proposal_source(write(tmp_path / "label_file.json", whole), RECORDS, 2)
+    assert torch.equal(same({"image_id": 2}, IMAGE)[0], source({"image_id": 2}, IMAGE)[0])
     other = build_proposal_source(write(tmp_path / "found.json", entries[:-1]), RECORDS, 2)
     assert other.name != source.name  # another file is another source, whatever its name
 
@@ -80,7 +83,9 @@ def test_file_without_scores_keeps_its_order(tmp_path):
     ("content", "message"),
     [
         ("[", "cannot be read from"),
-        ({"annotations": []}, "must hold a list of results"),
+        ({"images": []}, "must hold a list of results"),
+        ({"annotations": {}}, "must hold a list of results"),
+        ({"annotations": [3]}, "entry 0 is no result"),
         ([{"image_id": 1}], "entry 0 is no result"),
         ([result(1, [0, 0, 1, 1]), result(1, [0, 0, 1])], "entry 1 is no result"),
         ([result(1, [0, 0, -1, 1])], "entry 0 is no result"),

@@ -1,0 +1,117 @@
+"""``ovd pseudo-label``: boxes for images of which only labels or captions are known."""
+
+import os
+from pathlib import Path
+
+import typer
+
+_OUT = typer.Option(..., help="The json to write; an interrupted run goes on.")
+_DETECTOR = typer.Option(
+    ...,
+    help="Who finds the boxes: hf:MODEL (zero-shot detector of transformers: Grounding DINO, "
+    "OWLv2, OmDet-Turbo); model:CHECKPOINT (of train_net.py, its config.yaml beside it or "
+    "model:CHECKPOINT,config=FILE); mavl:PATH (published pickles); json:FILE (COCO's results).",
+)
+_BOXES = typer.Option(
+    "labels", help="labels: one box per image and label; objects: whatever is there."
+)
+_LABELS = typer.Option(
+    "",
+    help="captions:FILE (COCO's json; csv or jsonl with file_name and caption), folders (named "
+    "after classes or synsets), json:FILE ({file_name or image_id: [names]}), dataset (the "
+    "annotated classes of --dataset).",
+)
+_VOCABULARY = typer.Option(
+    "", "--vocab", help="dataset:NAME, a .txt or .json file, or names; default: of --dataset."
+)
+_QUERIES = typer.Option(
+    "", help="For --boxes objects: what to ask for, between commas; default: RKD's four."
+)
+_MIN_SCORE = typer.Option(None, help="Leave out boxes that score no more (COCO's recipe: 0.95).")
+_REGION_STORE = typer.Option(None, help="Build a region store of the boxes, too; its folder.")
+_SHOW = typer.Option(None, help="Picture to write: some of the images with their boxes.")
+_OTHER = typer.Option(
+    "", help="Phrases in captions that are no class though they hold one: 'hot dog' for dog."
+)
+_FOLDER_NAMES = typer.Option("", help="json {folder: class name or synset}, for --labels folders.")
+
+
+def command(
+    out: Path = _OUT,
+    detector: str = _DETECTOR,
+    boxes: str = _BOXES,
+    labels: str = _LABELS,
+    dataset: str = typer.Option("", help="Registered data set, whose image ids are kept."),
+    images: str = typer.Option("", help="Or a folder of images; ids are running numbers."),
+    vocabulary: str = _VOCABULARY,
+    queries: str = _QUERIES,
+    topk: int = typer.Option(0, min=0, help="Boxes per label (0: 1) or image of objects (0: 5)."),
+    min_score: float | None = _MIN_SCORE,
+    config_file: str = typer.Option("", help="The yaml of model:CHECKPOINT."),
+    folder_names: str = _FOLDER_NAMES,
+    other_phrases: str = _OTHER,
+    region_store: Path | None = _REGION_STORE,
+    encoder: str = typer.Option("", help="Image-text model of --region-store."),
+    crops: str = typer.Option("1x", help="Of --region-store: 1x (RKD) or 1x+1.5x (ViLD)."),
+    batch: int = typer.Option(0, min=0, help="Queries at once; 0: 4 on a CPU, 16 on a GPU."),
+    device: str = typer.Option("auto", help="cpu, cuda, ...; auto: the GPU if there is one."),
+    show: Path | None = _SHOW,
+    num: int = typer.Option(24, min=1, help="Images in the picture of --show."),
+) -> None:
+    """Turn image labels or captions into boxes (RKD's pseudo labels), or propose objects.
+
+    Run it again after an interruption. Several processes share the images: torchrun
+    --nproc-per-node N -m ovd_d2.cli.app pseudo-label ...
+    """
+    import ovd_d2
+
+    ovd_d2.register()
+    from detectron2.utils.logger import setup_logger
+
+    from ovd_d2.engine.pseudo_label import LabellingSettings, pseudo_label
+
+    from .regions import ImageBar
+
+    rank = int(os.environ.get("RANK", "0"))
+    setup_logger(name="ovd_d2", distributed_rank=rank)
+    settings = LabellingSettings(
+        out=out,
+        detector=detector,
+        boxes=boxes,
+        labels=labels,
+        dataset=dataset,
+        images=images,
+        vocabulary=vocabulary,
+        queries=tuple(query.strip() for query in queries.split(",") if query.strip()),
+        topk=topk,
+        min_score=min_score,
+        config_file=config_file,
+        folder_names=folder_names,
+        other_phrases=other_phrases,
+        region_store=region_store,
+        encoder=encoder,
+        crops=crops,
+        batch=batch,
+        device=device,
+    )
+    with ImageBar(rank == 0) as bar, ImageBar(rank == 0) as region_bar:
+        report = pseudo_label(settings, bar.tell, region_bar.tell)
+    if rank:
+        return
+    print(f"{out}: {report.boxes} boxes on {report.images} images")
+    if report.labels:
+        print(f"{report.labels_without_box} of {report.labels} image labels got no box")
+    if report.done:
+        print(
+            f"{report.done} images in {report.seconds:.1f} s "
+            f"({report.done / report.seconds:.2f} images/s)"
+            + (" by the first of the processes" if "RANK" in os.environ else "")
+        )
+    if report.unreadable:
+        print(f"{len(report.unreadable)} images could not be read and are missing")
+    if report.regions is not None:
+        print(f"{region_store}: {report.regions} regions added")
+    if show is not None:
+        from ovd_d2.inference.label_sheet import draw_label_sheet
+
+        print(f"wrote {draw_label_sheet(out, show, num=num)}")
