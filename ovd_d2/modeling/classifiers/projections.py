@@ -37,7 +37,7 @@ def build_projection(kind: str, in_features: int, embed_dim: int, hidden: int = 
         )
     if hidden:
         raise OVDError(
-            f"MODEL.OPEN_VOCAB.PROJECTION_HIDDEN is {hidden}, which weight transfer has no use for: "
-            "set it to 0."
+            f"MODEL.OPEN_VOCAB.PROJECTION_HIDDEN is {hidden}, which weight transfer has no use "
+            "for: set it to 0."
         )
     return WeightTransferProjection(in_features, embed_dim)

@@ -18,8 +18,8 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from .open_vocab_mixin import OpenVocabROIHeadsMixin
 from .joint_rows import JointRows
+from .open_vocab_mixin import OpenVocabROIHeadsMixin
 
 
 @ROI_HEADS_REGISTRY.register()
