@@ -126,18 +126,18 @@ def to_object_centric_ovd(
     converted = rename_classifier(kept, transfer, reverse=True)
     # Rows of norm 1 keep their bits: the way there and back is the identity.
     rows = class_embeddings.float()
-    is_unit = (rows.norm(dim=1, keepdim=True) - 1).abs() < 1e-6
+    is_unit = (rows.norm(dim=1, keepdim=True) - 1).abs() < 1e-5
     rows = torch.where(is_unit, rows, torch.nn.functional.normalize(rows, dim=1))
     zero = rows.new_zeros(rows.shape[1], 1)
     converted[CLASS_EMBEDDINGS] = torch.cat([rows.T, zero], dim=1)
     if image_counts is not None:
-        counts = torch.as_tensor(image_counts).double()
+        counts = torch.as_tensor(image_counts)
         if counts.shape != (len(rows),):
             raise OVDError(
                 f"There are image counts of {counts.numel()} classes, but embeddings of "
                 f"{len(rows)}: use the counts of the same vocabulary."
             )
-        converted[FREQUENCY_WEIGHT] = counts.sqrt().float()
+        converted[FREQUENCY_WEIGHT] = counts.float() ** 0.5  # as there; sqrt() rounds otherwise
     check_shapes(converted, rows.shape[1], len(rows))
     return converted
 

@@ -89,7 +89,10 @@ def write_state_dict(path: str, weights: dict[str, torch.Tensor]) -> None:
     Raises:
         OVDError: another suffix, or the file cannot be written.
     """
-    weights = {key: value.contiguous() for key, value in weights.items()}
+    # Copies: safetensors refuses tensors that share memory, torch.save would write it all.
+    weights = {
+        key: value.clone(memory_format=torch.contiguous_format) for key, value in weights.items()
+    }
     if not path.endswith((".pth", ".safetensors")):
         raise OVDError(f"--out {path} must end in .pth or .safetensors.")
     try:
