@@ -139,8 +139,8 @@ def test_what_their_code_has_no_place_for_is_refused_on_the_way_back():
     learned = {**found.weights, CLASSIFIER + "background": torch.zeros(512)}
     with pytest.raises(OVDError, match="learned background"):
         to_object_centric_ovd(learned, rows)
+    branch = {**found.weights, "roi_heads.image_branch.head.fc1.weight": torch.zeros(2, 2)}
     with pytest.raises(OVDError, match="image_branch.*belongs"):
-        branch = {**found.weights, "roi_heads.image_branch.head.fc1.weight": torch.zeros(2, 2)}
         to_object_centric_ovd(branch, rows)
     with pytest.raises(OVDError, match=r"not \(256, 2048\)"):
         to_object_centric_ovd(found.weights, rows[:, :256])
