@@ -194,6 +194,9 @@ def _add_data_and_test(cfg: CN) -> None:
     cfg.DATALOADER.MAX_CORRUPT_FRACTION = 0.01
     # "hotcoco" (fast) or "lvis-api" (reference).
     cfg.TEST.LVIS_BACKEND = "hotcoco"
+    # Names that compete with the data set's classes in evaluation and are not scored:
+    # "imagenet21k:N" takes N of ImageNet-21K (RKD's strict setting on LVIS: four times its 1203).
+    cfg.TEST.DISTRACTORS = ""
     # Also report AP with 10,000 detections per class over the data set instead of 300 per image
     # (Dave et al. 2021, "fixed AP").
     cfg.TEST.FIXED_AP = False

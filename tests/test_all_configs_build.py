@@ -15,19 +15,35 @@ from detectron2.utils.events import EventStorage
 from ovd_d2 import add_ovd_config
 from ovd_d2.data.teacher_regions import TeacherRegions
 from ovd_d2.region_store import RegionStoreWriter, StoreFacts
-from ovd_d2.structures import RegionEmbeddings
+from ovd_d2.structures import PartialMasks, RegionEmbeddings, Supervision, supervision_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(p for p in CONFIGS.rglob("*.yaml") if not p.name.startswith("Base-"))
+
+
+def plain_config(path: Path):
+    cfg = get_cfg()
+    add_ovd_config(cfg)
+    cfg.merge_from_file(str(path))
+    return cfg
+
+
+def distinct_models() -> list[Path]:
+    """One recipe for each model: others differ in data, schedule or evaluation alone."""
+    first = {}
+    for path in RECIPES:
+        cfg = plain_config(path)
+        learns = bool(cfg.DATASETS.REGION_STORE)
+        cfg.MODEL.WEIGHTS = ""
+        first.setdefault((cfg.MODEL.dump(), learns, cfg.DATASETS.TRAIN), path)
+    return list(first.values())
 
 
 def load(path: Path, tmp_path: Path):
     """The config on CPU. Nothing can be downloaded here, so CLIP's text tower is replaced by
     random embeddings of the right shape; and SyncBN, which has no CPU kernel, by BN. Fewer
     proposals than in earnest; and of the two recipes with ResNet-152 one has it."""
-    cfg = get_cfg()
-    add_ovd_config(cfg)
-    cfg.merge_from_file(str(path))
+    cfg = plain_config(path)
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 10
@@ -80,7 +96,20 @@ def batch(with_mask: bool) -> list[dict]:
     return [{**sample, "caption": caption} for caption in ("a cat", "a red mug")]
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(CONFIGS)))
+def with_image_label(sample: dict) -> dict:
+    """The sample with a pseudo box of class 1 behind its rows."""
+    targets = sample["instances"]
+    rows = Instances(targets.image_size)
+    rows.gt_boxes = Boxes(torch.cat([targets.gt_boxes.tensor, torch.tensor([[20.0, 5, 90, 70]])]))
+    rows.gt_classes = torch.cat([targets.gt_classes, torch.tensor([1])])
+    tags = supervision_of(targets)
+    rows.supervision = torch.cat([tags, torch.tensor([int(Supervision.IMAGE_LABEL)])])
+    if targets.has("gt_masks"):
+        rows.gt_masks = PartialMasks.followed_by_none(targets.gt_masks, 1)
+    return {**sample, "instances": rows}
+
+
+@pytest.mark.parametrize("path", distinct_models(), ids=lambda p: str(p.relative_to(CONFIGS)))
 def test_config_builds_and_trains_a_step(path, tmp_path):
     cfg = load(path, tmp_path)
     torch.manual_seed(0)
@@ -94,6 +123,9 @@ def test_config_builds_and_trains_a_step(path, tmp_path):
         regions = TeacherRegions(tiny_store(tmp_path / "store", dim))
         rows = regions.append_to(data[0]["instances"], 1, T.NoOpTransform())
         data = [{**data[0], "instances": rows}, data[1]]
+    learns_labels = cfg.MODEL.IMAGE_LABELS.WEIGHT > 0
+    if learns_labels:
+        data = [data[0], with_image_label(data[1])]
     if cfg.MODEL.IMAGE_BRANCH.NAME == "TeacherOnCrops":
         teacher = RandomTeacher(dim)
         model.roi_heads.image_branch._load_encoder = lambda device: (teacher, "")
@@ -102,6 +134,7 @@ def test_config_builds_and_trains_a_step(path, tmp_path):
     assert ("loss_mask" in losses) == cfg.MODEL.MASK_ON
     assert all(torch.isfinite(v) for v in losses.values()), losses
     assert any("distill" in name for name in losses) == learns
+    assert any("image_label" in name for name in losses) == learns_labels
     sum(losses.values()).backward()
     missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []
@@ -123,3 +156,23 @@ def test_data_sets_of_the_recipe_are_registered(path, tmp_path):
     cfg = load(path, tmp_path)
     names = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
     assert names and names <= set(DatasetCatalog.list())
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_stages_start_from_what_other_recipes_write_and_files_are_documented(path):
+    """Weights come from outside or from the folder of a recipe; stores, label files and their
+    commands are in datasets/README.md; sources name keys of the config."""
+    cfg = plain_config(path)
+    weights = cfg.MODEL.WEIGHTS
+    if weights.startswith("output/"):
+        folders = {plain_config(p).OUTPUT_DIR for p in RECIPES}
+        assert weights.removesuffix("/model_final.pth") in folders
+    readme = (CONFIGS.parent / "datasets" / "README.md").read_text()
+    mentioned = [cfg.DATASETS.REGION_STORE] if cfg.DATASETS.REGION_STORE else []
+    for source in cfg.DATASETS.SOURCES:
+        assert set(source) <= {"NAME", "RATIO", "OPTS"}
+        one = cfg.clone()
+        one.merge_from_list(source.get("OPTS", []))
+        mentioned += [name.removeprefix("labels:") for name in one.DATASETS.TRAIN if ":" in name]
+        mentioned += [one.DATASETS.REGION_STORE] if one.DATASETS.REGION_STORE else []
+    assert [name for name in mentioned if f"`{name}`" not in readme] == []

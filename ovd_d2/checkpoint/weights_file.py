@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ovd_d2.atomic_file import atomic_write
 from ovd_d2.errors import OVDError
 
 # Set to 1 (train_net.py --trust does) to let pickles be opened.
@@ -44,3 +45,63 @@ def read_weights_file(path: str) -> dict[str, Any]:
         raise
     except Exception as error:  # torch and safetensors raise anything on broken data
         raise OVDError(f"{path} cannot be read as weights: {error}") from error
+
+
+def read_state_dict(path: str) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint by name: those under "model" if there is one, else all.
+
+    Args:
+        path: .pth or .safetensors; .pkl (of Detectron2) if it is trusted.
+
+    Raises:
+        OVDError: an untrusted pickle, a missing or broken file, or no state dict inside.
+    """
+    check_trusted(path)
+    try:
+        if path.endswith(".pkl"):
+            with open(path, "rb") as file:
+                content = pickle.load(file, encoding="latin1")  # noqa: S301 - declared trusted
+        else:
+            content = read_weights_file(path)
+    except OSError as error:
+        raise OVDError(f"{path} cannot be read ({error.strerror or error}).") from error
+    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, ValueError) as error:
+        raise OVDError(f"{path} cannot be read as weights: {error}") from error
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not isinstance(content, dict) or not content:
+        raise OVDError(f'{path} holds no state dict, neither by itself nor under "model".')
+    state = {}
+    for key, value in content.items():
+        if path.endswith(".pkl") and not isinstance(value, torch.Tensor):
+            value = torch.as_tensor(value)
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise OVDError(
+                f"{path} holds no state dict: its entry {key!r} is no tensor under a name."
+            )
+        state[key] = value
+    return state
+
+
+def write_state_dict(path: str, weights: dict[str, torch.Tensor]) -> None:
+    """Writes ``weights`` as ``.pth`` (under "model") or ``.safetensors``; whole or not at all.
+
+    Raises:
+        OVDError: another suffix, or the file cannot be written.
+    """
+    # Copies: safetensors refuses tensors that share memory, torch.save would write it all.
+    weights = {
+        key: value.clone(memory_format=torch.contiguous_format) for key, value in weights.items()
+    }
+    if not path.endswith((".pth", ".safetensors")):
+        raise OVDError(f"--out {path} must end in .pth or .safetensors.")
+    try:
+        with atomic_write(path) as file:
+            if path.endswith(".pth"):
+                torch.save({"model": weights}, file)
+            else:
+                from safetensors.torch import save
+
+                file.write(save(weights))
+    except (OSError, RuntimeError) as error:
+        raise OVDError(f"{path} cannot be written ({error}): choose another place.") from error

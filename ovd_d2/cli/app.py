@@ -18,8 +18,8 @@ from ovd_d2 import __version__
 from ovd_d2.errors import OVDError
 
 COMMANDS = (
-    "bench", "benchmark", "clip", "demo", "doctor", "export", "mini", "predict", "pseudo-label",
-    "regions",
+    "bench", "benchmark", "clip", "convert", "demo", "doctor", "export", "mini", "predict",
+    "pseudo-label", "regions",
 )  # fmt: skip
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from torch import nn
 
+from ovd_d2.errors import OVDError
+
 
 def class_embeddings(cfg: CfgNode, vocabulary: str) -> tuple[Any, Any]:
     """``vocabulary`` and its embeddings by the encoder and prompts of ``cfg``.
@@ -35,7 +37,8 @@ def class_embeddings(cfg: CfgNode, vocabulary: str) -> tuple[Any, Any]:
 
 @contextmanager
 def dataset_vocabulary(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Iterator[None]:
-    """Inside, an open-vocabulary ``model`` knows the categories of ``dataset_name``.
+    """Inside, an open-vocabulary ``model`` knows the categories of ``dataset_name``, followed by
+    the names of ``TEST.DISTRACTORS``.
 
     Afterwards it has the training vocabulary of ``cfg`` again. Closed-set models are left alone.
     """
@@ -50,11 +53,25 @@ def dataset_vocabulary(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Ite
         yield
         return
     training = class_embeddings(cfg, cfg.MODEL.OPEN_VOCAB.VOCABULARY)
-    set_vocabulary(model, *class_embeddings(cfg, f"dataset:{dataset_name}"))
+    set_vocabulary(model, *class_embeddings(cfg, _test_vocabulary(cfg, dataset_name)))
     try:
         yield
     finally:
         set_vocabulary(model, *training)
+
+
+def _test_vocabulary(cfg: CfgNode, dataset_name: str) -> str:
+    distractors = cfg.TEST.DISTRACTORS
+    if not distractors:
+        return f"dataset:{dataset_name}"
+    if not distractors.startswith("imagenet21k:"):
+        raise OVDError(f"TEST.DISTRACTORS is '{distractors}'; write \"\" or imagenet21k:N.")
+    if cfg.MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS:
+        raise OVDError(
+            "TEST.DISTRACTORS needs a text encoder for its names: set "
+            'MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS "".'
+        )
+    return f"dataset:{dataset_name}+{distractors}"
 
 
 @contextmanager
@@ -63,6 +80,8 @@ def _named_classes(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Iterato
     text side with the prompts of ``cfg``."""
     from ovd_d2.language import TextEmbeddingBank, Vocabulary
 
+    if cfg.TEST.DISTRACTORS:
+        raise OVDError('TEST.DISTRACTORS is for detectors: set it to "" for a CLIP model.')
     open_vocab = cfg.MODEL.OPEN_VOCAB
     vocabulary = Vocabulary.load(f"dataset:{dataset_name}")
     encoder = model.text_encoder()

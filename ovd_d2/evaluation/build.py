@@ -8,6 +8,7 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDete
 
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation.coco_open_vocab import COCOOpenVocabEvaluator
+from ovd_d2.evaluation.data_set_classes_only import DataSetClassesOnly
 from ovd_d2.evaluation.lvis_open_vocab import LVISOpenVocabEvaluator
 from ovd_d2.evaluation.zero_shot_classification import ZeroShotClassificationEvaluator
 
@@ -18,10 +19,11 @@ def build_evaluator(
     """Builds what ``DefaultTrainer.build_evaluator`` is asked for.
 
     The data set's ``evaluator_type`` decides: "lvis", "coco_ovd", "coco", "pascal_voc" or
-    "classification".
+    "classification". With ``TEST.DISTRACTORS`` detections of other classes do not count.
 
     Args:
-        cfg: reads ``OUTPUT_DIR``, ``TEST.LVIS_BACKEND`` and ``TEST.FIXED_AP``.
+        cfg: reads ``OUTPUT_DIR``, ``TEST.LVIS_BACKEND``, ``TEST.FIXED_AP`` and
+            ``TEST.DISTRACTORS``.
         dataset_name: a registered data set.
         output_folder: where predictions go; None for "inference" under ``OUTPUT_DIR``.
 
@@ -35,6 +37,11 @@ def build_evaluator(
         )
     if output_folder is None:
         output_folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+    evaluator = _evaluator_of(cfg, dataset_name, output_folder)
+    return DataSetClassesOnly(evaluator, dataset_name) if cfg.TEST.DISTRACTORS else evaluator
+
+
+def _evaluator_of(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if evaluator_type == "lvis":
         return LVISOpenVocabEvaluator(

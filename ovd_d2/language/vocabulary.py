@@ -168,6 +168,8 @@ class Vocabulary:
     def load(cls, spec: str) -> "Vocabulary":
         """From "dataset:NAME", the path of a .txt or .json file, or names between commas.
 
+        Any of them may be followed by "+imagenet21k:N": N further names, of ImageNet-21K.
+
         Raises:
             OVDError: ``spec`` is empty or names something that is not there.
         """
@@ -177,6 +179,11 @@ class Vocabulary:
                 "empty vocabulary: give 'dataset:NAME', a .txt or .json file, "
                 "or class names between commas"
             )
+        first, plus, count = spec.rpartition("+imagenet21k:")
+        if plus:
+            from ovd_d2.language.imagenet_names import extend_with_imagenet21k
+
+            return extend_with_imagenet21k(cls.load(first), count)
         if spec.startswith("dataset:"):
             return cls.from_metadata(spec.removeprefix("dataset:").strip())
         if spec.lower().endswith(_LOOKS_LIKE_A_FILE) or _is_file(spec):

@@ -1,0 +1,82 @@
+"""``ovd convert``: checkpoints of other projects."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from ovd_d2.engine.convert_checkpoint import Conversion
+
+app = typer.Typer(help="Checkpoints of other projects to ours, and back.", no_args_is_help=True)
+_SOURCE = typer.Argument(..., metavar="FILE", help=".pth, .safetensors, or .pkl with --trust.")
+_OUT = typer.Option(
+    None, help=".pth or .safetensors to write. Default: FILE with _converted.pth at the end."
+)
+_EMBEDDINGS = typer.Option(
+    None,
+    help="The class embeddings, a .safetensors file for MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS: written; "
+    "with --reverse read.",
+)
+_VOCABULARY = typer.Option(
+    "", help="Class names of the embeddings, for example dataset:lvis_v1_train_base."
+)
+_ENCODER = typer.Option("openai-clip:ViT-B/32", help="What made the embeddings; it is not loaded.")
+_TRUST = typer.Option(False, "--trust", help="Open a .pkl, which can run any code.")
+
+
+@app.command("object-centric-ovd")
+def object_centric_ovd(
+    source: Path = _SOURCE,
+    out: Path | None = _OUT,
+    reverse: bool = typer.Option(False, "--reverse", help="FILE is ours, write theirs."),
+    embeddings: Path | None = _EMBEDDINGS,
+    vocabulary: str = _VOCABULARY,
+    encoder: str = _ENCODER,
+    trust: bool = _TRUST,
+) -> None:
+    """A released detector of object-centric-ovd, for configs/rkd/*.yaml; or ours for their code."""
+    from ovd_d2.engine.convert_checkpoint import (
+        convert_object_centric_ovd,
+        convert_to_object_centric_ovd,
+    )
+
+    out = _prepare(source, out, trust)
+    if reverse:
+        done = convert_to_object_centric_ovd(source, out, embeddings, vocabulary)
+    else:
+        done = convert_object_centric_ovd(source, out, embeddings, vocabulary, encoder)
+    _report(out, done)
+
+
+@app.command()
+def detic(
+    source: Path = _SOURCE,
+    out: Path | None = _OUT,
+    embeddings: Path | None = _EMBEDDINGS,
+    vocabulary: str = _VOCABULARY,
+    encoder: str = _ENCODER,
+    trust: bool = _TRUST,
+) -> None:
+    """The cascade of a Detic detector for OpenVocabCascadeROIHeads; says what does not fit."""
+    from ovd_d2.engine.convert_checkpoint import convert_detic
+
+    out = _prepare(source, out, trust)
+    _report(out, convert_detic(source, out, embeddings, vocabulary, encoder))
+
+
+def _prepare(source: Path, out: Path | None, trust: bool) -> Path:
+    import ovd_d2
+    from ovd_d2.checkpoint import TRUST_VARIABLE
+
+    ovd_d2.register()
+    if trust:
+        os.environ[TRUST_VARIABLE] = "1"
+    return out or source.with_name(f"{source.stem}_converted.pth")
+
+
+def _report(out: Path, done: "Conversion") -> None:
+    print(f"{out}: {done.entries} tensors")
+    for fact in done.facts:
+        print(f"  {fact}")

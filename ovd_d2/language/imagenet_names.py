@@ -1,0 +1,94 @@
+"""Names of ImageNet-21K's synsets, as classes that compete with those of another vocabulary."""
+
+import hashlib
+import re
+from functools import cache
+
+from ovd_d2.errors import OVDError
+from ovd_d2.language.vocabulary import Vocabulary
+
+PREFIX = "imagenet21k:"
+
+
+def extend_with_imagenet21k(vocabulary: Vocabulary, count: str | int) -> Vocabulary:
+    """``vocabulary`` followed by ``count`` names of ImageNet-21K that it does not have.
+
+    A synset is left out if any of its lemmas is a name or synonym of a class already there; its
+    name is its first lemma. The choice is the same on every machine: synsets come in the order of
+    the sha256 of their WordNet ids, which is as good as random.
+
+    Args:
+        vocabulary: K classes; they keep their places.
+        count: how many to add, at least 1.
+
+    Returns:
+        K + ``count`` classes; the new ones are not novel and have image count 0, if the others
+        have counts.
+
+    Raises:
+        OVDError: timm is not there, or there are fewer names than asked for.
+    """
+    count = _checked_count(count)
+    taken = {
+        _key(word)
+        for name, words in zip(vocabulary.names, vocabulary.synonyms)
+        for word in (name, *words)
+    }
+    names, synonyms, definitions = [], [], []
+    for lemmas, definition in _synsets():
+        if len(names) == count:
+            break
+        keys = {_key(word) for word in lemmas}
+        if keys & taken:
+            continue
+        taken |= keys
+        names.append(lemmas[0])
+        synonyms.append(lemmas)
+        definitions.append(definition)
+    if len(names) < count:
+        raise OVDError(
+            f"{PREFIX}{count} asks for more names than ImageNet-21K has besides this vocabulary: "
+            f"{len(names)}."
+        )
+    return Vocabulary(
+        names=(*vocabulary.names, *names),
+        synonyms=(*vocabulary.synonyms, *synonyms),
+        definitions=(*vocabulary.definitions, *definitions),
+        is_novel=(*vocabulary.is_novel, *(False for _ in names)),
+        image_counts=(
+            (*vocabulary.image_counts, *(0 for _ in names)) if vocabulary.image_counts else ()
+        ),
+    )
+
+
+def _checked_count(count: str | int) -> int:
+    text = str(count).strip()
+    if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) < 1:
+        raise OVDError(f"{PREFIX}{count}: write a number of names from 1, such as {PREFIX}4812.")
+    return int(text)
+
+
+def _key(word: str) -> str:
+    """What two spellings of a word share."""
+    plain = re.sub(r"\(.*?\)", " ", word.lower())
+    return " ".join(re.sub(r"[_\-/.'’]", " ", plain).split()) or word.lower()
+
+
+@cache
+def _synsets() -> tuple[tuple[tuple[str, ...], str], ...]:
+    """(lemmas, definition) of the 21,843 synsets, in the order of the sha256 of their ids."""
+    try:
+        from timm.data import ImageNetInfo
+    except ImportError as error:
+        raise OVDError(
+            f"ImageNet's names come with timm, which is missing ({error}): pip install timm"
+        ) from error
+    info = ImageNetInfo("imagenet21k")
+    ids = sorted(info.label_names(), key=lambda i: hashlib.sha256(i.encode()).hexdigest())
+    synsets = []
+    for label in ids:
+        lemmas = info.label_name_to_description(label)
+        definition = info.label_name_to_description(label, detailed=True)[len(lemmas) + 2 :]
+        words = tuple(word.strip() for word in lemmas.split(",") if word.strip())
+        synsets.append((words, definition))
+    return tuple(synsets)

@@ -1,0 +1,33 @@
+"""State dicts with the keys and shapes of released checkpoints, and made-up values."""
+
+import json
+from pathlib import Path
+
+import torch
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "rkd" / "state_dict_shapes.json"
+SHAPES = json.loads(GOLDEN.read_text())
+# Released configuration -> (our recipe, weight transfer)
+RECIPES = {
+    "LVIS_OVD_Base_RKD": ("rkd/lvis_r50_fpn_rkd.yaml", False),
+    "LVIS_OVD_RKD_PIS_WeightTransfer": ("rkd/lvis_r50_fpn_rkd_pis_wt.yaml", True),
+    "COCO_OVD_RKD_PIS_WeightTransfer": ("rkd/coco_r50_c4_rkd_pis_wt.yaml", True),
+}
+CLASSIFIER = "roi_heads.box_predictor.cls_score."
+
+
+def released(name: str) -> dict[str, torch.Tensor]:
+    """A state dict as released under ``name``. Large tensors share memory: half a gigabyte of
+    random numbers would be slow; each key has values of its own all the same."""
+    generator = torch.Generator().manual_seed(0)
+    pool = torch.randn(14_000_000, generator=generator)
+    state = {}
+    for place, (key, shape) in enumerate(SHAPES[name].items()):
+        size = torch.Size(shape).numel()
+        state[key] = pool[place : place + size].reshape(shape)
+    classes = torch.nn.functional.normalize(state[CLASSIFIER + "zs_weight"], dim=0).clone()
+    classes[:, -1] = 0
+    state[CLASSIFIER + "zs_weight"] = classes
+    counts = torch.randint(0, 2000, (classes.shape[1] - 1,), generator=generator)
+    state["roi_heads.box_predictor.freq_weight"] = counts.float() ** 0.5
+    return state
