@@ -24,6 +24,7 @@ from tiny_detector import (
     weights,
     write_dataset,
 )
+from tiny_image_text import tiny_model
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
 
@@ -31,6 +32,7 @@ from label_files import write_labels
 
 from ovd_d2.data.mixing import MixedLoader
 from ovd_d2.engine import OpenVocabTrainer
+from ovd_d2.engine import build_region_store as builder
 from ovd_d2.engine.setup import check_config
 from ovd_d2.engine.teacher_check import check_teacher
 from ovd_d2.errors import OVDError
@@ -249,3 +251,19 @@ def test_stores_of_all_sources_are_checked(tmp_path, opts, caplog):
     with caplog.at_level(logging.WARNING):
         check(opts, heads=SimpleNamespace())
     assert caplog.text.count("does not learn from it") == 2
+
+
+def test_a_store_is_built_for_a_label_file(tmp_path, opts, monkeypatch):
+    """And the loader knows it by the data set's name."""
+    monkeypatch.setattr(builder, "build_image_text_model", lambda spec, device: tiny_model())
+    monkeypatch.delenv("RANK", raising=False)
+    name = f"labels:{tmp_path}/labels/labels.json"
+    settings = builder.BuildSettings(name, "gt", "tiny", tmp_path / "built", topk=5, crops="1x")
+    report = builder.build_region_store(settings)
+    assert (report.images, report.regions) == (10, 10)
+    more = ("DATASETS.REGION_STORE", str(tmp_path / "built"))
+    loader = OpenVocabTrainer.build_train_loader(config(tmp_path / "out", changed(opts, 1, *more)))
+    for sample in next(iter(loader.loaders["labels"])):
+        label, region = sample["instances"].gt_boxes.tensor
+        torch.testing.assert_close(label, region)
+        assert sample["instances"].supervision.tolist() == [1, 2]
