@@ -65,6 +65,6 @@ def label_captions(proposer: "Run", out: Path, root: Path) -> Path:
     words = [*_starter(), "pseudo-label", "--dataset", "mini_v1_train_base"]
     words += ["--labels", f"captions:{captions}", "--boxes", "labels"]
     words += ["--detector", f"model:{proposer.folder}/model_final.pth"]
-    words += ["--config-file", "configs/mini/clip_on_crops.yaml", "--out", str(labels)]
+    words += ["--config-file", "configs/mini/rkd_labeller.yaml", "--out", str(labels)]
     recipe_runs.run_in_foreground(words, root, say)
     return labels
