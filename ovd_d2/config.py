@@ -177,12 +177,13 @@ def _add_data_and_test(cfg: CN) -> None:
     cfg.DATASETS.REGION_STORE = ""
     # At most this many of its regions per image, drawn at random at every step; 0 all (ViLD 300).
     cfg.DATASETS.REGIONS_PER_IMAGE = 300
-    # Sources to mix in training; empty: DATASETS.TRAIN alone. Each is a mapping with NAME, OPTS (keys
-    # of this config and values, in turn, that differ for it, such as DATASETS.TRAIN,
-    # SOLVER.IMS_PER_BATCH, INPUT.MIN_SIZE_TRAIN, DATASETS.REGION_STORE) and, for "alternate", RATIO.
+    # Training data of several kinds, mixed; empty: DATASETS.TRAIN alone. A list of mappings: NAME;
+    # OPTS, [KEY, value, ...], keys of the data (DATASETS.TRAIN, DATASETS.REGION_STORE, INPUT.*,
+    # DATALOADER.*, SOLVER.IMS_PER_BATCH, ...) that differ for this source; and for "alternate"
+    # RATIO (default 1). Classes are still those of VOCABULARY, or of DATASETS.TRAIN outside.
     cfg.DATASETS.SOURCES = []
-    # "alternate": each batch is of one source, in proportion to the sources' RATIO; "together": each
-    # batch has SOLVER.IMS_PER_BATCH images of every source.
+    # "alternate": each batch is of one source, as often as its RATIO says; "together": each batch
+    # is one batch of every source, one behind the other.
     cfg.DATASETS.MIXING = "alternate"
     # Name in ovd_d2.data.dataset_mapper.DATASET_MAPPER_REGISTRY: what makes samples of records.
     cfg.INPUT.MAPPER = "OpenVocabDatasetMapper"
