@@ -1,5 +1,6 @@
 """Every yaml under configs/ builds, makes a training step and infers."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,16 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(p for p in CONFIGS.rglob("*.yaml") if not p.name.startswith("Base-"))
 
 
-def plain_config(path: Path):
+@cache
+def read_config(path: Path):
     cfg = get_cfg()
     add_ovd_config(cfg)
     cfg.merge_from_file(str(path))
     return cfg
+
+
+def plain_config(path: Path):
+    return read_config(path).clone()
 
 
 def distinct_models() -> list[Path]:
@@ -165,7 +171,7 @@ def test_stages_start_from_what_other_recipes_write_and_files_are_documented(pat
     cfg = plain_config(path)
     weights = cfg.MODEL.WEIGHTS
     if weights.startswith("output/"):
-        folders = {plain_config(p).OUTPUT_DIR for p in RECIPES}
+        folders = {read_config(p).OUTPUT_DIR for p in RECIPES}
         assert weights.removesuffix("/model_final.pth") in folders
     readme = (CONFIGS.parent / "datasets" / "README.md").read_text()
     mentioned = [cfg.DATASETS.REGION_STORE] if cfg.DATASETS.REGION_STORE else []

@@ -9,6 +9,7 @@ from .object_centric_ovd import (
 from .weights_file import (
     TRUST_VARIABLE,
     check_trusted,
+    check_weights_name,
     read_state_dict,
     read_weights_file,
     write_state_dict,
@@ -19,6 +20,7 @@ __all__ = [
     "ConvertedCheckpoint",
     "DeticParts",
     "check_trusted",
+    "check_weights_name",
     "from_detic",
     "from_object_centric_ovd",
     "read_state_dict",

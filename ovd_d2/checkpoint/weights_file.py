@@ -83,6 +83,12 @@ def read_state_dict(path: str) -> dict[str, torch.Tensor]:
     return state
 
 
+def check_weights_name(path: str) -> None:
+    """Raises OVDError for a suffix that :func:`write_state_dict` has no format for."""
+    if not path.endswith((".pth", ".safetensors")):
+        raise OVDError(f"--out {path} must end in .pth or .safetensors.")
+
+
 def write_state_dict(path: str, weights: dict[str, torch.Tensor]) -> None:
     """Writes ``weights`` as ``.pth`` (under "model") or ``.safetensors``; whole or not at all.
 
@@ -93,8 +99,7 @@ def write_state_dict(path: str, weights: dict[str, torch.Tensor]) -> None:
     weights = {
         key: value.clone(memory_format=torch.contiguous_format) for key, value in weights.items()
     }
-    if not path.endswith((".pth", ".safetensors")):
-        raise OVDError(f"--out {path} must end in .pth or .safetensors.")
+    check_weights_name(path)
     try:
         with atomic_write(path) as file:
             if path.endswith(".pth"):

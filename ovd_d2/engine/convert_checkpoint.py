@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ovd_d2.checkpoint import (
+    check_weights_name,
     from_detic,
     from_object_centric_ovd,
     read_state_dict,
@@ -49,6 +50,7 @@ def convert_object_centric_ovd(
     Raises:
         OVDError: what is wrong with a file or the names; nothing is written then.
     """
+    _check_paths(source, out, embeddings)
     found = from_object_centric_ovd(read_state_dict(str(source)))
     kind = "weight_transfer" if found.weight_transfer else "linear"
     facts = [f"its projection is {kind} (MODEL.OPEN_VOCAB.PROJECTION)"]
@@ -78,6 +80,7 @@ def convert_to_object_centric_ovd(
             "--reverse needs --embeddings FILE: object-centric-ovd keeps the class embeddings in "
             "its checkpoints, and ours do not hold them."
         )
+    _check_paths(source, out)
     rows, manifest = read_embedding_file(embeddings)
     counts = manifest.get("image_counts")
     if vocabulary:
@@ -97,6 +100,7 @@ def convert_detic(
 
     Arguments and errors as for :func:`convert_object_centric_ovd`.
     """
+    _check_paths(source, out, embeddings)
     found = from_detic(read_state_dict(str(source)))
     facts = _write_embeddings(
         embeddings, found.class_embeddings, found.image_counts, vocabulary, encoder
@@ -104,6 +108,19 @@ def convert_detic(
     facts += [f"left out {prefix} ({n} tensors): {why}" for prefix, n, why in found.left_out]
     write_state_dict(str(out), found.weights)
     return Conversion(len(found.weights), tuple(facts))
+
+
+def _check_paths(source: Path, out: Path, embeddings: Path | None = None) -> None:
+    """Raises OVDError, before anything is written, for names that cannot be written."""
+    check_weights_name(str(out))
+    if embeddings is not None and embeddings.suffix != ".safetensors":
+        raise OVDError(f"--embeddings {embeddings} must end in .safetensors.")
+    paths = [path.resolve() for path in (source, out, embeddings) if path is not None]
+    if len(set(paths)) < len(paths):
+        raise OVDError(
+            f"FILE, --out and --embeddings must differ: nothing is written over {source.name} or "
+            "one another."
+        )
 
 
 def _write_embeddings(
@@ -114,8 +131,6 @@ def _write_embeddings(
     left_out = f"left out the class embeddings of {num_classes} classes"
     if path is None:
         return [f"{left_out} and their frequencies: the vocabulary is the config's (--embeddings)"]
-    if path.suffix != ".safetensors":
-        raise OVDError(f"--embeddings {path} must end in .safetensors.")
     manifest = {"encoder_id": text_encoder_id(encoder)}
     if vocabulary:
         names = Vocabulary.load(vocabulary).names

@@ -195,7 +195,9 @@ BAD_CALLS = {
     "names, but there are 80 class embeddings": (
         "--embeddings", "e.safetensors", "--vocabulary", "cat, dog"),
     "must end in .safetensors": ("--embeddings", "e.npy"),
-    "must end in .pth or .safetensors": ("--out", "y.pt"),
+    "must end in .pth or .safetensors": ("--out", "y.pt", "--embeddings", "e.safetensors"),
+    "must differ": ("--out", "R_50_C4.pth"),
+    "must differ: nothing": ("--out", "y.safetensors", "--embeddings", "y.safetensors"),
     "needs --embeddings": ("--reverse",),
 }  # fmt: skip
 
@@ -205,7 +207,7 @@ def test_bad_calls_exit_2_and_write_nothing(file, message, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     assert ovd("object-centric-ovd", file, *BAD_CALLS[message]) == 2
     assert message in capsys.readouterr().err
-    assert [p.name for p in tmp_path.iterdir() if p.suffix in (".pth", ".pt")] == [file.name]
+    assert [p.name for p in tmp_path.iterdir()] == [file.name]
 
 
 def test_files_that_are_no_checkpoints(tmp_path, capsys, monkeypatch):

@@ -297,6 +297,30 @@ def test_each_test_dataset_gets_its_vocabulary(tmp_path, monkeypatch):
     assert calls[-1][0] == "a,b"
 
 
+def test_distractors_join_the_vocabulary_of_every_test_dataset(tmp_path, monkeypatch):
+    import ovd_d2.modeling
+
+    calls = []
+    monkeypatch.setattr(ovd_d2.modeling, "get_vocabulary", lambda model: "something")
+    monkeypatch.setattr(ovd_d2.modeling, "set_vocabulary", lambda model, *pair: calls.append(pair))
+    monkeypatch.setattr(vocabulary_module, "class_embeddings", lambda cfg, spec: (spec, None))
+    cfg = tiny_config(tmp_path, "MODEL.OPEN_VOCAB.VOCABULARY", "a,b")
+    cfg.TEST.DISTRACTORS = "imagenet21k:7"
+
+    def enter():
+        with vocabulary_module.dataset_vocabulary(cfg, object(), TEST):
+            pass
+
+    enter()
+    assert [pair[0] for pair in calls] == [f"dataset:{TEST}+imagenet21k:7", "a,b"]
+    cfg.TEST.DISTRACTORS = "openimages:7"
+    with pytest.raises(OVDError, match="TEST.DISTRACTORS"):
+        enter()
+    cfg.TEST.DISTRACTORS, cfg.MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS = "imagenet21k:7", "x.npy"
+    with pytest.raises(OVDError, match="TEXT_EMBEDDINGS"):
+        enter()
+
+
 def open_vocabulary(folder):
     """Options for text classes from a file of embeddings, named by the dataset."""
     np.save(folder / "embeddings.npy", np.eye(3, 8, dtype=np.float32) + 0.1)
