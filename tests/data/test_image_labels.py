@@ -22,7 +22,7 @@ from ovd_d2.data.build import build_train_loader, check_registered
 from ovd_d2.data.class_alignment import class_map
 from ovd_d2.data.dataset_mapper import OpenVocabDatasetMapper, build_mapper, read_image
 from ovd_d2.data.datasets.image_labels import load_image_labels, register_image_labels
-from ovd_d2.engine.build_region_store import _read as read_for_regions
+from ovd_d2.engine.read_ahead import read_record as read_for_regions
 from ovd_d2.errors import OVDError
 from ovd_d2.region_store import RegionStoreWriter, StoreFacts
 from ovd_d2.structures import (
