@@ -169,7 +169,8 @@ def _prepared(
         out / f"{name}-seed{seed}",
         (*settings, *device_settings()),
         weights=f"{finished[row.evaluates].folder}/model_final.pth" if row.evaluates else "",
-        inputs=tuple(finished[parent].digest for parent in sorted(row.parents)),
+        # Store and labels have the digest of their proposer in their names.
+        inputs=tuple(finished[p].digest for p in (row.start, row.evaluates) if p),
     )
     return recipe_runs.prepare(run, root, say)
 

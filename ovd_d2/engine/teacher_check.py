@@ -7,6 +7,7 @@ from torch import nn
 
 from ovd_d2.data.mixing import read_sources
 from ovd_d2.errors import OVDError
+from ovd_d2.modeling.classifiers import WeightTransferProjection
 from ovd_d2.region_store import RegionStore
 
 logger = logging.getLogger(__name__)
@@ -61,4 +62,19 @@ def _check_store(cfg: CfgNode, heads: nn.Module | None) -> None:
             "DATASETS.REGION_STORE is %s, but this model does not learn from it: set "
             "MODEL.REGION_DISTILLATION.WEIGHT, or leave the store out to load faster.",
             cfg.DATASETS.REGION_STORE,
+        )
+
+
+def check_weight_transfer(model: nn.Module) -> None:
+    """Raises OVDError if a projection of weight transfer would be generated from random numbers.
+
+    Args:
+        model: a detector right before training, its weights loaded.
+    """
+    parts = (part for part in model.modules() if isinstance(part, WeightTransferProjection))
+    if any(not part.has_distilled for part in parts):
+        raise OVDError(
+            "MODEL.OPEN_VOCAB.PROJECTION weight_transfer goes on from a distilled projection, but "
+            "none was loaded: set MODEL.WEIGHTS to a checkpoint that was trained with PROJECTION "
+            "linear and MODEL.REGION_DISTILLATION."
         )

@@ -29,7 +29,7 @@ from . import hooks
 from .checkpoint import AtomicCheckpointer
 from .dataset_vocabulary import dataset_vocabulary
 from .optimizer import build_optimizer
-from .teacher_check import check_teacher
+from .teacher_check import check_teacher, check_weight_transfer
 from .train_loop import TrainLoop, amp_dtype
 
 logger = logging.getLogger(__name__)
@@ -180,6 +180,7 @@ class OpenVocabTrainer(DefaultTrainer):
             on the main process the results of the last evaluation, after they have been compared
             with ``TEST.EXPECTED_RESULTS``.
         """
+        check_weight_transfer(self.model)
         logger.info("Training from iteration %d to %d", self.start_iter, self.max_iter)
         self.iter = self.start_iter
         with EventStorage(self.start_iter) as self.storage:

@@ -9,6 +9,7 @@ from small_detectors import DIM, KINDS, make_batch, make_embeddings, make_target
 from small_detectors import training_losses as losses_of
 
 from ovd_d2.engine.checkpoint import AtomicCheckpointer
+from ovd_d2.engine.teacher_check import check_weight_transfer
 from ovd_d2.errors import OVDError
 from ovd_d2.modeling import set_vocabulary
 from ovd_d2.modeling.classifiers import (
@@ -191,6 +192,18 @@ def test_its_own_checkpoint_loads_too(build, tmp_path):
     AtomicCheckpointer(again).load(str(tmp_path / "model_final.pth"))
     for (name, old), new in zip(first.state_dict().items(), again.state_dict().values()):
         assert torch.equal(old, new), name
+
+
+def test_training_wants_a_distilled_projection(build):
+    before, model = build("fpn", 5, *RKD), build("fpn", 5, *RKD, *TRANSFER)
+    check_weight_transfer(before)  # none of its business
+    with pytest.raises(OVDError, match="MODEL.WEIGHTS"):
+        check_weight_transfer(model)
+    model.load_state_dict(before.state_dict(), strict=False)
+    check_weight_transfer(model)
+    resumed = build("fpn", 5, *RKD, *TRANSFER)
+    resumed.load_state_dict(model.state_dict())
+    check_weight_transfer(resumed)
 
 
 def test_the_frozen_projection_stays_and_the_rest_moves(build):

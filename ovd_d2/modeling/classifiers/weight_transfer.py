@@ -21,6 +21,9 @@ class WeightTransferProjection(nn.Module):
 
     Loads the state dict of a plain ``nn.Linear`` (the stage before), which becomes W_D; the other
     layers then keep their initial values.
+
+    Attributes:
+        has_distilled: whether W_D came from a checkpoint; random numbers have nothing to transfer.
     """
 
     def __init__(self, in_features: int, embed_dim: int, skip_hidden: int = 1024):
@@ -34,6 +37,7 @@ class WeightTransferProjection(nn.Module):
         self.frozen = nn.Linear(in_features, embed_dim).requires_grad_(False)
         self.generate = _two_layers(in_features, embed_dim, in_features)
         self.skip = _two_layers(in_features, skip_hidden, embed_dim)
+        self.has_distilled = False
 
     def forward(self, x: Tensor) -> Tensor:
         """(R, F) float -> (R, D), not normalised."""
@@ -47,6 +51,7 @@ class WeightTransferProjection(nn.Module):
         for name in ("weight", "bias"):
             if prefix + name in state_dict:
                 state_dict[f"{prefix}frozen.{name}"] = state_dict.pop(prefix + name)
+        self.has_distilled |= f"{prefix}frozen.weight" in state_dict
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
