@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image, nms
 
-from ovd_d2.errors import OVDError
-from ovd_d2.language.huggingface_text import encoder_id, model_folder
-
+from .huggingface_detector import load_huggingface_detector
 from .region_proposals import best
 
 logger = logging.getLogger(__name__)
@@ -40,39 +38,12 @@ class HuggingFaceProposals:
     has_scores = True
 
     def __init__(self, name_or_folder: str, topk: int, device: str = "cpu") -> None:
-        folder = model_folder(name_or_folder)
-        try:
-            from transformers import (
-                AutoImageProcessor,
-                AutoModelForObjectDetection,
-                AutoModelForZeroShotObjectDetection,
-                AutoProcessor,
-            )
-            from transformers.models.auto.modeling_auto import (
-                MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES as NEED_WORDS,
-            )
-
-            identity = encoder_id(folder)  # "hf:KIND@DIGEST"
-            kind = identity.removeprefix("hf:").partition("@")[0]
-            self._needs_words = kind in NEED_WORDS
-            if self._needs_words:
-                model_class, processor_class = AutoModelForZeroShotObjectDetection, AutoProcessor
-            else:
-                model_class, processor_class = AutoModelForObjectDetection, AutoImageProcessor
-            self._processor = processor_class.from_pretrained(folder, trust_remote_code=False)
-            model = model_class.from_pretrained(folder, trust_remote_code=False)
-        except OVDError:
-            raise
-        except Exception as error:  # transformers raises anything on what it does not know
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise OVDError(
-                f"--proposals hf:{name_or_folder} cannot be used ({reason}); give a folder with "
-                "model and processor of an object detector, as transformers saves them"
-            ) from error
-        self._model = model.eval().requires_grad_(False).to(device)
+        detector = load_huggingface_detector(name_or_folder, "--proposals", device)
+        self._model, self._processor = detector.model, detector.processor
+        self._needs_words = detector.needs_words
         self._device = device
         self._topk = topk
-        self.name = f"{identity}, top {topk}"
+        self.name = f"{detector.identity}, top {topk}"
 
     @torch.inference_mode()
     def __call__(self, record: dict[str, Any], image: Tensor) -> tuple[Tensor, Tensor]:

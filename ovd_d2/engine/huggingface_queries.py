@@ -11,8 +11,9 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from ovd_d2.errors import OVDError
-from ovd_d2.language.huggingface_text import encoder_id, model_folder
 from ovd_d2.pseudo_labelling import Found
+
+from .huggingface_detector import load_huggingface_detector
 
 CPU_QUERIES, GPU_QUERIES = 4, 16  # texts that go through the model together
 
@@ -40,37 +41,17 @@ class HuggingFaceQueries:
     """
 
     def __init__(self, name_or_folder: str, device: str = "cpu", batch: int = 0) -> None:
-        folder = model_folder(name_or_folder)
-        try:
-            from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
-            from transformers.models.auto.modeling_auto import (
-                MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES as CAN_BE_ASKED,
-            )
-
-            identity = encoder_id(folder)  # "hf:KIND@DIGEST"
-            kind = identity.removeprefix("hf:").partition("@")[0]
-            if kind not in CAN_BE_ASKED:
-                raise OVDError(
-                    f"--detector hf:{name_or_folder} is a {kind}, which cannot be asked for words; "
-                    "give a zero-shot detector such as Grounding DINO, OWLv2 or OmDet-Turbo"
-                )
-            self._processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-            model = AutoModelForZeroShotObjectDetection.from_pretrained(
-                folder, trust_remote_code=False
-            )
-        except OVDError:
-            raise
-        except Exception as error:  # transformers raises anything on what it does not know
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        detector = load_huggingface_detector(name_or_folder, "--detector", device)
+        if not detector.needs_words:
             raise OVDError(
-                f"--detector hf:{name_or_folder} cannot be used ({reason}); give a folder with "
-                "model and processor of a zero-shot detector, as transformers saves them"
-            ) from error
-        self._model = model.eval().requires_grad_(False).to(device)
+                f"--detector hf:{name_or_folder} is a {detector.kind}, which cannot be asked for "
+                "words; give a zero-shot detector such as Grounding DINO, OWLv2 or OmDet-Turbo"
+            )
+        self._model, self._processor = detector.model, detector.processor
         self._device = device
         self._batch = batch or (CPU_QUERIES if device == "cpu" else GPU_QUERIES)
-        self._kind = kind
-        self.name = identity
+        self._kind = detector.kind
+        self.name = detector.identity
 
     @torch.inference_mode()
     def __call__(self, image: Tensor, queries: Sequence[str]) -> list[Found]:
