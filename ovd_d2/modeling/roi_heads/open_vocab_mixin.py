@@ -238,6 +238,20 @@ class OpenVocabROIHeadsMixin:
         losses.update(self._forward_keypoint(features, proposals))
         return proposals, losses
 
+    def _detect(
+        self, images: ImageList, features: dict[str, Tensor], proposals: list[Instances]
+    ) -> list[Instances]:
+        """Detections per image; of heads with one stage."""
+        pooled = self._pool(features, [p.proposal_boxes for p in proposals])
+        predictions = self.box_predictor(self._text_features(pooled))
+        return self._scored(
+            images,
+            pooled,
+            self.box_predictor.predict_boxes(predictions, proposals),
+            self.box_predictor.predict_probs(predictions, proposals),
+            proposals,
+        )
+
     def region_embeddings(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         """What the heads see in boxes of one's choice, in the space of the text embeddings.
 

@@ -63,19 +63,6 @@ class OpenVocabROIHeads(OpenVocabROIHeadsMixin, StandardROIHeads):
                 one.proposal_boxes = Boxes(boxes)
         return losses
 
-    def _detect(
-        self, images: ImageList, features: dict[str, Tensor], proposals: list[Instances]
-    ) -> list[Instances]:
-        pooled = self._pool(features, [p.proposal_boxes for p in proposals])
-        predictions = self.box_predictor(self.box_head(pooled))
-        return self._scored(
-            images,
-            pooled,
-            self.box_predictor.predict_boxes(predictions, proposals),
-            self.box_predictor.predict_probs(predictions, proposals),
-            proposals,
-        )
-
 
 @ROI_HEADS_REGISTRY.register()
 class OpenVocabCascadeROIHeads(OpenVocabROIHeadsMixin, CascadeROIHeads):
@@ -201,16 +188,3 @@ class OpenVocabRes5ROIHeads(OpenVocabROIHeadsMixin, Res5ROIHeads):
             proposals, foreground = select_foreground_proposals(proposals, self.num_classes)
             losses.update(self.mask_head(x[torch.cat(foreground)], proposals))
         return [], losses
-
-    def _detect(
-        self, images: ImageList, features: dict[str, Tensor], proposals: list[Instances]
-    ) -> list[Instances]:
-        pooled = self._pool(features, [p.proposal_boxes for p in proposals])
-        predictions = self.box_predictor(self.res5(pooled).mean(dim=(2, 3)))
-        return self._scored(
-            images,
-            pooled,
-            self.box_predictor.predict_boxes(predictions, proposals),
-            self.box_predictor.predict_probs(predictions, proposals),
-            proposals,
-        )
