@@ -108,9 +108,9 @@ def test_bad_input_is_one_line(tmp_path, mini_root, capsys, monkeypatch, changes
 
 
 def test_progress_with_speed_and_rest(tmp_path, capsys, monkeypatch):
-    from ovd_d2.cli.regions import _ImageBar
+    from ovd_d2.cli.regions import ImageBar
 
-    with _ImageBar(True) as bar:
+    with ImageBar(True) as bar:
         bar.tell(40, 100)
         bar._bar.delay = 0  # the bar shows after five seconds
         bar._bar.start_t -= 10
@@ -120,7 +120,7 @@ def test_progress_with_speed_and_rest(tmp_path, capsys, monkeypatch):
     assert "60/100" in shown and "image/s" in shown
     # 20 images in 10 s: those of the earlier run are not counted. 40 images are left.
     assert "00:10<00:20" in shown or "00:10<00:19" in shown
-    with _ImageBar(False) as bar:
+    with ImageBar(False) as bar:
         bar.tell(0, 10)
     assert capsys.readouterr().err == ""
 
