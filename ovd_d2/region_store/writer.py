@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Set
+from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -329,7 +330,8 @@ def _remove_unlisted(folder: Path, listed: set[str], rank: int | None = None) ->
         if owner is not None:
             mine = rank in (None, owner[0])
         else:
-            mine = partial and name in ({MANIFEST} if rank is None else {part_name(rank)})
+            manifests = f"{Path(MANIFEST).stem}*.json" if rank is None else part_name(rank)
+            mine = partial and fnmatch(name, manifests)
         if mine and (partial or name not in listed):
             logger.info("removed %s, which an interrupted run left unfinished", file)
             file.unlink(missing_ok=True)

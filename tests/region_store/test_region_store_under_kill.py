@@ -180,6 +180,24 @@ def test_one_writer_per_rank_and_no_merge_while_one_writes(tmp_path):
     assert list(RegionStore(tmp_path)) == [0, 1]
 
 
+def test_merging_removes_what_a_process_left_whose_rank_never_came_back(tmp_path):
+    from region_samples import facts, regions_of
+
+    from ovd_d2.region_store import RegionStoreWriter, merge_manifests, verify
+
+    for rank in (0, 1):
+        with RegionStoreWriter(tmp_path, facts(), rank=rank, world_size=2) as writer:
+            writer.append(rank, regions_of(rank))
+    left = (".manifest.rank00003.json.partial", ".rank00003-000000.safetensors.partial")
+    for name in left:
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / "notes.json").write_text("mine")
+    assert merge_manifests(tmp_path).images == 2
+    assert not any((tmp_path / name).exists() for name in left)
+    assert (tmp_path / "notes.json").exists()
+    assert verify(tmp_path) == []
+
+
 def test_two_processes_that_both_appended_an_image_are_not_merged(tmp_path):
     from region_samples import facts, regions_of
 
