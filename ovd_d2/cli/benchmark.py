@@ -114,8 +114,9 @@ def _one_seed(
 
     finished: dict[str, Run] = {}
     stores: dict[str, Path] = {}
+    labels: dict[str, Path] = {}
     for wave in waves(names):
-        runs = {name: _prepared(name, seed, finished, stores, out, root) for name in wave}
+        runs = {name: _prepared(name, seed, finished, stores, labels, out, root) for name in wave}
         recipe_runs.perform(
             list(runs.values()), at_once=jobs, root=root, logs=out / "logs", say=say, watch=watch
         )
@@ -144,10 +145,12 @@ def _prepared(
     seed: int,
     finished: "Mapping[str, Run]",
     stores: dict[str, Path],
+    labels: dict[str, Path],
     out: Path,
     root: Path,
 ) -> "Run":
-    """The run of a row, after its region store and labels, those of seed 1, have been made."""
+    """The run of a row, after its region store and labels, those of seed 1, have been made; both
+    are kept in ``stores`` and ``labels`` by the row they come from."""
     from ovd_d2.engine import recipe_runs
 
     row, settings = ROWS[name], ["SEED", str(seed)]
@@ -160,8 +163,9 @@ def _prepared(
             stores[row.regions] = build_regions(proposer, out, root, row.per_image)
         settings += ["DATASETS.REGION_STORE", str(stores[row.regions])]
     if row.labels:
-        labels = label_captions(of_seed_1[row.labels], out, root)
-        settings += ["DATASETS.SOURCES", str(_boxes_and(labels))]
+        if row.labels not in labels:
+            labels[row.labels] = label_captions(of_seed_1[row.labels], out, root)
+        settings += ["DATASETS.SOURCES", str(_boxes_and(labels[row.labels]))]
     run = recipe_runs.Run(
         f"{name}-seed{seed}",
         row.title,

@@ -55,12 +55,11 @@ def build_regions(proposer: "Run", out: Path, root: Path, per_image: int) -> Pat
 
 def label_captions(proposer: "Run", out: Path, root: Path) -> Path:
     """``ovd pseudo-label``: a box for each name in the captions of the training images, by CLIP on
-    the proposals of a finished run; the label file, named by the run."""
+    the proposals of a finished run; the label file, named by the run.
+    One that is there already is checked by the command and left as it is."""
     from ovd_d2.engine import recipe_runs
 
     labels = out / f"labels-{proposer.record(root)['digest'][:8]}.json"
-    if (root / labels).is_file():
-        return labels
     captions = Path(os.environ.get("DETECTRON2_DATASETS") or "datasets") / "mini-v1/pairs.jsonl"
     words = [*_starter(), "pseudo-label", "--dataset", "mini_v1_train_base"]
     words += ["--labels", f"captions:{captions}", "--boxes", "labels"]

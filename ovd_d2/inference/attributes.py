@@ -73,8 +73,7 @@ class AttributeExpansion:
         best, attribute = p.max(dim=1)
         rows = zip(results, best.split(_sizes(results)), attribute.split(_sizes(results)))
         expanded = [self._expanded(*row) for row in rows]
-        images = model.preprocess_image(samples)
-        return model._postprocess(expanded, samples, images.image_sizes)
+        return model._postprocess(expanded, samples, [found.image_size for found in results])
 
     def _expanded(self, found: Instances, best: Tensor, attribute: Tensor) -> Instances:
         found.pred_classes = found.pred_classes * len(self._embeddings) + attribute

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ovd_d2.errors import OVDError
 from ovd_d2.language.weights_digest import file_digest
+from ovd_d2.region_store.object_centric_ovd import pickles_by_name, published_name
 from ovd_d2.region_store.restricted_unpickler import read_restricted_pickle
 
 from .box_choice import Found
@@ -46,14 +47,14 @@ class PickledBoxes:
         self._files: dict[str, Path] = {}
         self._content: Mapping[Any, Any] | None = None
         if source.is_dir():
-            self._files = _pickles(source)
+            self._files = pickles_by_name(source)
             listing = "\n".join(f"{n}\0{f.stat().st_size}" for n, f in sorted(self._files.items()))
             digest = hashlib.sha256(listing.encode()).hexdigest()
         elif source.is_file():
             content = read_restricted_pickle(source)
             if not isinstance(content, dict):
                 raise OVDError(f"{path} holds a {type(content).__name__}, not a dict of images")
-            self._content = {image_name(str(name)): value for name, value in content.items()}
+            self._content = {published_name(str(name)): value for name, value in content.items()}
             digest = file_digest(source)
         else:
             raise OVDError(
@@ -65,7 +66,7 @@ class PickledBoxes:
         self, record: dict[str, Any], image: Tensor, classes: Sequence[int]
     ) -> list[Found]:
         """See :class:`~ovd_d2.pseudo_labelling.box_sources.BoxSource`."""
-        name = image_name(record["file_name"])
+        name = published_name(record["file_name"])
         if self._content is not None:
             where, content = f"{self._path}, image {name},", self._content.get(name, ([], []))
         elif name in self._files:
@@ -136,23 +137,6 @@ class ResultsFile:
             )
             for rows in found
         ]
-
-
-def image_name(file_name: str) -> str:
-    """What MAVL's pickles call an image: without folders, up to the first dot."""
-    return file_name.rsplit("/", 1)[-1].split(".", 1)[0]
-
-
-def _pickles(folder: Path) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*.pkl")):
-        name = image_name(path.name)
-        if name in files:
-            raise OVDError(f"{files[name]} and {path} are of the same image; remove one")
-        files[name] = path
-    if not files:
-        raise OVDError(f"folder {folder} holds no .pkl file; give the one with MAVL's pickles")
-    return files
 
 
 def _found(pair: Any, where: str) -> Found:

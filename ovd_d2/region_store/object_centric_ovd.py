@@ -73,7 +73,7 @@ def import_object_centric_ovd(
             two images share a name, or the annotation file cannot be read.
     """
     id_of = image_ids_by_name(annotations)
-    files = _pickles_by_name(Path(source))
+    files = pickles_by_name(Path(source))
     facts = StoreFacts.for_dataset(
         dataset_name,
         id_of.values(),
@@ -138,7 +138,7 @@ def image_ids_by_name(annotations: str | os.PathLike) -> dict[str, ImageId]:
         ) from error
     id_of: dict[str, ImageId] = {}
     for file_name, image_id in pairs:
-        name = _name_of(str(file_name))
+        name = published_name(str(file_name))
         if name in id_of:
             raise OVDError(
                 f"images {id_of[name]!r} and {image_id!r} of {annotations} are both named {name}, "
@@ -148,12 +148,17 @@ def image_ids_by_name(annotations: str | os.PathLike) -> dict[str, ImageId]:
     return id_of
 
 
-def _pickles_by_name(source: Path) -> dict[str, Path]:
+def pickles_by_name(source: Path) -> dict[str, Path]:
+    """The .pkl files in a folder and below it, by the name of their image.
+
+    Raises:
+        OVDError: no such folder, no pickle in it, or two of the same image.
+    """
     if not source.is_dir():
         raise OVDError(f"folder {source} does not exist; give the one with the published pickles")
     files: dict[str, Path] = {}
     for path in sorted(source.rglob("*.pkl")):
-        name = _name_of(path.name)
+        name = published_name(path.name)
         if name in files:
             raise OVDError(f"{files[name]} and {path} are of the same image; remove one")
         files[name] = path
@@ -162,8 +167,8 @@ def _pickles_by_name(source: Path) -> dict[str, Path]:
     return files
 
 
-def _name_of(file_name: str) -> str:
-    """What object-centric-ovd calls an image: up to the first dot, without folders."""
+def published_name(file_name: str) -> str:
+    """What the published pickles call an image: up to the first dot, without folders."""
     return file_name.rsplit("/", 1)[-1].split(".", 1)[0]
 
 
