@@ -15,6 +15,7 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
+from ovd_d2.modeling.roi_heads import OpenVocabROIHeadsMixin
 
 from .bench_step import made_up_batch, offline, random_boxes
 from .trainer import OpenVocabTrainer
@@ -66,7 +67,7 @@ def measure_roi_part(
         torch.manual_seed(0)
         model = OpenVocabTrainer.build_model(cfg).train()
         heads = getattr(model, "roi_heads", None)
-        if not isinstance(model, GeneralizedRCNN) or not hasattr(heads, "_pool"):
+        if not isinstance(model, GeneralizedRCNN) or not isinstance(heads, OpenVocabROIHeadsMixin):
             raise OVDError("The RoI part is timed on ovd_d2's ROI heads: give a config with them.")
         batch = made_up_batch(cfg, images or cfg.SOLVER.IMS_PER_BATCH)
         with torch.no_grad():
@@ -114,7 +115,7 @@ def _timed(
         torch.cuda.synchronize()
     start = time.perf_counter()
     # One backward pass through all of them, as in training.
-    sum(head(heads._pool(features, boxes)).mean() for boxes in passes).backward()
+    sum(head(heads.pool(features, boxes)).mean() for boxes in passes).backward()
     if cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - start

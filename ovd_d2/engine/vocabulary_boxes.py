@@ -11,6 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
+from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
@@ -52,10 +53,6 @@ class DetectedLabels:
         path, config = run_files(checkpoint, config_file)
         cfg = _inference_config(load_config(str(config)), device)
         self._model = build(cfg, path, vocabulary, device)
-        self._wanted = BestOfWantedClasses()
-        predictors = getattr(getattr(self._model, "roi_heads", None), "box_predictors", None)
-        if predictors:  # any other detector shows what is above its score threshold, now 0
-            predictors[-1].detections = self._wanted
         self._resize = T.AugmentationList(detection_utils.build_augmentation(cfg, is_train=False))
         self._bgr = cfg.INPUT.FORMAT == "BGR"
         self.name = model_name(path, config, config_file)
@@ -70,50 +67,45 @@ class DetectedLabels:
         resized = torch.from_numpy(pixels.image.copy()).permute(2, 0, 1)
         height, width = image.shape[1:]
         sample = {"image": resized.flip(0) if self._bgr else resized}
-        self._wanted.classes = tuple(classes)
-        (output,) = self._model([{**sample, "height": height, "width": width}])
-        found = output["instances"].to("cpu")
-        boxes, scores, labels = found.pred_boxes.tensor, found.scores, found.pred_classes
-        return [(boxes[labels == k], scores[labels == k]) for k in classes]
+        images = self._model.preprocess_image([sample])
+        features = self._model.backbone(images.tensor)
+        proposals, _ = self._model.proposal_generator(images, features, None)
+        opinions = self._model.roi_heads.boxes_and_scores(images, features, proposals)
+        (boxes,), (scores,) = opinions
+        best = best_of_classes(boxes, scores, classes, images.image_sizes[0])
+        return [self._found(rows, height, width) for rows in best]
+
+    @staticmethod
+    def _found(rows: Instances, height: int, width: int) -> Found:
+        rows = detector_postprocess(rows, height, width).to("cpu")
+        return rows.pred_boxes.tensor, rows.scores
 
 
-class BestOfWantedClasses:
-    """Takes the place of a box predictor's ``detections``: instead of thresholds and NMS, the
-    ``BOXES_PER_LABEL`` best proposals of each wanted class.
+def best_of_classes(
+    boxes: Tensor, scores: Tensor, classes: Sequence[int], image_size: tuple[int, int]
+) -> list[Instances]:
+    """The ``BOXES_PER_LABEL`` best proposals of each class, whatever other class scores more.
 
-    Attributes:
-        classes: wanted, indices in [0, K).
+    Args:
+        boxes: (Ri, 4), absolute; rows that are not finite are passed over.
+        scores: (Ri, K + 1).
+        classes: indices in [0, K).
+        image_size: height and width, to which the boxes are clipped.
+
+    Returns:
+        Per class ``pred_boxes`` and ``scores``, the best first.
     """
-
-    def __init__(self) -> None:
-        self.classes: tuple[int, ...] = ()
-
-    def __call__(
-        self,
-        boxes: Sequence[Tensor],
-        probabilities: Sequence[Tensor],
-        image_shapes: Sequence[tuple[int, int]],
-    ) -> tuple[list[Instances], list[Tensor]]:
-        """Arguments and results as of :meth:`OpenVocabBoxPredictor.detections`: per image boxes
-        (Ri, 4) and scores (Ri, K + 1)."""
-        results = [self._best(*image) for image in zip(boxes, probabilities, image_shapes)]
-        return [instances for instances, _ in results], [rows for _, rows in results]
-
-    def _best(
-        self, boxes: Tensor, scores: Tensor, image_shape: tuple[int, int]
-    ) -> tuple[Instances, Tensor]:
-        finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
-        boxes, scores = boxes[finite], scores[finite][:, list(self.classes)]
-        count = min(BOXES_PER_LABEL, len(boxes))
-        values, rows = scores.sort(dim=0, descending=True, stable=True)
-        values, rows = values[:count].T.flatten(), rows[:count].T.flatten()
-        wanted = torch.tensor(self.classes, dtype=torch.int64, device=boxes.device)
-        found = Instances(image_shape)
-        found.pred_boxes = Boxes(boxes[rows].float())
-        found.pred_boxes.clip(image_shape)
-        found.scores = values
-        found.pred_classes = wanted.repeat_interleave(count)
-        return found, rows
+    finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
+    boxes, scores = boxes[finite].float(), scores[finite]
+    results = []
+    for k in classes:
+        values, rows = scores[:, k].sort(descending=True, stable=True)
+        found = Instances(image_size)
+        found.pred_boxes = Boxes(boxes[rows[:BOXES_PER_LABEL]])
+        found.pred_boxes.clip(image_size)
+        found.scores = values[:BOXES_PER_LABEL]
+        results.append(found)
+    return results
 
 
 class DetectedObjects:

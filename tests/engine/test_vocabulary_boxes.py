@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.structures import Instances
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "inference"))
 
@@ -18,9 +17,9 @@ from random_models import (  # noqa: F401  (fixtures)
 )
 
 from ovd_d2.engine.vocabulary_boxes import (
-    BestOfWantedClasses,
     DetectedLabels,
     DetectedObjects,
+    best_of_classes,
 )
 from ovd_d2.errors import OVDError
 from ovd_d2.inference.predictor import OpenVocabPredictor
@@ -63,20 +62,20 @@ def test_the_wanted_labels_do_not_change_each_other(checkpoint):  # noqa: F811
         assert torch.equal(boxes, alone) and torch.equal(scores, alone_scores)
 
 
-def test_best_of_wanted_classes_on_hard_inputs():
-    take = BestOfWantedClasses()
-    take.classes = (2, 0)
+def test_best_of_classes_on_hard_inputs():
     boxes = torch.tensor([[0.0, 0, 9, 9], [1, 1, 99, 8], [float("nan"), 0, 1, 1], [0, 0, 5, 5]])
     scores = torch.tensor([[0.1, 0.9, 0.3, 0], [0.2, 0, 0.2, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
-    (found,), (rows,) = take([boxes], [scores], [(20, 30)])
-    assert isinstance(found, Instances) and found.image_size == (20, 30)
-    assert found.pred_classes.tolist() == [2, 2, 2, 0, 0, 0]
-    assert found.scores.tolist() == pytest.approx([0.3, 0.2, 0, 0.2, 0.1, 0])
-    assert rows.tolist() == [0, 1, 2, 1, 0, 2] and found.pred_boxes.tensor.max() == 30
-    for classes, count in (((), 0), ((1,), 0)):
-        take.classes = classes
-        (found,), _ = take([boxes[:0]], [scores[:0]], [(20, 30)])
-        assert len(found) == count
+    third, first = best_of_classes(boxes, scores, (2, 0), (20, 30))
+    assert third.image_size == (20, 30)
+    assert third.scores.tolist() == pytest.approx([0.3, 0.2, 0])
+    assert first.scores.tolist() == pytest.approx([0.2, 0.1, 0])
+    assert first.pred_boxes.tensor.tolist() == [[1, 1, 30, 8], [0, 0, 9, 9], [0, 0, 5, 5]]
+    assert best_of_classes(boxes, scores, (), (20, 30)) == []
+    (none,) = best_of_classes(boxes[:0], scores[:0], (1,), (20, 30))
+    assert len(none) == 0
+    many = torch.rand(80, 4)
+    (some,) = best_of_classes(many, many, (1,), (1, 1))
+    assert torch.equal(some.scores, many[:, 1].sort(descending=True).values[:50])
 
 
 def test_a_run_folder_will_do_and_a_config_can_be_given(checkpoint, tmp_path):  # noqa: F811

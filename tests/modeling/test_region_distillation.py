@@ -90,7 +90,7 @@ def slow_distillation(model, seen, kind, method, stage=0):
         for row in range(len(rows)):
             if rows.supervision[row] != Supervision.TEACHER_REGION:
                 continue
-            pooled = heads._pool(of_image, [Boxes(rows.gt_boxes.tensor[row : row + 1])])
+            pooled = heads.pool(of_image, [Boxes(rows.gt_boxes.tensor[row : row + 1])])
             if method == "ensemble":
                 branch = heads.image_branch
                 x = branch.cls_score.projection(branch.head(pooled).flatten(1))
@@ -368,7 +368,7 @@ def test_region_embeddings_are_those_of_the_branch_the_teacher_teaches(build, ki
     features = model.backbone(model.preprocess_image(make_batch(two_images())).tensor)
     boxes = [Boxes(targets.gt_boxes.tensor.clone()) for targets in two_images()]
     found = heads.region_embeddings(features, boxes)
-    pooled = heads._pool(features, boxes)
+    pooled = heads.pool(features, boxes)
     if method == "ensemble":
         branch = heads.image_branch
         wanted = branch.cls_score.projection(branch.head(pooled).flatten(1))

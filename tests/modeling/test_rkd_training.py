@@ -145,7 +145,7 @@ def slow_image_label_loss(model, seen, kind, stage):
         labelled = (rows.supervision == LABEL).nonzero()[:, 0].tolist()
         images += bool(labelled)
         for row in labelled:
-            pooled = heads._pool(of_image, [Boxes(rows.gt_boxes.tensor[row : row + 1])])
+            pooled = heads.pool(of_image, [Boxes(rows.gt_boxes.tensor[row : row + 1])])
             if kind == "c4":
                 x = heads.res5(pooled).mean((2, 3))
             else:

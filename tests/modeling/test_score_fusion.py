@@ -116,7 +116,7 @@ def test_a_detectors_scores_are_those_of_its_two_branches(build, novel):
     found, features, proposals = run(model, make_batch([make_target([], [])]))
     heads = model.roi_heads
     with torch.no_grad():
-        pooled = heads._pool(features, [proposals.proposal_boxes])
+        pooled = heads.pool(features, [proposals.proposal_boxes])
         predictions = heads.box_predictor(heads.box_head(pooled))
         text = predictions[0].softmax(dim=1)[:, :-1]
         branch = heads.image_branch
@@ -139,7 +139,7 @@ def test_vild_image_scores_names_times_objectness(build):
     found, features, proposals = run(model, make_batch([make_target([], [])]))
     heads = model.roi_heads
     with torch.no_grad():
-        x = heads.box_head(heads._pool(features, [proposals.proposal_boxes]))
+        x = heads.box_head(heads.pool(features, [proposals.proposal_boxes]))
         logits, deltas = heads.box_predictor(x)
         boxes = Boxes(heads.box_predictor.predict_boxes((logits, deltas), [proposals])[0])
     boxes.clip(found.image_size)

@@ -208,8 +208,9 @@ class OpenVocabROIHeadsMixin:
         TEACHER_REGION, ``teacher_embedding`` (Ri, D). The losses of a model have the same names
         for every kind of batch; those that nothing in it concerns are 0."""
         if not self.training:
-            detections = self._detect(images, features, proposals)
-            return self.forward_with_given_boxes(features, detections), {}
+            opinions = self.boxes_and_scores(images, features, proposals)
+            found, _ = self.box_predictors[-1].detections(*opinions, images.image_sizes)
+            return self.forward_with_given_boxes(features, found), {}
         regions = [
             rows_with(t, Supervision.TEACHER_REGION) if self.needs_teacher_regions else t[:0]
             for t in targets
@@ -238,11 +239,31 @@ class OpenVocabROIHeadsMixin:
         losses.update(self._forward_keypoint(features, proposals))
         return proposals, losses
 
-    def _detect(
+    def pool(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+        """(R, C, P, P), what the box head (of the first stage) looks at.
+
+        Args:
+            features: of the backbone.
+            boxes: per image, absolute, in the frame of the model's input.
+        """
+        raise NotImplementedError
+
+    def boxes_and_scores(
         self, images: ImageList, features: dict[str, Tensor], proposals: list[Instances]
-    ) -> list[Instances]:
-        """Detections per image; of heads with one stage."""
-        pooled = self._pool(features, [p.proposal_boxes for p in proposals])
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What the heads make of the proposals, before thresholds and NMS choose among them.
+
+        Args:
+            images: the model's input: normalised and padded.
+            features: of the backbone.
+            proposals: per image, of the proposal generator, in evaluation mode.
+
+        Returns:
+            Per image boxes (Ri, 4), absolute, not clipped, in the frame of the model's input, and
+            scores (Ri, K + 1) of all branches together, background last. Ri is the number of
+            proposals, or of those that the image branch wants to look at.
+        """
+        pooled = self.pool(features, [p.proposal_boxes for p in proposals])
         predictions = self.box_predictor(self._text_features(pooled))
         return self._scored(
             images,
@@ -263,7 +284,7 @@ class OpenVocabROIHeadsMixin:
             (R, D) fp32, L2-normalised, of the branch that learns from a teacher if there is one
             with a head of its own, else of the (last) text branch.
         """
-        pooled, branch = self._pool(features, boxes), self.image_branch
+        pooled, branch = self.pool(features, boxes), self.image_branch
         if branch is not None and branch.has_head and branch.needs_teacher_regions:
             return branch.cls_score.embed(branch.features(pooled))
         return self.box_predictors[-1].cls_score.embed_for_teacher(self._text_features(pooled))
@@ -293,8 +314,8 @@ class OpenVocabROIHeadsMixin:
         boxes: Sequence[Tensor],
         probabilities: Sequence[Tensor],
         proposals: Sequence[Instances],
-    ) -> list[Instances]:
-        """Detections from what the branches say.
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Boxes and scores from what the branches say, see :meth:`boxes_and_scores`.
 
         Args:
             images: the model's input.
@@ -304,7 +325,7 @@ class OpenVocabROIHeadsMixin:
             proposals: per image, of the RPN, with ``objectness_logits`` (Ri,).
         """
         if self.score_rule is None:
-            return self._detections(boxes, probabilities, images)
+            return list(boxes), list(probabilities)
         objectness = [p.objectness_logits.sigmoid() for p in proposals]
         second: Sequence[Tensor | None] = [None] * len(boxes)
         if self.image_branch is not None:
@@ -316,13 +337,7 @@ class OpenVocabROIHeadsMixin:
             second = self.image_branch.probabilities(pooled, boxes, images)
         novel = self.vocabulary.is_novel
         opinions = zip(probabilities, second, objectness)
-        scores = [self.score_rule(*opinion, novel) for opinion in opinions]
-        return self._detections(boxes, scores, images)
-
-    def _detections(
-        self, boxes: Sequence[Tensor], scores: Sequence[Tensor], images: ImageList
-    ) -> list[Instances]:
-        return self.box_predictors[-1].detections(boxes, scores, images.image_sizes)[0]
+        return list(boxes), [self.score_rule(*opinion, novel) for opinion in opinions]
 
 
 def _stock_config(cfg: CfgNode, num_classes: int) -> CfgNode:

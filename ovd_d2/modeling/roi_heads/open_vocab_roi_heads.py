@@ -26,7 +26,8 @@ from .open_vocab_mixin import OpenVocabROIHeadsMixin
 class OpenVocabROIHeads(OpenVocabROIHeadsMixin, StandardROIHeads):
     """Text classes for FPN and C5 detectors (Faster / Mask R-CNN)."""
 
-    def _pool(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+    def pool(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+        """See :meth:`OpenVocabROIHeadsMixin.pool`."""
         return self.box_pooler([features[name] for name in self.box_in_features], boxes)
 
     def _text_features(self, pooled: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ class OpenVocabROIHeads(OpenVocabROIHeadsMixin, StandardROIHeads):
         labelled: list[Instances],
     ) -> dict[str, Tensor]:
         rows = JointRows(proposals, regions, labelled)
-        pooled = self._pool(features, rows.boxes)
+        pooled = self.pool(features, rows.boxes)
         if self.image_branch is None:
             x, x_regions, x_labelled = rows.split(self.box_head(pooled))
         else:
@@ -79,7 +80,8 @@ class OpenVocabCascadeROIHeads(OpenVocabROIHeadsMixin, CascadeROIHeads):
     at the teacher's boxes).
     """
 
-    def _pool(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+    def pool(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+        """See :meth:`OpenVocabROIHeadsMixin.pool`."""
         return self.box_pooler([features[name] for name in self.box_in_features], boxes)
 
     def _text_features(self, pooled: Tensor) -> Tensor:
@@ -96,13 +98,13 @@ class OpenVocabCascadeROIHeads(OpenVocabROIHeadsMixin, CascadeROIHeads):
         storage, losses, boxes = get_event_storage(), {}, None
         image_sizes = [p.image_size for p in proposals]
         rows = JointRows(proposals, regions, labelled)
-        pooled, pooled_regions, pooled_labelled = rows.split(self._pool(features, rows.boxes))
+        pooled, pooled_regions, pooled_labelled = rows.split(self.pool(features, rows.boxes))
         text_regions = pooled_regions[:0] if self.distiller is None else pooled_regions
         for k, (head, predictor) in enumerate(zip(self.box_head, self.box_predictor)):
             if k > 0:
                 proposals = self._create_proposals_from_boxes(boxes, image_sizes)
                 proposals = self._match_and_label_boxes(proposals, k, targets)
-                pooled = self._pool(features, [p.proposal_boxes for p in proposals])
+                pooled = self.pool(features, [p.proposal_boxes for p in proposals])
             x = torch.cat([pooled, text_regions, pooled_labelled])
             # As the parent: the gradients of the stages add up in the features.
             x = head(_ScaleGradient.apply(x, 1.0 / self.num_cascade_stages))
@@ -119,16 +121,17 @@ class OpenVocabCascadeROIHeads(OpenVocabROIHeadsMixin, CascadeROIHeads):
             losses.update(self.image_branch.losses(pooled, proposals, pooled_regions, regions))
         return losses
 
-    def _detect(
+    def boxes_and_scores(
         self, images: ImageList, features: dict[str, Tensor], proposals: list[Instances]
-    ) -> list[Instances]:
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """See :meth:`OpenVocabROIHeadsMixin.boxes_and_scores`."""
         of_rpn = proposals
         image_sizes = [p.image_size for p in proposals]
         boxes, stages = None, []
         for k, (head, predictor) in enumerate(zip(self.box_head, self.box_predictor)):
             if k > 0:
                 proposals = self._create_proposals_from_boxes(boxes, image_sizes)
-            pooled = self._pool(features, [p.proposal_boxes for p in proposals])
+            pooled = self.pool(features, [p.proposal_boxes for p in proposals])
             predictions = predictor(head(pooled))
             boxes = predictor.predict_boxes(predictions, proposals)
             stages.append(predictor.predict_probs(predictions, proposals))
@@ -155,7 +158,8 @@ class OpenVocabRes5ROIHeads(OpenVocabROIHeadsMixin, Res5ROIHeads):
         res5, width = cls._build_res5_block(cfg)
         return nn.Sequential(res5, SpatialMean()), width
 
-    def _pool(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+    def pool(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+        """See :meth:`OpenVocabROIHeadsMixin.pool`."""
         return self.pooler([features[name] for name in self.in_features], boxes)
 
     def _text_features(self, pooled: Tensor) -> Tensor:
@@ -171,7 +175,7 @@ class OpenVocabRes5ROIHeads(OpenVocabROIHeadsMixin, Res5ROIHeads):
     ) -> tuple[list[Instances], dict[str, Tensor]]:
         proposals = self.label_and_sample_proposals(proposals, targets)
         rows = JointRows(proposals, regions, labelled)
-        pooled = self._pool(features, rows.boxes)
+        pooled = self.pool(features, rows.boxes)
         if self.image_branch is None:
             x, x_regions, x_labelled = rows.split(self.res5(pooled))
         else:
