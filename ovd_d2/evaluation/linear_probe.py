@@ -18,6 +18,8 @@ from ovd_d2.errors import OVDError
 SHOTS = (1, 2, 4, 8, 16)
 _COARSE = tuple(float(exponent) for exponent in range(-6, 7, 2))  # log10 of C
 _FINEST = 1 / 8
+# Of one probe, at most: the coarse grid, two for each of four halvings, the final classifier.
+MOST_FITS = len(_COARSE) + 2 * 4 + 1
 
 
 def fit_logistic_regression(features: np.ndarray, labels: np.ndarray, strength: float) -> Any:

@@ -12,7 +12,7 @@ from ovd_d2.evaluation.labelled_crops import (
     load_labelled_crops,
     name_crops,
 )
-from ovd_d2.evaluation.linear_probe import few_shot_probe, linear_probe
+from ovd_d2.evaluation.linear_probe import MOST_FITS, few_shot_probe, linear_probe
 from ovd_d2.language import TextEmbeddingBank
 
 
@@ -68,7 +68,8 @@ def probe_report(
         )
         for one in crops.values()
     ]
-    with tqdm(desc="logistic regressions", unit="fit", delay=5.0) as bar:
+    probes = bool(probe) + len(shots) * len(seeds)
+    with tqdm(desc="logistic regressions", unit="fit", total=MOST_FITS * probes, delay=5.0) as bar:
         if probe:
             report["linear_probe"] = linear_probe(*arrays, note_fit=bar.update)
         if shots:

@@ -12,6 +12,7 @@ from ovd_d2.cli.app import main
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation.labelled_crops import load_labelled_crops
 from ovd_d2.evaluation.linear_probe import (
+    MOST_FITS,
     few_shot_probe,
     few_shot_rows,
     fit_logistic_regression,
@@ -67,8 +68,10 @@ def test_search_finds_the_best_of_the_grid_and_asks_each_once():
 
 def test_probe_learns_and_uses_validation_only_to_refit_if_asked():
     train, validation, test = (clusters(n, seed=s) for n, s in ((80, 1), (40, 2), (400, 3)))
-    found = linear_probe(train, validation, test)
+    fits = []
+    found = linear_probe(train, validation, test, note_fit=lambda: fits.append(1))
     assert 85 < found["top1"] <= 100 and 1e-6 <= found["C"] <= 1e6
+    assert 7 < len(fits) <= MOST_FITS == 16
     shuffled = (validation[0], np.roll(validation[1], 1))
     assert linear_probe(train, shuffled, test, refit_on_both=False)["validation_top1"] < 60
 
