@@ -70,8 +70,8 @@ class DetectedLabels:
         images = self._model.preprocess_image([sample])
         features = self._model.backbone(images.tensor)
         proposals, _ = self._model.proposal_generator(images, features, None)
-        opinions = self._model.roi_heads.boxes_and_scores(images, features, proposals)
-        (boxes,), (scores,) = opinions
+        heads = self._model.roi_heads
+        (boxes,), (scores,) = heads.boxes_and_scores(images, features, proposals)
         best = best_of_classes(boxes, scores, classes, images.image_sizes[0])
         return [self._found(rows, height, width) for rows in best]
 
@@ -196,8 +196,6 @@ def _inference_config(cfg: CfgNode, device: str) -> CfgNode:
     cfg.MODEL.KEYPOINT_ON = False
     cfg.MODEL.OPEN_VOCAB.VOCABULARY = _PLACEHOLDER
     cfg.MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS = ""
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
-    cfg.TEST.DETECTIONS_PER_IMAGE = -1
     return cfg
 
 

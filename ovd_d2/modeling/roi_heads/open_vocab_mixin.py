@@ -246,7 +246,7 @@ class OpenVocabROIHeadsMixin:
             features: of the backbone.
             boxes: per image, absolute, in the frame of the model's input.
         """
-        raise NotImplementedError
+        return self.box_pooler([features[name] for name in self.box_in_features], boxes)
 
     def boxes_and_scores(
         self, images: ImageList, features: dict[str, Tensor], proposals: list[Instances]

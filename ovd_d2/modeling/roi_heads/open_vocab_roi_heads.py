@@ -26,10 +26,6 @@ from .open_vocab_mixin import OpenVocabROIHeadsMixin
 class OpenVocabROIHeads(OpenVocabROIHeadsMixin, StandardROIHeads):
     """Text classes for FPN and C5 detectors (Faster / Mask R-CNN)."""
 
-    def pool(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
-        """See :meth:`OpenVocabROIHeadsMixin.pool`."""
-        return self.box_pooler([features[name] for name in self.box_in_features], boxes)
-
     def _text_features(self, pooled: Tensor) -> Tensor:
         return self.box_head(pooled).flatten(1)
 
@@ -79,10 +75,6 @@ class OpenVocabCascadeROIHeads(OpenVocabROIHeadsMixin, CascadeROIHeads):
     looks at (in training, as the labelled control, at its sampled proposals; a distilled one
     at the teacher's boxes).
     """
-
-    def pool(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
-        """See :meth:`OpenVocabROIHeadsMixin.pool`."""
-        return self.box_pooler([features[name] for name in self.box_in_features], boxes)
 
     def _text_features(self, pooled: Tensor) -> Tensor:
         return self.box_head[-1](pooled).flatten(1)
