@@ -2,8 +2,8 @@
 
 One function per kind of file, whoever opens it: :func:`check_annotations` for COCO's, LVIS's and
 our label files, :func:`checked_results` for detections, :func:`check_dataset_records` for what a
-data set of anybody's own gives. What cannot be meant is refused, what Detectron2 leaves out without a
-word is said in a warning: both are counted, and the first are named by id and field.
+data set of anybody's own gives. What cannot be meant is refused, what Detectron2 leaves out without
+a word is said in a warning: both are counted, and the first are named by id and field.
 """
 
 import logging
@@ -31,7 +31,7 @@ class FileKind:
     """What kinds of annotation files differ in.
 
     Attributes:
-        image_field: of an image, where its file is.
+        image_field: of an image, where its file is; "" if nobody will open it.
         with_ids: annotations need ids of their own, as the evaluators of COCO and LVIS do.
         boxes_optional: an annotation may come without a box.
         counts_from_one: category ids are 1 to K, as Detectron2's loader for LVIS takes them.
@@ -45,6 +45,7 @@ class FileKind:
 
 COCO = FileKind()
 LVIS = FileKind(image_field="coco_url", counts_from_one=True)
+TRUTH = FileKind(image_field="")  # of COCO or LVIS, read by an evaluator
 LABELS = FileKind(with_ids=False, boxes_optional=True)
 
 
@@ -134,7 +135,7 @@ def check_annotations(content: Any, path: str, kind: FileKind = COCO) -> None:
     Args:
         content: of the file.
         path: of the file.
-        kind: ``COCO``, ``LVIS`` or ``LABELS``.
+        kind: ``COCO``, ``LVIS``, ``TRUTH`` or ``LABELS``.
 
     Raises:
         OVDError: naming the file, the first wrong entries by their ids, and how many there are.
@@ -171,7 +172,10 @@ def _mappings(entries: list, noun: str, found: Findings) -> Iterable[tuple[int, 
 def _check_categories(categories: list, kind: FileKind, found: Findings) -> Collection[Any]:
     """The ids of the categories."""
     if not categories:
-        raise OVDError(f"{found.what} has no categories: an annotation file must name its classes.")
+        raise OVDError(
+            f"{found.what} has no categories (an empty list of categories): an annotation file "
+            "must name its classes."
+        )
     ids = set()
     for number, category in _mappings(categories, "category", found):
         if "id" not in category or not is_id(category["id"]):
@@ -228,16 +232,16 @@ def _image_problem(
             f"is {short(width)} x {short(height)} pixels large; give width and height as whole "
             "numbers"
         )
-    where = image.get(kind.image_field)
+    where = image.get(kind.image_field) if kind.image_field else "unread"
     if type(where) is not str or not where or "\0" in where:
         return f"has no {kind.image_field}; add it"
-    if kind is not LVIS:
-        return None
-    if where.count("/") < 1:
+    if kind is LVIS and "/" not in where:
         return f"has the coco_url {short(where)}, which names no folder and file"
     for key in ("neg_category_ids", "not_exhaustive_category_ids"):
         ids = image.get(key, [])
-        if type(ids) is not list or not all(is_id(i) and i in categories for i in ids):
+        if type(ids) is not list or not all(map(is_id, ids)):
+            return f"has the {key} {short(ids)}; give a list of category ids"
+        if kind is LVIS and not all(i in categories for i in ids):
             return f"has the {key} {short(ids)}, which `categories` does not list"
     return None
 

@@ -12,6 +12,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
+from ovd_d2.data.datasets.annotation_check import COCO, FileKind
 from ovd_d2.data.datasets.annotation_files import check_records, read_annotations
 from ovd_d2.data.datasets.annotation_records import coco_records
 from ovd_d2.errors import OVDError
@@ -51,7 +52,10 @@ def coco_ovd_metadata() -> dict[str, Any]:
 
 
 def read_coco_json(
-    json_file: str, category_ids: Collection[int], section: str | None = README_SECTION
+    json_file: str,
+    category_ids: Collection[int],
+    section: str | None = README_SECTION,
+    kind: FileKind = COCO,
 ) -> dict[str, Any]:
     """Reads a COCO instances json and keeps some categories of it.
 
@@ -59,6 +63,7 @@ def read_coco_json(
         json_file: in the format of instances_val2017.json.
         category_ids: the categories to keep.
         section: of datasets/README.md that tells how to get the file.
+        kind: whether images will be opened.
 
     Returns:
         The json's content with those categories (ascending ids), their annotations (crowds
@@ -67,7 +72,7 @@ def read_coco_json(
     Raises:
         OVDError: the file is missing or broken or lacks one of the categories.
     """
-    content = read_annotations(json_file, section)
+    content = read_annotations(json_file, section, kind)
     categories = {c["id"]: c for c in content["categories"]}
     annotations = [a for a in content["annotations"] if a["category_id"] in category_ids]
     with_annotations = {a["image_id"] for a in annotations}
