@@ -12,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from ovd_d2.atomic_file import is_special_file
 from ovd_d2.errors import OVDError
 
 _FILE_SUFFIXES = (".txt", ".json")
@@ -100,6 +101,8 @@ class Vocabulary:
         path = Path(path)
         if path.suffix.lower() not in _FILE_SUFFIXES:
             raise OVDError(f"vocabulary file {path} must end in .txt or .json")
+        if is_special_file(path):
+            raise OVDError(f"vocabulary file {path} is a pipe or a device; give a plain file")
         try:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:

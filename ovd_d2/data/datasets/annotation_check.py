@@ -421,7 +421,8 @@ def checked_results(
             "annotations" are one.
         path: of the file.
         scored: every entry needs a score, else it may be missing.
-        category_ids: every entry needs a category_id that is one of these; None: it is ignored.
+        category_ids: every entry needs a category_id, and those of other ones are counted in a
+            warning; None: it is ignored.
 
     Raises:
         OVDError: naming the file, the first wrong entries by their numbers from 0, and how many
@@ -433,14 +434,17 @@ def checked_results(
         raise OVDError(f"{path} must hold a list of results, as COCO's; it is another kind of json")
     found = Findings(path)
     for number, entry in enumerate(entries):
-        problem = _result_problem(entry, scored, category_ids)
+        problem = _result_problem(entry, scored, with_category=category_ids is not None)
         if problem:
             found.wrong(f"entry {number} is no result:", problem)
+        elif category_ids is not None and entry["category_id"] not in category_ids:
+            found.left_out("results are of categories that nobody asked for", f"entry {number}")
     found.refuse()
+    found.tell()
     return entries
 
 
-def _result_problem(entry: Any, scored: bool, category_ids: Collection[Any] | None) -> str | None:
+def _result_problem(entry: Any, scored: bool, with_category: bool) -> str | None:
     if type(entry) is not dict:
         return f"it is {short(entry)}"
     if not is_id(entry.get("image_id")):
@@ -450,9 +454,8 @@ def _result_problem(entry: Any, scored: bool, category_ids: Collection[Any] | No
     score = entry.get("score")
     if not is_number(score) and (scored or score is not None):
         return f"its score is {short(score)}; give a finite number"
-    category = entry.get("category_id")
-    if category_ids is not None and (not is_id(category) or category not in category_ids):
-        return f"its category_id is {short(category)}, which the data set does not have"
+    if with_category and not is_id(entry.get("category_id")):
+        return f"its category_id is {short(entry.get('category_id'))}"
     return None
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from ovd_d2.atomic_file import is_special_file
 from ovd_d2.data.datasets.annotation_check import COCO, FileKind, check_annotations
 from ovd_d2.errors import OVDError
 
@@ -34,7 +35,7 @@ def read_annotations(
         content = read_json(json_file)
         check_annotations(content, json_file, kind)
         if needs_annotations:
-            content["annotations"]  # noqa: B018 (a KeyError is explained)
+            content["annotations"]  # a KeyError is explained
         return content
 
 
@@ -46,7 +47,7 @@ def read_json(path: str | os.PathLike) -> Any:
         OSError: it is not there or may not be read.
         ValueError: it is no json, or nested too deeply.
     """
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+    if is_special_file(path):
         raise OVDError(f"{path} is no plain file but a pipe or a device: give a file.")
     try:
         with open(path, "rb") as file:
@@ -57,7 +58,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Inside, no garbage is searched for: among millions of new dicts that takes half of the time."""
+    """Inside, no garbage is searched for: among millions of new dicts that takes half the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
