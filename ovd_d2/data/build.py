@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 10
 # Field under which a sample reports the images it stands in for, [(file name, reason)].
 UNREADABLE = "unreadable_images"
+# Loading functions of these packages get files that have been checked, or check them.
+_LOADERS_THAT_CHECK = ("detectron2.", "ovd_d2.")
 # Annotation files that were found in order: (path, size, time of the last change).
 _CHECKED: set[tuple[str, int, int]] = set()
 
@@ -358,24 +360,35 @@ def _build_one(cfg: CfgNode, mapper: Callable | None) -> ResumableLoader:
 
 
 def _training_records(cfg: CfgNode) -> Any:
+    names = cfg.DATASETS.TRAIN
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-    with dataset_errors("DATASETS.TRAIN", cfg.DATASETS.TRAIN):
-        records = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN,
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
-            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-        )
+    with dataset_errors("DATASETS.TRAIN", names):
+        try:
+            records = get_detection_dataset_dicts(
+                names,
+                filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+                min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
+                proposal_files=(
+                    cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None
+                ),
+            )
+        except (AssertionError, TypeError, ValueError):
+            for name in names:  # a better sentence, if the records are to blame
+                _check_own_records([name], DatasetCatalog.get(name))
+            raise
     if not isinstance(records, list):
         return records
-    first = cfg.DATASETS.TRAIN[0]  # Detectron2 has compared the classes of all
-    if not all(
-        _loading_module(n).startswith(("detectron2.", "ovd_d2.")) for n in cfg.DATASETS.TRAIN
-    ):
-        names = MetadataCatalog.get(first).get("thing_classes")
-        check_dataset_records(records, ", ".join(cfg.DATASETS.TRAIN), names and len(names))
-    warn_of_names_without_boxes(cfg, records, first)
-    return without_novel_boxes(cfg, records, first)
+    _check_own_records(names, records)
+    warn_of_names_without_boxes(cfg, records, names[0])  # Detectron2 has compared their classes
+    return without_novel_boxes(cfg, records, names[0])
+
+
+def _check_own_records(names: Sequence[str], records: Any) -> None:
+    """Checks records of data sets of the same classes, if a loading function is a user's own."""
+    own = not all(_loading_module(name).startswith(_LOADERS_THAT_CHECK) for name in names)
+    if own and isinstance(records, list):
+        classes = MetadataCatalog.get(names[0]).get("thing_classes")
+        check_dataset_records(records, f"data set {', '.join(names)}", classes and len(classes))
 
 
 def _image_ids(records: Sequence[dict], datasets: Sequence[str]) -> list[int | str]:

@@ -343,26 +343,43 @@ def run_length_problem(mask: Mapping[str, Any], height: int, width: int) -> str 
         height: of the image,
         width: of the image.
     """
-    import pycocotools.mask as mask_utils
-
     size, counts = mask.get("size"), mask.get("counts")
     if type(size) is not list or size != [height, width]:
         return f"has a run-length mask of size {short(size)}; its image is [{height}, {width}]"
     if height * width > _MASK_PIXELS:
         return f"has a run-length mask of {height} x {width} pixels, too many to be unpacked"
-    if type(counts) is list:
-        whole = all(type(run) is int and 0 <= run <= height * width for run in counts)
-        good = whole and sum(counts) == height * width
-    else:
-        try:
-            good = type(counts) in (str, bytes)
-            if good:
-                mask_utils.decode({"size": size, "counts": counts})
-        except (ValueError, TypeError, OverflowError):
-            good = False
-    if good:
+    try:
+        runs = _run_lengths(counts) if type(counts) in (str, bytes) else counts
+    except ValueError:
+        runs = None
+    whole = type(runs) is list and all(type(r) is int and 0 <= r <= height * width for r in runs)
+    if whole and sum(runs) == height * width:
         return None
     return f"has run lengths {short(counts)}, which do not fill its {height} x {width} pixels"
+
+
+def _run_lengths(text: str | bytes) -> list[int]:
+    """What pycocotools' compressed ``counts`` stand for (``rleFrString`` in its maskApi.c).
+
+    Raises:
+        ValueError: no such text.
+    """
+    runs, value, shift = [], 0, 0
+    for letter in text.encode("ascii") if isinstance(text, str) else text:
+        bits = letter - 48
+        if not 0 <= bits < 64 or shift > 60:
+            raise ValueError(text)
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if bits & 0x20:
+            continue
+        if bits & 0x10:
+            value |= -1 << shift
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        value, shift = 0, 0
+    if shift:
+        raise ValueError(text)
+    return runs
 
 
 def _note_left_out(
