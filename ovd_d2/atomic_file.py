@@ -41,6 +41,11 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
         file.write((json.dumps(_plain(content), indent=2) + "\n").encode())
 
 
+def is_special_file(path: str | os.PathLike) -> bool:
+    """Whether ``path`` is a pipe, a socket or a device, from which reading may never end."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
 def _plain(content: Any) -> Any:
     if isinstance(content, Mapping):
         return {str(key): _plain(value) for key, value in content.items()}

@@ -177,6 +177,12 @@ def _add_data_and_test(cfg: CN) -> None:
     cfg.DATASETS.REGION_STORE = ""
     # At most this many of its regions per image, drawn at random at every step; 0 all (ViLD 300).
     cfg.DATASETS.REGIONS_PER_IMAGE = 300
+    # Names of classes that are novel, or .txt and .json files of such names: held out of training,
+    # boxes and all, and counted in AP_novel. Empty: the data sets' own is_novel says.
+    cfg.DATASETS.NOVEL_NAMES = []
+    # Python files or modules that register data sets. They are run, so train_net.py takes them
+    # from the command line only (--register, or this key), and from a yaml with --trust.
+    cfg.DATASETS.REGISTER = []
     # Training data of several kinds, mixed; empty: DATASETS.TRAIN alone. A list of mappings: NAME;
     # OPTS, [KEY, value, ...], keys of the data (DATASETS.TRAIN, DATASETS.REGION_STORE, INPUT.*,
     # DATALOADER.*, SOLVER.IMS_PER_BATCH, ...) that differ for this source; and for "alternate"

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "data": {"structures", "region_store", "language"},
     "checkpoint": set(),
     "evaluation": {"structures", "language", "data"},
-    "pseudo_labelling": BELOW_MODELING | {"region_store"},
+    "pseudo_labelling": BELOW_MODELING | {"region_store", "data"},
     "engine": ALL - {"inference", "cli", "web"},
     "inference": ALL - {"engine", "cli", "web"},
     "cli": ALL,

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import typer
 
+from .register_option import REGISTER
+
 app = typer.Typer(help="Image-text models: export and probe.", no_args_is_help=True)
 
 
@@ -15,6 +17,7 @@ def export(
         [], help="Data set of labelled crops for the facts; may be repeated. Default DATASETS.TEST."
     ),
     note: list[str] = typer.Option([], help="KEY=TEXT for the facts; may be repeated."),
+    registered: list[str] = REGISTER,
 ) -> None:
     """Write a CLIP model with a locked text tower as a file for mini-teacher:FILE."""
     from ovd_d2 import register
@@ -49,6 +52,7 @@ def probe(
     seeds: int = typer.Option(3, help="Draws per number of shots."),
     linear: bool = typer.Option(True, help="With the linear probe on all training images."),
     out: Path = typer.Option(Path("output/clip_probe.json"), help="The report to write."),
+    registered: list[str] = REGISTER,
 ) -> None:  # fmt: skip
     """Zero-shot, linear-probe and few-shot accuracy of a model's frozen image features."""
     from ovd_d2 import register

@@ -9,6 +9,8 @@ import typer
 if TYPE_CHECKING:
     from ovd_d2.engine.convert_checkpoint import Conversion
 
+from .register_option import REGISTER
+
 app = typer.Typer(help="Checkpoints of other projects to ours, and back.", no_args_is_help=True)
 _SOURCE = typer.Argument(..., metavar="FILE", help=".pth, .safetensors, or .pkl with --trust.")
 _OUT = typer.Option(
@@ -35,6 +37,7 @@ def object_centric_ovd(
     vocabulary: str = _VOCABULARY,
     encoder: str = _ENCODER,
     trust: bool = _TRUST,
+    registered: list[str] = REGISTER,
 ) -> None:
     """A released detector of object-centric-ovd, for configs/rkd/*.yaml; or ours for their code."""
     from ovd_d2.engine.convert_checkpoint import (
@@ -58,6 +61,7 @@ def detic(
     vocabulary: str = _VOCABULARY,
     encoder: str = _ENCODER,
     trust: bool = _TRUST,
+    registered: list[str] = REGISTER,
 ) -> None:
     """The cascade of a Detic detector for OpenVocabCascadeROIHeads; says what does not fit."""
     from ovd_d2.engine.convert_checkpoint import convert_detic

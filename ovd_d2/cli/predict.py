@@ -9,6 +9,8 @@ import typer
 
 from ovd_d2.errors import OVDError
 
+from .register_option import REGISTER
+
 if TYPE_CHECKING:
     from ovd_d2.inference.predict_files import Report
     from ovd_d2.inference.predictor import OpenVocabPredictor
@@ -55,6 +57,7 @@ def command(
     topk: int | None = _TOPK,
     device: str | None = _DEVICE,
     batch_size: int = _BATCH,
+    registered: list[str] = REGISTER,
 ) -> None:
     """Find what you name in images: pictures with boxes, names and scores, and a COCO json.
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import typer
 
+from .register_option import REGISTER
+
 _OUT = typer.Option(..., help="The json to write; an interrupted run goes on.")
 _DETECTOR = typer.Option(
     ...,
@@ -56,6 +58,7 @@ def command(
     batch: int = typer.Option(0, min=0, help="Queries at once; 0: 4 on a CPU, 16 on a GPU."),
     device: str = typer.Option("auto", help="cpu, cuda, ...; auto: the GPU if there is one."),
     show: Path | None = _SHOW,
+    registered: list[str] = REGISTER,
     num: int = typer.Option(24, min=1, help="Images in the picture of --show."),
 ) -> None:
     """Turn image labels or captions into boxes (RKD's pseudo labels), or propose objects.

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import typer
 
+from .register_option import REGISTER
+
 app = typer.Typer(
     help="Region stores: what a teacher makes of regions, precomputed.", no_args_is_help=True
 )
@@ -37,6 +39,7 @@ def build(
         0, min=0, help="Crops at once through the image tower; 0: 32 on a CPU, 256 on a GPU."
     ),
     device: str = typer.Option("auto", help="cpu, cuda, ...; auto: the GPU if there is one."),
+    registered: list[str] = REGISTER,
     save_every: float = typer.Option(120.0, min=0, help="Seconds of work that a kill may cost."),
 ) -> None:
     """Embed the regions of a data set's images. Run it again after an interruption.

@@ -27,8 +27,12 @@ from ovd_d2.errors import OVDError
 from . import image_text_mapper as _image_text_mapper  # noqa: F401 (registers its mapper)
 from . import random_state
 from .dataset_mapper import UnreadableImageError, build_mapper
+from .datasets.annotation_check import COCO, LVIS, check_dataset_records
+from .datasets.annotation_files import read_annotations
+from .datasets.coco_files import register_coco_files
 from .datasets.image_labels import register_image_labels
 from .datasets.image_text_pairs import register_pairs
+from .held_out import warn_of_names_without_boxes, without_novel_boxes
 from .mixing import MixedLoader, read_sources, with_seed
 from .samplers import ResumableBatchSampler, aspect_ratio_groups
 
@@ -38,6 +42,10 @@ logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 10
 # Field under which a sample reports the images it stands in for, [(file name, reason)].
 UNREADABLE = "unreadable_images"
+# Loading functions of these packages get files that have been checked, or check them.
+_LOADERS_THAT_CHECK = ("detectron2.", "ovd_d2.")
+# Annotation files that were found in order: (path, size, time of the last change).
+_CHECKED: set[tuple[str, int, int]] = set()
 
 
 class EndWithParent:
@@ -230,6 +238,8 @@ def dataset_errors(key: str, names: Sequence[str]) -> Iterator[None]:
     """Turns what goes wrong while reading datasets into sentences that name ``key``."""
     check_registered(key, names)
     try:
+        for name in names:
+            check_stock_file(name)
         yield
     except FileNotFoundError as error:
         raise OVDError(
@@ -249,13 +259,50 @@ def dataset_errors(key: str, names: Sequence[str]) -> Iterator[None]:
 
 def check_registered(key: str, names: Sequence[str]) -> None:
     """Raises OVDError unless every name is registered in Detectron2's catalogue, or is "pairs:PATH"
-    (image-text pairs) or "labels:FILE" (image labels), which are registered here."""
+    (image-text pairs), "labels:FILE" (image labels) or "coco:FOLDER:FILE" (a COCO json), which are
+    registered here."""
     for name in names:
-        found = register_pairs(name) or register_image_labels(name)
+        found = register_pairs(name) or register_image_labels(name) or register_coco_files(name)
         if not found and name not in DatasetCatalog.list():
             close = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
-            hint = f"did you mean {' or '.join(close)}?" if close else "register it first."
+            hint = (
+                f"did you mean {' or '.join(close)}?"
+                if close
+                else (
+                    "register it by a file of yours (--register my_data.py), or name its files: "
+                    "coco:IMAGE_FOLDER:LABELS.json."
+                )
+            )
             raise OVDError(f"{key} names the dataset {name!r}, which is not registered: {hint}")
+
+
+def check_stock_file(name: str) -> None:
+    """Checks the annotation file of a data set that one of Detectron2's own loaders will read; ours
+    check what they read themselves. A file is checked once as long as it stays as it is.
+
+    Raises:
+        OVDError: see ``read_annotations``.
+    """
+    module = _loading_module(name)
+    metadata = MetadataCatalog.get(name)
+    path = metadata.get("json_file")
+    if not path or "://" in path or not module.startswith("detectron2.data.datasets."):
+        return
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return  # its loader says so
+    state = (os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
+    if state not in _CHECKED:
+        kind = LVIS if module.endswith(".lvis") else COCO
+        section = metadata.get("readme_section")
+        read_annotations(path, section, kind, needs_annotations=False)
+        _CHECKED.add(state)
+
+
+def _loading_module(name: str) -> str:
+    """The module of the function that loads a data set."""
+    return getattr(DatasetCatalog[name], "__module__", None) or ""
 
 
 def build_train_loader(
@@ -313,14 +360,35 @@ def _build_one(cfg: CfgNode, mapper: Callable | None) -> ResumableLoader:
 
 
 def _training_records(cfg: CfgNode) -> Any:
+    names = cfg.DATASETS.TRAIN
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-    with dataset_errors("DATASETS.TRAIN", cfg.DATASETS.TRAIN):
-        return get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN,
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
-            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-        )
+    with dataset_errors("DATASETS.TRAIN", names):
+        try:
+            records = get_detection_dataset_dicts(
+                names,
+                filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+                min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
+                proposal_files=(
+                    cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None
+                ),
+            )
+        except (AssertionError, TypeError, ValueError):
+            for name in names:  # a better sentence, if the records are to blame
+                _check_own_records([name], DatasetCatalog.get(name))
+            raise
+    if not isinstance(records, list):
+        return records
+    _check_own_records(names, records)
+    warn_of_names_without_boxes(cfg, records, names[0])  # Detectron2 has compared their classes
+    return without_novel_boxes(cfg, records, names[0])
+
+
+def _check_own_records(names: Sequence[str], records: Any) -> None:
+    """Checks records of data sets of the same classes, if a loading function is a user's own."""
+    own = not all(_loading_module(name).startswith(_LOADERS_THAT_CHECK) for name in names)
+    if own and isinstance(records, list):
+        classes = MetadataCatalog.get(names[0]).get("thing_classes")
+        check_dataset_records(records, f"data set {', '.join(names)}", classes and len(classes))
 
 
 def _image_ids(records: Sequence[dict], datasets: Sequence[str]) -> list[int | str]:

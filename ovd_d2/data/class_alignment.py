@@ -29,7 +29,7 @@ def class_map(cfg: CfgNode) -> list[int] | None:
         OVDError: the data have classes that the vocabulary lacks.
     """
     wanted = cfg.MODEL.OPEN_VOCAB.VOCABULARY
-    if not wanted or not cfg.DATASETS.TRAIN or not _has_open_vocabulary(cfg):
+    if not wanted or not cfg.DATASETS.TRAIN or not has_open_vocabulary(cfg):
         return None
     names = _class_names(cfg.DATASETS.TRAIN[0])
     if names is None:
@@ -48,7 +48,7 @@ def class_map(cfg: CfgNode) -> list[int] | None:
     return None if places == list(range(len(places))) else places
 
 
-def _has_open_vocabulary(cfg: CfgNode) -> bool:
+def has_open_vocabulary(cfg: CfgNode) -> bool:
     """Whether the ROI heads classify by names: they have ``set_vocabulary``."""
     name = cfg.MODEL.ROI_HEADS.NAME
     return name in ROI_HEADS_REGISTRY and hasattr(ROI_HEADS_REGISTRY.get(name), "set_vocabulary")

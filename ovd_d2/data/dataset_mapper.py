@@ -15,6 +15,7 @@ from detectron2.structures import BoxMode, Instances
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import Registry
 
+from ovd_d2.atomic_file import is_special_file
 from ovd_d2.errors import OVDError
 from ovd_d2.structures import Supervision
 
@@ -63,6 +64,8 @@ def read_image(file_name: str, image_format: str, max_pixels: int = 0) -> np.nda
     """
     from PIL import Image
 
+    if is_special_file(file_name):
+        raise _unreadable(file_name, "it is no plain file but a pipe or a device")
     try:
         with PathManager.open(file_name, "rb") as file:
             width, height = Image.open(file).size

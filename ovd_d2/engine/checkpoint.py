@@ -124,6 +124,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
             if comm.is_main_process():
                 self._remove_partial_files()
             return self.load(self.newest_intact())
+        if resume:
+            logger.warning(
+                "--resume: OUTPUT_DIR %s holds no checkpoint, so everything starts at the "
+                "beginning, from %s.",
+                self.save_dir, f"the weights {path}" if path else "random weights",
+            )  # fmt: skip
         return self.load(path, checkpointables=[])
 
     def _remove_partial_files(self) -> None:

@@ -32,6 +32,7 @@ def class_embeddings(cfg: CfgNode, vocabulary: str) -> tuple[Any, Any]:
         prompts=open_vocab.PROMPTS,
         use_synonyms=open_vocab.USE_SYNONYMS,
         embed_dim=open_vocab.EMBED_DIM,
+        novel_names=cfg.DATASETS.NOVEL_NAMES,
     )
 
 

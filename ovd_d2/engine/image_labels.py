@@ -14,6 +14,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovd_d2.data.build import dataset_errors
+from ovd_d2.data.datasets.annotation_files import read_json
 from ovd_d2.data.datasets.image_text_pairs import IMAGE_SUFFIXES, load_pairs
 from ovd_d2.errors import OVDError
 from ovd_d2.language import Vocabulary
@@ -301,7 +302,7 @@ def fingerprint(records: Sequence[Mapping[str, Any]], labels: Labels | None) -> 
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json(path)
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OVDError(f"{path} cannot be read as json ({reason})") from error

@@ -3,15 +3,19 @@
 Letters: Ri regions of image i, N images.
 """
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from torch import Tensor, nn
 
+from ovd_d2.data.datasets.annotation_check import checked_results
+from ovd_d2.data.datasets.annotation_files import read_json
+from ovd_d2.data.held_out import novel_mask
 from ovd_d2.data.mixing import training_datasets
 from ovd_d2.errors import OVDError
 from ovd_d2.language.weights_digest import file_digest
@@ -116,11 +120,14 @@ class FileProposals:
 
     def __init__(self, path: str, image_ids: Sequence[int | str], topk: int) -> None:
         try:
-            entries = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_json(path)
             digest = file_digest(path)
         except (OSError, ValueError) as error:
             raise OVDError(f"proposals cannot be read from {path} ({error})") from error
-        by_image = _boxes_by_image(entries, path)
+        by_image: dict[int | str, list[tuple[list[float], float | None]]] = {}
+        for entry in checked_results(content, path, scored=False):
+            row = (entry["bbox"], entry.get("score"))
+            by_image.setdefault(entry["image_id"], []).append(row)
         scored = {score is not None for rows in by_image.values() for _, score in rows}
         if len(scored) > 1:
             raise OVDError(f"{path} has scores for some of its boxes only; give all or none")
@@ -148,32 +155,6 @@ class FileProposals:
         if not self.has_scores:
             return boxes[: self._topk], None
         return best(boxes, torch.tensor([score for _, score in rows]), self._topk)
-
-
-def _boxes_by_image(
-    entries: Any, path: str
-) -> dict[int | str, list[tuple[list[float], float | None]]]:
-    """Image id -> its (xywh, score) in the order of the file."""
-    if isinstance(entries, dict) and "annotations" in entries:
-        entries = entries["annotations"]
-    if not isinstance(entries, list):
-        raise OVDError(f"{path} must hold a list of results, as COCO's; it is another kind of json")
-    by_image: dict[int | str, list[tuple[list[float], float | None]]] = {}
-    for number, entry in enumerate(entries):
-        try:
-            box = [float(value) for value in entry["bbox"]]
-            score = entry.get("score")
-            score = None if score is None else float(score)
-            finite = torch.tensor([*box, score or 0.0]).isfinite().all()
-            if len(box) != 4 or min(box[2:]) < 0 or not finite:
-                raise ValueError(f"bbox {entry['bbox']}, score {score}")
-            by_image.setdefault(entry["image_id"], []).append((box, score))
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise OVDError(
-                f"{path}: entry {number} is no result with image_id and bbox [x, y, width, height] "
-                f"({error!r})"
-            ) from error
-    return by_image
 
 
 def best(boxes: Tensor, scores: Tensor, topk: int) -> tuple[Tensor, Tensor]:
@@ -218,7 +199,7 @@ class RPNProposals:
                     "checkpoint in the OUTPUT_DIR of train_net.py"
                 )
         cfg = load_config(str(config_file))
-        _warn_unless_base_only(training_datasets(cfg), checkpoint)
+        _warn_unless_base_only(cfg, checkpoint)
         cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
         cfg.MODEL.DEVICE = device
         cfg.MODEL.TIMM.WEIGHTS = ""  # the checkpoint has them all
@@ -267,14 +248,13 @@ class _ProposalCheckpointer(AtomicCheckpointer):
         return incompatible
 
 
-def _warn_unless_base_only(datasets: Sequence[str], checkpoint: str) -> None:
+def _warn_unless_base_only(cfg: CfgNode, checkpoint: str) -> None:
     """Proposals of a detector that saw boxes of novel classes would leak them to the student."""
-    from detectron2.data import MetadataCatalog
-
-    for name in datasets:
-        known = name in MetadataCatalog.list()
-        is_novel = MetadataCatalog.get(name).get("is_novel", None) if known else None
-        if is_novel is None or not any(is_novel):
+    if cfg.DATASETS.NOVEL_NAMES:
+        return  # they were held out
+    for name in training_datasets(cfg):
+        metadata = MetadataCatalog.get(name) if name in MetadataCatalog.list() else None
+        if metadata is None or not any(metadata.get("is_novel") or novel_mask(cfg, name)):
             logger.warning(
                 "%s was trained on %s, which is not known to hold boxes of base classes only: its "
                 "proposals may know novel classes.",

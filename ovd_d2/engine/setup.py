@@ -20,7 +20,9 @@ from ovd_d2.atomic_file import atomic_write
 from ovd_d2.checkpoint import TRUST_VARIABLE, check_trusted
 from ovd_d2.config_file import load_config
 from ovd_d2.data.build import check_registered
-from ovd_d2.data.mixing import read_sources
+from ovd_d2.data.held_out import check_novel_names
+from ovd_d2.data.mixing import read_sources, training_datasets
+from ovd_d2.data.user_code import run_registration
 from ovd_d2.errors import OVDError
 
 from .checkpoint import AtomicCheckpointer
@@ -32,8 +34,15 @@ LOGGERS = ("fvcore", "detectron2", "ovd_d2")
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's parser with ``--trust``."""
+    """Detectron2's parser with ``--trust`` and ``--register``."""
     parser = default_argument_parser()
+    parser.add_argument(
+        "--register",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a Python file or module of yours that registers data sets: it is run (repeatable)",
+    )
     parser.add_argument(
         "--trust",
         action="store_true",
@@ -77,6 +86,7 @@ def check_config(cfg: CfgNode, *, train: bool = True, resume: bool = False) -> N
         with source.named_in_errors():
             _check_datasets("DATASETS.TRAIN", source.cfg.DATASETS.TRAIN)
         proposals += source.cfg.DATASETS.PROPOSAL_FILES_TRAIN
+    check_novel_names(cfg, [*(training_datasets(cfg) if train else ()), *cfg.DATASETS.TEST])
     for path in proposals if cfg.MODEL.LOAD_PROPOSALS else ():
         check_trusted(path)
     if not (resume and AtomicCheckpointer(torch.nn.Module(), cfg.OUTPUT_DIR).has_checkpoint()):
@@ -104,6 +114,27 @@ def _check_files(key: str, name: str) -> None:
                 + (f"section '{section}' of " if section else "")
                 + "datasets/README.md says, or set DETECTRON2_DATASETS to the folder that holds it."
             )
+
+
+def register_data_sets(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Runs what ``--register`` and ``DATASETS.REGISTER`` name; the key then says so for the run.
+
+    Raises:
+        OVDError: a yaml asks for code that was not asked for on the command line.
+    """
+    typed = "DATASETS.REGISTER" in (args.opts or [])[::2]
+    wanted = list(cfg.DATASETS.REGISTER)
+    strange = [source for source in wanted if source not in args.register]
+    if strange and not typed and os.environ.get(TRUST_VARIABLE) != "1":
+        raise OVDError(
+            f"{args.config_file} names {strange[0]} in DATASETS.REGISTER, which would be run as "
+            f"code: if you trust it, say so by --register {strange[0]} (or --trust)."
+        )
+    for source in args.register:
+        run_registration(source)
+    for source in wanted:
+        run_registration(source, "DATASETS.REGISTER")
+    cfg.DATASETS.REGISTER = list(dict.fromkeys([*args.register, *wanted]))
 
 
 class _Backlog(logging.Handler):
@@ -145,6 +176,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         os.environ[TRUST_VARIABLE] = "1"
     cfg = load_config(args.config_file, args.opts)
     use_cpu_without_gpu(cfg)
+    register_data_sets(cfg, args)
     check_config(cfg, train=not args.eval_only, resume=args.resume)
     cfg.freeze()
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)

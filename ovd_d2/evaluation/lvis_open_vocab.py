@@ -13,7 +13,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import LVISEvaluator
 from detectron2.utils.file_io import PathManager
 
-from ovd_d2.data.datasets.annotation_files import explain_errors
+from ovd_d2.data.datasets.annotation_check import TRUTH
+from ovd_d2.data.datasets.annotation_files import explain_errors, read_annotations
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation.lvis_backends import (
     FIXED_AP_DETS_PER_CATEGORY,
@@ -60,6 +61,7 @@ class LVISOpenVocabEvaluator(LVISEvaluator):
         backend: str = "hotcoco",
         max_dets_per_image: int = 300,
         fixed_ap: bool = False,
+        is_novel: Sequence[bool] | None = None,
     ) -> None:
         """Reads the data set's annotations.
 
@@ -72,6 +74,7 @@ class LVISOpenVocabEvaluator(LVISEvaluator):
             max_dets_per_image: detections of an image that count, best first; -1 for all. Fixed AP
                 ignores it.
             fixed_ap: report fixed AP too.
+            is_novel: (K,) instead of the metadata's; None to take those.
 
         Raises:
             OVDError: the annotation file is missing or broken, or the back end unknown or missing.
@@ -84,6 +87,7 @@ class LVISOpenVocabEvaluator(LVISEvaluator):
                 "which the LVIS evaluator needs."
             )
         check_backend(backend)
+        read_annotations(json_file, metadata.get("readme_section"), TRUTH, needs_annotations=False)
         with explain_errors(json_file, metadata.get("readme_section")):
             super().__init__(
                 dataset_name,
@@ -94,6 +98,7 @@ class LVISOpenVocabEvaluator(LVISEvaluator):
             )
         self._backend = backend
         self._fixed_ap = fixed_ap
+        self._marked = is_novel
         self._categories = _checked_categories(self._lvis_api.dataset, json_file)
         self._to_dataset_id = _dataset_ids(metadata, self._categories)
         self._groups = self._class_groups()
@@ -114,7 +119,7 @@ class LVISOpenVocabEvaluator(LVISEvaluator):
         """Split name to (K,) bool over the categories in the order of their ids."""
         frequency = np.array([c.get("frequency", "") for c in self._categories])
         groups = {name: frequency == name for name in FREQUENCIES}
-        is_novel = novel_mask(self._metadata, len(self._categories))
+        is_novel = novel_mask(self._metadata, len(self._categories), self._marked)
         if is_novel is None:
             logger.info(
                 "Data set '%s' does not mark novel classes (metadata.is_novel): the rare ones "

@@ -12,7 +12,12 @@ from ovd_d2.evaluation.labelled_crops import (
     load_labelled_crops,
     name_crops,
 )
-from ovd_d2.evaluation.linear_probe import MOST_FITS, few_shot_probe, linear_probe
+from ovd_d2.evaluation.linear_probe import (
+    MOST_FITS,
+    few_shot_probe,
+    few_shot_rows,
+    linear_probe,
+)
 from ovd_d2.language import TextEmbeddingBank
 
 
@@ -48,6 +53,8 @@ def probe_report(
     splits = {"train": train, "validation": validation, "test": test}
     crops = {split: load_labelled_crops(name) for split, name in splits.items()}
     _check_same_classes(list(crops.values()))
+    if shots:  # before hours of encoding, not after
+        few_shot_rows(crops["train"].labels.numpy(), max(shots), 0)
     test_embeddings = encode_crops(model.encode_pixels, model.preprocessing, crops["test"])
     report: dict[str, Any] = {
         "model": model.encoder_id,

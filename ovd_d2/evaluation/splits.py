@@ -10,17 +10,20 @@ from tabulate import tabulate
 from ovd_d2.errors import OVDError
 
 
-def novel_mask(metadata: Any, num_classes: int) -> np.ndarray | None:
-    """(K,) bool from ``metadata.is_novel``; None if the data set does not say.
+def novel_mask(
+    metadata: Any, num_classes: int, is_novel: Sequence[bool] | None = None
+) -> np.ndarray | None:
+    """(K,) bool: ``is_novel``, or ``metadata.is_novel``; None if neither says.
 
     Args:
         metadata: a data set's Detectron2 ``Metadata``.
         num_classes: K, which ``is_novel`` must match.
+        is_novel: instead of the metadata's; None to take those.
 
     Raises:
         OVDError: the lengths differ.
     """
-    is_novel = metadata.get("is_novel")
+    is_novel = metadata.get("is_novel") if is_novel is None else is_novel
     if is_novel is None:
         return None
     if len(is_novel) != num_classes:

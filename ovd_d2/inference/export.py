@@ -17,6 +17,7 @@ from ovd_d2.atomic_file import write_json
 from ovd_d2.checkpoint import read_weights_file
 from ovd_d2.config import add_ovd_config
 from ovd_d2.config_file import load_config
+from ovd_d2.data.build import check_registered
 from ovd_d2.data.mixing import training_datasets
 from ovd_d2.errors import OVDError
 from ovd_d2.modeling import get_vocabulary
@@ -40,7 +41,10 @@ _DROPPED = (
 
 
 def export_model(
-    checkpoint: str | os.PathLike, config_file: str | os.PathLike, out: str | os.PathLike
+    checkpoint: str | os.PathLike,
+    config_file: str | os.PathLike,
+    out: str | os.PathLike,
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Writes ``out``: weights in fp16, config, vocabulary and facts; see ``model_folders``.
 
@@ -52,6 +56,7 @@ def export_model(
             ``results.json`` and ``metrics.json`` beside it go into the facts.
         config_file: the yaml it was trained with.
         out: a new folder.
+        overrides: KEY, value, KEY, value, ...: what differs from the yaml.
 
     Returns:
         the facts, as in ``facts.json``.
@@ -62,7 +67,9 @@ def export_model(
     out, checkpoint = Path(out), Path(checkpoint)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OVDError(f"--out {out} exists already: remove it, or choose another folder.")
-    cfg = load_config(os.fspath(config_file))
+    cfg = load_config(os.fspath(config_file), list(overrides))
+    if not cfg.MODEL.OPEN_VOCAB.VOCABULARY:
+        check_registered(f"{config_file}: DATASETS.TRAIN", cfg.DATASETS.TRAIN[:1])
     predictor = OpenVocabPredictor(cfg, checkpoint, device="cpu")
     if predictor.vocabulary is None:
         raise OVDError(

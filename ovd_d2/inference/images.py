@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from ovd_d2.atomic_file import is_special_file
 from ovd_d2.errors import OVDError
 
 # A file, a PIL image, or an array (H, W), (H, W, 1 | 3 | 4) or tensor (1 | 3 | 4, H, W) of uint8 or
@@ -88,6 +89,8 @@ def list_images(path: str | os.PathLike) -> list[Path]:
 
 
 def _read_file(path: Path, max_pixels: int) -> np.ndarray:
+    if is_special_file(path):
+        raise OVDError(f"Cannot use the image {path}: it is no plain file but a pipe or a device.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels decides

@@ -5,6 +5,7 @@ from ovd_d2.language.attributes import (
     expand_with_attributes,
     vocabulary_product,
 )
+from ovd_d2.language.novel_names import novel_flags, read_novel_names
 from ovd_d2.language.prompts import PROMPT_SETS, article, clean_name, fill, load_prompts
 from ovd_d2.language.text_embeddings import (
     TextEmbeddingBank,
@@ -37,6 +38,8 @@ __all__ = [
     "fill",
     "load_prompts",
     "load_text_embeddings",
+    "novel_flags",
+    "read_novel_names",
     "register_text_encoder",
     "text_encoder_id",
     "vocabulary_product",

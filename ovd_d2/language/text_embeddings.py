@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
 from ovd_d2.language.embedding_files import read_embedding_file, write_embedding_file
+from ovd_d2.language.novel_names import read_novel_names
 from ovd_d2.language.prompts import clean_name, fill, load_prompts
 from ovd_d2.language.text_encoders import TextEncoder, build_text_encoder, text_encoder_id
 from ovd_d2.language.vocabulary import Vocabulary
@@ -264,6 +265,7 @@ def build_class_embeddings(
     prompts: str,
     use_synonyms: bool,
     embed_dim: int,
+    novel_names: Sequence[str] = (),
     cache_dir: str | os.PathLike | None = None,
     device: str | None = None,
 ) -> tuple[Vocabulary, TextEmbeddings]:
@@ -277,6 +279,7 @@ def build_class_embeddings(
         prompts: MODEL.OPEN_VOCAB.PROMPTS; not looked at if there is a file.
         use_synonyms: MODEL.OPEN_VOCAB.USE_SYNONYMS; not looked at if there is a file.
         embed_dim: MODEL.OPEN_VOCAB.EMBED_DIM, D.
+        novel_names: DATASETS.NOVEL_NAMES, names or files of names; empty: the vocabulary says.
         cache_dir: as for ``TextEmbeddingBank``.
         device: where an encoder computes; None: on a GPU if there is one.
 
@@ -288,6 +291,7 @@ def build_class_embeddings(
             "no class names: set MODEL.OPEN_VOCAB.VOCABULARY, or a data set in DATASETS.TRAIN"
         )
     classes = Vocabulary.load(vocabulary or f"dataset:{train_datasets[0]}")
+    classes = classes.with_novel(read_novel_names(novel_names))
     if text_embeddings:
         embeddings = load_text_embeddings(text_embeddings, classes)
         source = f"file {text_embeddings} (MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS)"

@@ -6,12 +6,13 @@ Letter: K is the number of classes.
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from ovd_d2.atomic_file import is_special_file
 from ovd_d2.errors import OVDError
 
 _FILE_SUFFIXES = (".txt", ".json")
@@ -100,6 +101,8 @@ class Vocabulary:
         path = Path(path)
         if path.suffix.lower() not in _FILE_SUFFIXES:
             raise OVDError(f"vocabulary file {path} must end in .txt or .json")
+        if is_special_file(path):
+            raise OVDError(f"vocabulary file {path} is a pipe or a device; give a plain file")
         try:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
@@ -123,14 +126,17 @@ class Vocabulary:
     def from_metadata(cls, dataset_name: str) -> "Vocabulary":
         """From the metadata of a registered Detectron2 dataset.
 
-        Reads ``thing_classes`` and, where present, ``synonyms``, ``definitions``, ``is_novel`` and
-        ``class_image_count`` (Detectron2's LVIS list of {"id", "image_count"} in class order). If a
+        Reads ``thing_classes`` and, where present, ``synonyms``, ``definitions``, ``is_novel`` (or
+        ``base_classes`` or ``novel_classes``, names) and ``class_image_count`` (Detectron2's LVIS
+        list of {"id", "image_count"} in class order). If a
         dataset fills in ``thing_classes`` only while loading, it is loaded once.
 
         Raises:
             OVDError: no such dataset, or it does not say its class names.
         """
         from detectron2.data import DatasetCatalog, MetadataCatalog
+
+        from ovd_d2.language.novel_names import novel_flags
 
         known = {*MetadataCatalog.list(), *DatasetCatalog.list()}
         if dataset_name not in known:
@@ -158,11 +164,21 @@ class Vocabulary:
                 names=tuple(names),
                 synonyms=tuple(metadata.get("synonyms") or ()),
                 definitions=tuple(metadata.get("definitions") or ()),
-                is_novel=tuple(metadata.get("is_novel") or ()),
+                is_novel=novel_flags(metadata, names),
                 image_counts=tuple(counts),
             )
         except (OVDError, KeyError, TypeError) as error:
             raise OVDError(f"metadata of dataset '{dataset_name}': {error}") from error
+
+    def with_novel(self, novel_names: Sequence[str]) -> "Vocabulary":
+        """The same classes, of which those named are novel; as it is if ``novel_names`` is empty.
+
+        Args:
+            novel_names: names of ``DATASETS.NOVEL_NAMES``; those of other vocabularies do no harm.
+        """
+        if not novel_names:
+            return self
+        return replace(self, is_novel=tuple(name in set(novel_names) for name in self.names))
 
     @classmethod
     def load(cls, spec: str) -> "Vocabulary":

@@ -18,6 +18,8 @@ from typing import Any
 from torch import Tensor
 
 from ovd_d2.atomic_file import atomic_write
+from ovd_d2.data.datasets.annotation_check import LABELS, check_annotations
+from ovd_d2.data.datasets.annotation_files import read_json
 from ovd_d2.errors import OVDError
 
 from .box_choice import Found
@@ -136,13 +138,12 @@ def read_label_file(path: str | os.PathLike) -> dict[str, Any]:
         OVDError: unreadable, or another kind of json.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = read_json(path)
         kind, root = content["info"]["kind"], content["info"]["image_root"]
         if kind not in (LABELS_KIND, OBJECTS_KIND):
             raise ValueError(f"its kind is {kind!r}")
-        for key in ("images", "categories", "annotations"):
-            if not isinstance(content[key], list):
-                raise ValueError(f"its {key} are no list")
+        check_annotations(content, os.fspath(path), LABELS)
+        content["annotations"]  # a KeyError is explained
         content["info"]["image_root"] = os.path.join(Path(path).absolute().parent, root)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise OVDError(

@@ -9,7 +9,6 @@ Letters: Ri boxes of image i.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ovd_d2.data.datasets.annotation_check import checked_results
+from ovd_d2.data.datasets.annotation_files import read_json
 from ovd_d2.errors import OVDError
 from ovd_d2.language.weights_digest import file_digest
 from ovd_d2.region_store.object_centric_ovd import pickles_by_name, published_name
@@ -100,28 +101,17 @@ class ResultsFile:
 
     def __init__(self, path: str, category_ids: Sequence[int] | None = None) -> None:
         try:
-            entries = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_json(path)
             digest = file_digest(path)
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise OVDError(f"--detector json:{path} cannot be read ({error})") from error
-        if isinstance(entries, dict):
-            entries = entries.get("annotations")
-        if not isinstance(entries, list):
-            raise OVDError(f"{path} must hold a list of results, as COCO's")
+        known = None if category_ids is None else set(category_ids)
         self._category_ids = category_ids
         self._rows: dict[tuple[Any, Any], list[tuple[list[float], float]]] = {}
-        for number, entry in enumerate(entries):
-            try:
-                box, score = [float(v) for v in entry["bbox"]], float(entry["score"])
-                x, y, width, height = box
-                category = None if category_ids is None else entry["category_id"]
-                rows = self._rows.setdefault((entry["image_id"], category), [])
-                rows.append(([x, y, x + width, y + height], score))
-            except (TypeError, ValueError, KeyError, AttributeError) as error:
-                raise OVDError(
-                    f"{path}: entry {number} is no result with image_id, category_id, score and "
-                    f"bbox [x, y, width, height] ({error!r})"
-                ) from error
+        for entry in checked_results(content, path, scored=True, category_ids=known):
+            x, y, width, height = entry["bbox"]
+            key = (entry["image_id"], None if known is None else entry["category_id"])
+            self._rows.setdefault(key, []).append(([x, y, x + width, y + height], entry["score"]))
         self.name = f"json:{Path(path).name}@{digest[:12]}"
 
     def __call__(

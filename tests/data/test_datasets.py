@@ -204,6 +204,7 @@ def test_registered_lvis_training_split_is_filtered(tmp_path):
 
 def test_lvis_v05_file_is_recognised(tmp_path):
     content = lvis_content()
+    content["categories"].append({"id": 1230, "name": "zucchini"})
     content["annotations"].append(annotation(9, 1, 1230))
     with pytest.raises(OVDError, match="category id 1230 but LVIS v1 ends at 1203"):
         load_lvis(tmp_path, content)
@@ -256,9 +257,17 @@ def test_coco_agrees_with_detectron2s_own_loader(tmp_path):
     assert load_coco(tmp_path, coco_content()) == [r for r in expected if r["annotations"]]
 
 
+def test_lvis_agrees_with_detectron2s_own_loader(tmp_path):
+    from detectron2.data.datasets.lvis import load_lvis_json
+
+    path = write(tmp_path, lvis_content())
+    assert load_lvis(tmp_path, lvis_content()) == load_lvis_json(path, str(tmp_path) + "/")
+
+
 def test_coco_file_without_one_of_the_categories(tmp_path):
     content = coco_content()
     content["categories"] = content["categories"][1:]
+    content["annotations"] = content["annotations"][1:]
     with pytest.raises(OVDError, match=r"lacks 1 of the 65 COCO categories .*id 1\b"):
         load_coco(tmp_path, content)
 

@@ -53,7 +53,32 @@ def dataset(tmp_path):
 def test_the_type_decides(cfg, dataset):
     assert type(build_evaluator(cfg, dataset("lvis"))) is LVISOpenVocabEvaluator
     assert type(build_evaluator(cfg, dataset("coco_ovd"))) is COCOOpenVocabEvaluator
-    assert type(build_evaluator(cfg, dataset("coco"))) is COCOEvaluator
+    name = dataset("coco")
+    assert type(build_evaluator(cfg, name)) is COCOOpenVocabEvaluator  # its metadata say is_novel
+    del MetadataCatalog.get(name).is_novel
+    stock = build_evaluator(cfg, name)
+    assert isinstance(stock, COCOEvaluator) and not isinstance(stock, COCOOpenVocabEvaluator)
+
+
+def test_novel_classes_of_a_coco_data_set(cfg, dataset):
+    name = dataset("coco")
+    metadata = MetadataCatalog.get(name)
+    del metadata.is_novel
+    for key, listed, novel in (("base_classes", ["ant"], False), ("novel_classes", ["ant"], True)):
+        metadata.set(**{key: listed})
+        assert build_evaluator(cfg, name)._is_novel.tolist() == [novel]
+        delattr(metadata, key)
+    metadata.novel_classes = ["bee"]
+    with pytest.raises(
+        OVDError, match="'bee' in novel_classes, which is none of its thing_classes"
+    ):
+        build_evaluator(cfg, name)
+    del metadata.novel_classes
+    cfg.DATASETS.NOVEL_NAMES = ["ant"]
+    assert build_evaluator(cfg, name)._is_novel.tolist() == [True]
+    assert build_evaluator(cfg, dataset("lvis"))._groups["novel"].tolist() == [True]
+    cfg.DATASETS.NOVEL_NAMES = ["bee"]
+    assert build_evaluator(cfg, dataset("lvis"))._groups["novel"].tolist() == [False]
 
 
 def test_the_config_reaches_the_lvis_evaluator(cfg, dataset):

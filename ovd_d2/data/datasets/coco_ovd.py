@@ -6,17 +6,15 @@ boxes; the generalised evaluation keeps the images with base or novel boxes, and
 names compete. K = 65 in both, in the order of COCO's category ids.
 """
 
-import json
-import os
 from collections.abc import Collection
 from typing import Any
 
-import pycocotools.mask as mask_utils
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
-from detectron2.structures import BoxMode
 
-from ovd_d2.data.datasets.annotation_files import check_records, explain_errors
+from ovd_d2.data.datasets.annotation_check import COCO, FileKind
+from ovd_d2.data.datasets.annotation_files import check_records, read_annotations
+from ovd_d2.data.datasets.annotation_records import coco_records
 from ovd_d2.errors import OVDError
 
 README_SECTION = "COCO"
@@ -53,12 +51,19 @@ def coco_ovd_metadata() -> dict[str, Any]:
     }
 
 
-def read_coco_json(json_file: str, category_ids: Collection[int]) -> dict[str, Any]:
+def read_coco_json(
+    json_file: str,
+    category_ids: Collection[int],
+    section: str | None = README_SECTION,
+    kind: FileKind = COCO,
+) -> dict[str, Any]:
     """Reads a COCO instances json and keeps some categories of it.
 
     Args:
         json_file: in the format of instances_val2017.json.
         category_ids: the categories to keep.
+        section: of datasets/README.md that tells how to get the file.
+        kind: whether images will be opened.
 
     Returns:
         The json's content with those categories (ascending ids), their annotations (crowds
@@ -67,23 +72,17 @@ def read_coco_json(json_file: str, category_ids: Collection[int]) -> dict[str, A
     Raises:
         OVDError: the file is missing or broken or lacks one of the categories.
     """
-    with explain_errors(json_file, README_SECTION):
-        with open(json_file, encoding="utf-8") as f:
-            content = json.load(f)
-        categories = {c["id"]: c for c in content["categories"]}
-        annotations = [a for a in content["annotations"] if a["category_id"] in category_ids]
-        with_annotations = {a["image_id"] for a in annotations}
-        images = [i for i in content["images"] if i["id"] in with_annotations]
-        if len(images) != len(with_annotations):
-            raise OVDError(
-                f"{json_file} has annotations of images that it does not list: use the full file."
-            )
+    content = read_annotations(json_file, section, kind)
+    categories = {c["id"]: c for c in content["categories"]}
+    annotations = [a for a in content["annotations"] if a["category_id"] in category_ids]
+    with_annotations = {a["image_id"] for a in annotations}
+    images = [i for i in content["images"] if i["id"] in with_annotations]
     missing = sorted(set(category_ids) - set(categories))
     if missing:
         raise OVDError(
             f"{json_file} lacks {len(missing)} of the {len(category_ids)} COCO categories of this "
             f"split (such as id {missing[0]}): use the standard file that section "
-            f"'{README_SECTION}' of datasets/README.md names."
+            f"'{section}' of datasets/README.md names."
         )
     return {
         **content,
@@ -113,42 +112,9 @@ def load_coco_ovd(json_file: str, image_root: str, *, base_only: bool) -> list[d
     contiguous = metadata["thing_dataset_id_to_contiguous_id"]
     kept = {i: c for i, c in contiguous.items() if not (base_only and is_novel[c])}
     content = read_coco_json(json_file, kept)
-    with explain_errors(json_file, README_SECTION):
-        records = {
-            image["id"]: {
-                "file_name": os.path.join(image_root, image["file_name"]),
-                "height": image["height"],
-                "width": image["width"],
-                "image_id": image["id"],
-                "annotations": [],
-            }
-            for image in sorted(content["images"], key=lambda i: i["id"])
-        }
-        for annotation in content["annotations"]:
-            record = records[annotation["image_id"]]
-            record["annotations"].append(_to_detectron2(annotation, kept))
-    records = list(records.values())
+    records = coco_records(content, image_root, kept)
     check_records(records, json_file, README_SECTION)
     return records
-
-
-def _to_detectron2(annotation: dict[str, Any], contiguous: dict[int, int]) -> dict[str, Any]:
-    converted = {
-        "bbox": annotation["bbox"],
-        "bbox_mode": BoxMode.XYWH_ABS,
-        "category_id": contiguous[annotation["category_id"]],
-        "iscrowd": annotation.get("iscrowd", 0),
-    }
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, dict):
-        if isinstance(segmentation["counts"], list):  # uncompressed, as COCO stores crowds
-            segmentation = mask_utils.frPyObjects(segmentation, *segmentation["size"])
-    elif segmentation:
-        # A polygon has at least three points.
-        segmentation = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
-    if segmentation:
-        converted["segmentation"] = segmentation
-    return converted
 
 
 def register_coco_ovd(name: str, json_file: str, image_root: str, *, train: bool) -> None:

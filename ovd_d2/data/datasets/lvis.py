@@ -5,15 +5,16 @@ Training takes away the boxes of novel classes and keeps every image; evaluation
 names at once, so K = 1203 in both.
 """
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets.lvis import get_lvis_instances_meta, load_lvis_json
+from detectron2.data.datasets.lvis import get_lvis_instances_meta
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 
-from ovd_d2.data.datasets.annotation_files import check_records, explain_errors
+from ovd_d2.data.datasets.annotation_check import LVIS
+from ovd_d2.data.datasets.annotation_files import check_records, read_annotations
+from ovd_d2.data.datasets.annotation_records import lvis_records
 from ovd_d2.errors import OVDError
 
 README_SECTION = "LVIS"
@@ -66,8 +67,8 @@ def load_lvis_v1(
     Raises:
         OVDError: the file or the image folder is missing, broken or empty, or not LVIS v1.
     """
-    with explain_errors(json_file, README_SECTION):
-        records = load_lvis_json(json_file, os.path.join(image_root, ""))
+    content = read_annotations(json_file, README_SECTION, LVIS)
+    records = lvis_records(content, image_root)
     num_classes = len(LVIS_CATEGORIES)
     largest = max((a["category_id"] for r in records for a in r["annotations"]), default=0)
     if largest >= num_classes:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ovd_d2.errors import OVDError
 
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 _BLOCK = 512  # bytes; tar ends with a block of zeros
 _PROGRESS_AFTER = 5.0  # seconds
 
@@ -31,15 +31,19 @@ def expand_shards(path: str) -> list[Path]:
     found = _RANGE.search(path)
     if found:
         first, last = found.groups()
-        names = [
-            path[: found.start()] + str(number).zfill(len(first)) + path[found.end() :]
-            for number in range(int(first), int(last) + 1)
-        ]
-        shards = [Path(name).expanduser() for name in names]
-        missing = [shard for shard in shards if not shard.is_file()]
-        if missing or not shards:
-            what = f"{missing[0]} does not exist" if missing else "the range is empty"
-            raise OVDError(f"image-text pairs {path}: {what}; name the shards that are there.")
+        shards = []
+        for number in range(int(first), int(last) + 1):
+            name = path[: found.start()] + str(number).zfill(len(first)) + path[found.end() :]
+            shards.append(Path(name).expanduser())
+            if not shards[-1].is_file():  # at once: the range may be of any length
+                raise OVDError(
+                    f"image-text pairs {path}: {shards[-1]} does not exist; name the shards that "
+                    "are there."
+                )
+        if not shards:
+            raise OVDError(
+                f"image-text pairs {path}: the range is empty; name the shards that are there."
+            )
         return shards
     source = Path(path).expanduser()
     if source.is_dir():
@@ -79,9 +83,7 @@ def _load_shard(shard: Path) -> list[dict[str, Any]]:
             key, suffix = _split(member.name)
             if suffix in _IMAGE_SUFFIXES:
                 place = (str(shard), member.offset_data, member.size)
-                pairs.setdefault(key, {}).update(
-                    file_name=f"{shard}/{member.name}", shard=place
-                )
+                pairs.setdefault(key, {}).update(file_name=f"{shard}/{member.name}", shard=place)
             elif suffix == "txt":
                 pairs.setdefault(key, {})["caption"] = _text(archive, member, shard)
             elif suffix == "json" and "caption" not in pairs.get(key, {}):
@@ -107,7 +109,9 @@ def _text(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> str
     try:
         return archive.extractfile(member).read().decode("utf-8").strip()
     except UnicodeDecodeError as error:
-        raise OVDError(f"{shard}/{member.name} is not UTF-8 text; write the shard again.") from error
+        raise OVDError(
+            f"{shard}/{member.name} is not UTF-8 text; write the shard again."
+        ) from error
 
 
 def _caption(text: str, shard: Path, name: str) -> str:

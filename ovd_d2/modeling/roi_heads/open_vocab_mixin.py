@@ -99,6 +99,7 @@ class OpenVocabROIHeadsMixin:
             prompts=open_vocab.PROMPTS,
             use_synonyms=open_vocab.USE_SYNONYMS,
             embed_dim=open_vocab.EMBED_DIM,
+            novel_names=cfg.DATASETS.NOVEL_NAMES,
         )
         stock_cfg = _stock_config(cfg, len(vocabulary))
         ret = super().from_config(stock_cfg, input_shape)

@@ -7,7 +7,9 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ovd_d2.data.datasets.annotation_files import check_records, explain_errors
+from ovd_d2.data.datasets.annotation_check import LVIS
+from ovd_d2.data.datasets.annotation_files import check_records, read_annotations
+from ovd_d2.data.datasets.annotation_records import lvis_records
 from ovd_d2.data.datasets.mini.categories import load_categories
 from ovd_d2.data.datasets.mini.splits import ANNOTATION_SETS, VERSION
 from ovd_d2.errors import OVDError
@@ -55,11 +57,7 @@ def load_mini(json_file: str, image_root: str) -> list[dict[str, Any]]:
             f"{json_file} is missing: run `ovd mini build` "
             f"(section '{SECTION}' of datasets/README.md)."
         )
-    # With a data set name, Detectron2 would set the metadata of LVIS for everything with "v1".
-    from detectron2.data.datasets import load_lvis_json
-
-    with explain_errors(json_file, SECTION):
-        records = load_lvis_json(json_file, image_root)
+    records = lvis_records(read_annotations(json_file, SECTION, LVIS), image_root)
     check_records(records, json_file, SECTION)
     return records
 
