@@ -21,8 +21,10 @@ from ovd_d2.data.mixing import training_datasets
 from ovd_d2.errors import OVDError
 from ovd_d2.modeling import get_vocabulary
 
+from .arguments import check_score_threshold
 from .model_folders import CONFIG, FACTS, PROMPTS, VOCABULARY, WEIGHTS
 from .predictor import OpenVocabPredictor
+from .score_threshold import LOWEST, choose_score_threshold
 
 # What of a config decides how pictures are predicted.
 _KEPT = ("VERSION", "MODEL", "INPUT.FORMAT", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST",
@@ -40,7 +42,12 @@ _DROPPED = (
 
 
 def export_model(
-    checkpoint: str | os.PathLike, config_file: str | os.PathLike, out: str | os.PathLike
+    checkpoint: str | os.PathLike,
+    config_file: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    score_threshold: str | float = "",
+    notes: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Writes ``out``: weights in fp16, config, vocabulary and facts; see ``model_folders``.
 
@@ -52,12 +59,16 @@ def export_model(
             ``results.json`` and ``metrics.json`` beside it go into the facts.
         config_file: the yaml it was trained with.
         out: a new folder.
+        score_threshold: what ``ovd predict`` drops detections below: a number, or a data set with
+            boxes on which to choose it; "": not said.
+        notes: more entries for the facts, such as "learned_from" (see ``model_folders``).
 
     Returns:
         the facts, as in ``facts.json``.
 
     Raises:
-        OVDError: the checkpoint does not fit the config, or ``out`` is there already.
+        OVDError: the checkpoint does not fit the config, ``out`` is there already, or a bad
+            threshold.
     """
     out, checkpoint = Path(out), Path(checkpoint)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -69,11 +80,12 @@ def export_model(
             f"{config_file}: the names of its classes cannot be had here: prepare its data set, or "
             "set MODEL.OPEN_VOCAB.VOCABULARY."
         )
+    extra = {**_threshold_facts(cfg, checkpoint, score_threshold), **(notes or {})}
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        facts = _write(partial, predictor, cfg, checkpoint)
+        facts = _write(partial, predictor, cfg, checkpoint, extra)
         if out.is_dir():
             out.rmdir()
         partial.rename(out)
@@ -84,8 +96,24 @@ def export_model(
     return facts
 
 
+def _threshold_facts(cfg: CfgNode, checkpoint: Path, wanted: str | float) -> dict[str, Any]:
+    if wanted == "":
+        return {}
+    try:
+        return {"score_threshold": check_score_threshold(float(wanted))}
+    except ValueError as error:
+        if isinstance(error, OVDError):
+            raise
+    predictor = OpenVocabPredictor(cfg, checkpoint, device="cpu", score_threshold=LOWEST)
+    return choose_score_threshold(predictor, wanted)
+
+
 def _write(
-    folder: Path, predictor: OpenVocabPredictor, cfg: CfgNode, checkpoint: Path
+    folder: Path,
+    predictor: OpenVocabPredictor,
+    cfg: CfgNode,
+    checkpoint: Path,
+    extra: Mapping[str, Any],
 ) -> dict[str, Any]:
     from safetensors.torch import save
 
@@ -109,6 +137,7 @@ def _write(
         "train_datasets": training_datasets(cfg),
         **_training_facts(checkpoint),
     }
+    facts = {**extra, **facts}  # what was measured here cannot be overwritten
     write_json(folder / FACTS, facts)
     return facts
 
