@@ -78,7 +78,8 @@ def command(
     files = find_images(images)
     to_stdout = json_file == "-"
     path = Path(json_file) if json_file else out / "predictions.json"
-    check_targets(files, out if pictures else None, None if to_stdout else path)
+    inputs = [str(name) for name in (vocabulary, config_file, weights) if name]
+    check_targets(files, out if pictures else None, None if to_stdout else path, inputs)
     if vocabulary:
         as_vocabulary(vocabulary)  # a bad one is found before the model is loaded
     options: dict[str, Any] = {
@@ -111,6 +112,8 @@ def command(
     if to_stdout:
         print(json.dumps(report.coco))
     _show(report, predictor, file=sys.stderr if to_stdout else sys.stdout)
+    if predictor.facts.get("learned_from"):
+        print(f"{info['model']} knows {predictor.facts['learned_from']}", file=sys.stderr)
     if not to_stdout:
         count = len(report.found)
         drawn = f"{out}: {count} picture{'s' if count > 1 else ''}; "
@@ -151,7 +154,7 @@ def _load(
 
 
 def _note(report: "Report", predictor: "OpenVocabPredictor", model: str) -> str:
-    """What to say, and to do, about images in which nothing is found for sure; "" if all is well."""
+    """What to say, and to do, about images in which nothing is sure; "" if all is well."""
     unsure = [found for found in report.found if max(found.best.values(), default=0.0) < SURE]
     if not unsure:
         return ""
@@ -159,7 +162,7 @@ def _note(report: "Report", predictor: "OpenVocabPredictor", model: str) -> str:
     remedy = f"lower --score-threshold (now {predictor.score_threshold:g}) or name other classes"
     if learned:
         remedy = (
-            f"the model {model} has learned from {learned} and knows nothing else. For other "
+            f"the model {model} knows {learned} and nothing else. For other "
             "pictures, such as photographs, train a detector on their kind, export it "
             f"(`ovd export`) and name its folder with --model; else {remedy}"
         )

@@ -13,7 +13,14 @@ from detectron2.config import CfgNode, get_cfg
 from torch import Tensor
 
 from ovd_d2 import __version__
-from ovd_d2.atomic_file import write_json
+from ovd_d2.atomic_file import (
+    PARTIAL_SUFFIX,
+    beside,
+    check_output_folder,
+    missing_folders,
+    remove_empty,
+    write_json,
+)
 from ovd_d2.checkpoint import read_weights_file
 from ovd_d2.config import add_ovd_config
 from ovd_d2.config_file import load_config
@@ -73,6 +80,7 @@ def export_model(
     out, checkpoint = Path(out), Path(checkpoint)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OVDError(f"--out {out} exists already: remove it, or choose another folder.")
+    check_output_folder("--out", out)
     cfg = load_config(os.fspath(config_file))
     predictor = OpenVocabPredictor(cfg, checkpoint, device="cpu")
     if predictor.vocabulary is None:
@@ -81,7 +89,7 @@ def export_model(
             "set MODEL.OPEN_VOCAB.VOCABULARY."
         )
     extra = {**_threshold_facts(cfg, checkpoint, score_threshold), **(notes or {})}
-    partial = out.with_name(f".{out.name}.partial")
+    partial, made = beside(out, PARTIAL_SUFFIX), missing_folders(out.parent)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
@@ -93,6 +101,7 @@ def export_model(
         raise OVDError(f"Cannot write {out}: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        remove_empty(made)
     return facts
 
 

@@ -14,10 +14,10 @@ def with_known_names(vocabulary: Vocabulary, trained: Vocabulary) -> Vocabulary:
     """``vocabulary`` with the synonyms, definitions and novelty that ``trained`` knows.
 
     A name is known if it is a name of ``trained``, or else a synonym of one of its classes; case
-    and "_" for a space do not matter. Synonyms and definition go to a class that has none of its own,
-    unless two of the K classes mean the same one: then each keeps its own word. A class is base if
-    ``trained`` had labels of it, and novel otherwise, known or not. A vocabulary that marks classes
-    as novel itself keeps its marks.
+    and "_" for a space do not matter. Synonyms and definition go to a class that has none of its
+    own, unless two of the K classes mean the same one: then each keeps its own word. A class is
+    base if ``trained`` had labels of it, and novel otherwise, known or not. A vocabulary that marks
+    classes as novel itself keeps its marks.
 
     Args:
         vocabulary: K classes.
