@@ -1,13 +1,121 @@
 """Files that are either whole or not there, whatever kills the process."""
 
+import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ovd_d2.errors import OVDError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 PARTIAL_SUFFIX = ".partial"
+_LONGEST_NAME = 255  # bytes, of the file systems in use
+_LONGEST_PATH = 4095
+
+
+def beside(path: str | os.PathLike, suffix: str, *, hidden: bool = True) -> Path:
+    """A name in the folder of ``path`` for something that belongs to it: ``.NAME`` + ``suffix``,
+    NAME being a digest where the whole would be too long for a file name."""
+    path = Path(os.path.abspath(path))
+    dot = "." if hidden else ""
+    name = f"{dot}{path.name}{suffix}"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = f"{dot}{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:24]}{suffix}"
+    return path.with_name(name)
+
+
+def missing_folders(path: str | os.PathLike) -> list[Path]:
+    """Those of ``path`` and the folders above it that are not there yet, the deepest first."""
+    path = Path(os.path.abspath(path))
+    return [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Takes away those of ``folders``, the deepest first, that nothing was written into."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+
+
+def check_output(
+    what: str, path: str | os.PathLike, inputs: Iterable[str | os.PathLike] = ()
+) -> None:
+    """Looks, before any work, whether a file may be written; writes nothing.
+
+    Args:
+        what: option or argument, for the message.
+        path: the file. It may exist, if it is a plain file.
+        inputs: files that are read; of those that are not there nothing is said.
+
+    Raises:
+        OVDError: ``path`` is a folder, device or pipe, one of ``inputs`` (by whatever name), or
+            cannot be made where it is to lie.
+    """
+    path = Path(path)
+    try:
+        _check_length(what, path)
+        found = path.stat() if os.path.lexists(path) else None
+        _check_plain(what, path, found)
+        if found is not None:
+            for file in inputs:
+                if os.path.exists(file) and os.path.samefile(file, path):
+                    raise OVDError(
+                        f"Cannot write {path} ({what}): it is an input, choose another file."
+                    )
+        _check_folder(what, path.parent)
+    except OSError as error:
+        raise OVDError(f"Cannot write {_short(path)} ({what}): {error.strerror}.") from error
+
+
+def check_output_folder(what: str, path: str | os.PathLike) -> None:
+    """As :func:`check_output`, for a folder that is there or can be made.
+
+    Raises:
+        OVDError: it is something else, or cannot be made or written.
+    """
+    try:
+        _check_length(what, Path(path))
+        _check_folder(what, Path(path))
+    except OSError as error:
+        raise OVDError(f"Cannot write {_short(path)} ({what}): {error.strerror}.") from error
+
+
+def _check_plain(what: str, path: Path, found: os.stat_result | None) -> None:
+    if found is not None and not stat.S_ISREG(found.st_mode):
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no plain file"
+        raise OVDError(f"Cannot write {path} ({what}): it is {kind}, name another.")
+
+
+def _check_length(what: str, path: Path) -> None:
+    lengths = [len(os.fsencode(part)) for part in path.parts]
+    if max(lengths, default=0) > _LONGEST_NAME or len(os.fsencode(path)) > _LONGEST_PATH:
+        raise OVDError(f"Cannot write {_short(path)} ({what}): the name is too long.")
+
+
+def _check_folder(what: str, folder: Path) -> None:
+    nearest = Path(os.path.abspath(folder))
+    while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise OVDError(f"Cannot write {folder} ({what}): {nearest} is no folder.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise OVDError(
+            f"Cannot write {folder} ({what}): you may not write to {nearest}, choose another place."
+        )
+
+
+def _short(path: str | os.PathLike) -> str:
+    text = os.fspath(path)
+    return text if len(text) <= 300 else f"{text[:100]}...{text[-100:]}"
 
 
 @contextmanager
@@ -15,9 +123,15 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A binary file that takes the place of ``path`` when the block ends without an exception.
 
     Written beside ``path``, flushed to the disk, renamed, and the folder flushed too.
+
+    Raises:
+        OVDError: ``path`` is there and no plain file.
+        OSError: it cannot be written.
     """
-    folder, name = os.path.split(os.path.abspath(path))
-    partial = os.path.join(folder, f".{name}{PARTIAL_SUFFIX}")
+    if os.path.lexists(path):
+        _check_plain("output", Path(path), os.stat(path) if os.path.exists(path) else None)
+    folder = os.path.dirname(os.path.abspath(path))
+    partial = beside(path, PARTIAL_SUFFIX)
     try:
         with open(partial, "wb") as file:
             yield file
@@ -25,14 +139,43 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException:
-        if os.path.exists(partial):
-            os.unlink(partial)
+        partial.unlink(missing_ok=True)
         raise
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_picture(
+    what: str, path: str | os.PathLike, inputs: Iterable[str | os.PathLike] = ()
+) -> None:
+    """As :func:`check_output`, for a picture, whose format its ending tells.
+
+    Raises:
+        OVDError: also for an ending that is no format's.
+    """
+    _format(what, path)
+    check_output(what, path, inputs)
+
+
+def write_picture(picture: "Image", path: str | os.PathLike) -> Path:
+    """Writes a picture atomically; its folder is made.
+
+    Raises:
+        OVDError: no format has that ending, or it cannot be written.
+    """
+    path, kind = Path(path), _format("output", path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            picture.save(file, format=kind)
+    except OVDError:
+        raise
+    except (OSError, ValueError) as error:
+        raise OVDError(f"Cannot write {path}: {error}.") from error
+    return path
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
@@ -44,6 +187,15 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 def is_special_file(path: str | os.PathLike) -> bool:
     """Whether ``path`` is a pipe, a socket or a device, from which reading may never end."""
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
+def _format(what: str, path: str | os.PathLike) -> str:
+    from PIL import Image
+
+    kind = Image.registered_extensions().get(Path(path).suffix.lower())
+    if kind not in Image.SAVE:
+        raise OVDError(f"Cannot write {path} ({what}): end the name in .png or .jpg.")
+    return kind
 
 
 def _plain(content: Any) -> Any:

@@ -5,7 +5,8 @@ a function ``command``; "-" in a command is "_" in its module. Modules import no
 top, and only the module of the command asked for is imported, so ``ovd --help`` is quick and
 ``ovd doctor`` runs in a broken environment.
 
-Bad input (:class:`~ovd_d2.errors.OVDError`) ends any command with one line on stderr, exit code 2.
+Bad input (:class:`~ovd_d2.errors.OVDError`) and files or folders that cannot be used (``OSError``)
+end any command with one line on stderr, exit code 2.
 """
 
 import importlib
@@ -65,6 +66,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OVDError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # files and folders that cannot be used, wherever that shows
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _sentence(error: OSError) -> str:
+    """What the system says about which file."""
+    reason = error.strerror or str(error) or type(error).__name__
+    name = str(error.filename or "")
+    if len(name) > 300:
+        name = f"{name[:100]}...{name[-100:]}"
+    return f"{name}: {reason}: give a path that can be used." if name else f"{reason}."
 
 
 if __name__ == "__main__":

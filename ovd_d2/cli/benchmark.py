@@ -79,12 +79,14 @@ def command(
     jobs: int = typer.Option(0, min=0, help="Trainings at once; 0: as many as there are cores."),
 ) -> None:
     """Train and evaluate every variant of ViLD and RKD on mini; write a table of means."""
+    from ovd_d2.atomic_file import check_output_folder
     from ovd_d2.engine import recipe_runs
     from ovd_d2.errors import OVDError
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave no training behind
     root = recipe_runs.find_checkout("ovd benchmark")
     out = recipe_runs.seen_from(out, root)
+    check_output_folder("--out", root / out)
     names = [name.strip() for name in rows.split(",") if name.strip()]
     unknown = [name for name in names if name not in ROWS]
     if unknown or not names:

@@ -56,7 +56,7 @@ def probe(
 ) -> None:  # fmt: skip
     """Zero-shot, linear-probe and few-shot accuracy of a model's frozen image features."""
     from ovd_d2 import register
-    from ovd_d2.atomic_file import write_json
+    from ovd_d2.atomic_file import check_output, write_json
     from ovd_d2.clip import build_image_text_model
     from ovd_d2.errors import OVDError
     from ovd_d2.evaluation.probe_report import probe_report, report_rows
@@ -70,6 +70,7 @@ def probe(
         raise OVDError(f"--shots {shots}: write numbers with commas, such as 1,2,4.") from error
     if any(count < 1 for count in counts) or seeds < 1:
         raise OVDError("--shots and --seeds must be at least 1.")
+    check_output("--out", out)
     report = probe_report(
         build_image_text_model(model), train=train, validation=validation, test=test,
         prompts=prompts, shots=counts, seeds=range(seeds), probe=linear,

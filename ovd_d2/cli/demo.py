@@ -44,6 +44,7 @@ def command(
     jobs: int = typer.Option(0, min=0, help="Trainings at once; 0: as many as there are cores."),
 ) -> None:
     """Build mini, train and evaluate its models side by side; write a table and pictures."""
+    from ovd_d2.atomic_file import check_output_folder
     from ovd_d2.cli.training_progress import watch
     from ovd_d2.engine import recipe_runs
 
@@ -51,6 +52,7 @@ def command(
     started = time.monotonic()
     root = recipe_runs.find_checkout("ovd demo")
     out = recipe_runs.seen_from(out or Path("output/demo-quick" if quick else "output/demo"), root)
+    check_output_folder("--out", root / out)
     names = [name.strip() for name in models.split(",") if name.strip()]
     unknown = [name for name in names if name not in MODELS]
     if unknown or not names:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from ovd_d2.inference.predict_files import Report
     from ovd_d2.inference.predictor import OpenVocabPredictor
 
-SCORE_THRESHOLD = 0.3
+SCORE_THRESHOLD = 0.3  # of models that do not say theirs
+SURE = 0.3  # images without a detection of this score are spoken about
 ROWS = 20  # images listed one by one; of more a summary must do
 WORDS = 8  # names per image in that list
 _IMAGES = typer.Argument(..., metavar="IMAGES...", help="Image files and folders of images.")
@@ -36,6 +37,12 @@ _CONFIG = typer.Option(None, help="The yaml a model was trained with, instead of
 _JSON = typer.Option(
     "", "--json", help="Where the COCO json goes; - prints it; default: OUT/predictions.json."
 )
+_THRESHOLD = typer.Option(
+    None,
+    min=0,
+    max=1,
+    help=f"Drop what scores less; default: the model's own (mini: 0.08), else {SCORE_THRESHOLD}.",
+)
 _TOPK = typer.Option(None, min=1, help="Detections per image; default: the config's.")
 _DEVICE = typer.Option(None, help="cpu, cuda, cuda:1, ...; default: a GPU if there is one.")
 _BATCH = typer.Option(4, min=1, help="Images that go through the model together.")
@@ -51,9 +58,7 @@ def command(
     out: Path = _OUT,
     json_file: str = _JSON,
     pictures: bool = typer.Option(True, help="Draw a picture per image."),
-    score_threshold: float = typer.Option(
-        SCORE_THRESHOLD, min=0, max=1, help="Drop what scores less."
-    ),
+    score_threshold: float | None = _THRESHOLD,
     topk: int | None = _TOPK,
     device: str | None = _DEVICE,
     batch_size: int = _BATCH,
@@ -68,14 +73,20 @@ def command(
     if weights and not config_file:
         raise OVDError("--weights needs the --config-file they were trained with.")
     from ovd_d2 import register
-    from ovd_d2.inference.predict_files import find_images, predict_files
-    from ovd_d2.inference.predictor import as_vocabulary
+    from ovd_d2.inference.arguments import as_vocabulary
+    from ovd_d2.inference.predict_files import check_targets, find_images, predict_files
 
     register()
     _silence_torch()
     files = find_images(images)
+    to_stdout = json_file == "-"
+    path = Path(json_file) if json_file else out / "predictions.json"
+    inputs = [str(name) for name in (vocabulary, config_file, weights) if name]
+    check_targets(files, out if pictures else None, None if to_stdout else path, inputs)
+    if vocabulary:
+        as_vocabulary(vocabulary)  # a bad one is found before the model is loaded
     options: dict[str, Any] = {
-        "vocabulary": as_vocabulary(vocabulary) if vocabulary else None,
+        "vocabulary": vocabulary or None,
         "device": device,
         "score_threshold": score_threshold,
         "topk": topk,
@@ -84,9 +95,10 @@ def command(
     predictor = _load(model, config_file, weights, options)
     if attributes:
         predictor.set_attributes(attributes)
-    to_stdout = json_file == "-"
-    path = Path(json_file) if json_file else out / "predictions.json"
-    info = {"model": model or str(config_file or "mini"), "score_threshold": score_threshold}
+    info = {
+        "model": model or str(config_file or "mini"),
+        "score_threshold": predictor.score_threshold,
+    }
     if weights:
         info["weights"] = weights
     from tqdm import tqdm
@@ -103,10 +115,14 @@ def command(
     if to_stdout:
         print(json.dumps(report.coco))
     _show(report, predictor, file=sys.stderr if to_stdout else sys.stdout)
+    if predictor.facts.get("learned_from"):
+        print(f"{info['model']} knows {predictor.facts['learned_from']}", file=sys.stderr)
     if not to_stdout:
         count = len(report.found)
         drawn = f"{out}: {count} picture{'s' if count > 1 else ''}; "
         print(f"{drawn if pictures else ''}{path}")
+    if note := _note(report, predictor, info["model"]):
+        print(f"note: {note}", file=sys.stderr)
     for sentence in report.skipped:
         print(f"skipped: {sentence}", file=sys.stderr)
     if report.skipped:
@@ -125,9 +141,12 @@ def _silence_torch() -> None:
 def _load(
     model: str, config_file: Path | None, weights: str, options: dict[str, Any]
 ) -> "OpenVocabPredictor":
-    from ovd_d2.inference.model_folders import DEFAULT_MODEL
+    from ovd_d2.inference.model_folders import DEFAULT_MODEL, model_folder, read_facts
     from ovd_d2.inference.predictor import OpenVocabPredictor
 
+    if options["score_threshold"] is None:
+        facts = {} if config_file else read_facts(model_folder(model or DEFAULT_MODEL))
+        options["score_threshold"] = facts.get("score_threshold", SCORE_THRESHOLD)
     if config_file:
         predictor = OpenVocabPredictor(config_file, weights, **options)
     else:
@@ -135,6 +154,25 @@ def _load(
     if predictor.vocabulary is None:
         raise OVDError('The model does not bring its classes along: add --vocab "cat, red mug".')
     return predictor
+
+
+def _note(report: "Report", predictor: "OpenVocabPredictor", model: str) -> str:
+    """What to say, and to do, about images in which nothing is sure; "" if all is well."""
+    unsure = [found for found in report.found if max(found.best.values(), default=0.0) < SURE]
+    if not unsure:
+        return ""
+    learned = predictor.facts.get("learned_from")
+    remedy = f"lower --score-threshold (now {predictor.score_threshold:g}) or name other classes"
+    if learned:
+        remedy = (
+            f"the model {model} knows {learned} and nothing else. For other "
+            "pictures, such as photographs, train a detector on their kind, export it "
+            f"(`ovd export`) and name its folder with --model; else {remedy}"
+        )
+    return (
+        f"in {len(unsure)} of {len(report.found)} images no detection scores {SURE} or more: "
+        f"{remedy}."
+    )
 
 
 def _show(report: "Report", predictor: "OpenVocabPredictor", file: Any) -> None:

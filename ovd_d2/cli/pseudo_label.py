@@ -2,10 +2,14 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from .register_option import REGISTER
+
+if TYPE_CHECKING:
+    from ovd_d2.engine.pseudo_label import LabellingSettings
 
 _OUT = typer.Option(..., help="The json to write; an interrupted run goes on.")
 _DETECTOR = typer.Option(
@@ -97,6 +101,10 @@ def command(
         batch=batch,
         device=device,
     )
+    if show is not None:
+        from ovd_d2.atomic_file import check_picture
+
+        check_picture("--show", show, _inputs(settings) if show.is_file() else ())
     with ImageBar(rank == 0) as bar, ImageBar(rank == 0) as region_bar:
         report = pseudo_label(settings, bar.tell, region_bar.tell)
     if rank:
@@ -118,3 +126,14 @@ def command(
         from ovd_d2.inference.label_sheet import draw_label_sheet
 
         print(f"wrote {draw_label_sheet(out, show, num=num)}")
+
+
+def _inputs(settings: "LabellingSettings") -> list[str]:
+    """The files that ``settings`` name, and the images."""
+    from ovd_d2.engine.image_labels import load_images
+
+    values = (settings.detector, settings.labels, settings.vocabulary, settings.other_phrases)
+    named = [part for value in values for part in (value, value.partition(":")[2])]
+    named += [settings.config_file, settings.folder_names, str(settings.out)]
+    images = load_images(settings.dataset, settings.images)
+    return [name for name in named if name] + [record["file_name"] for record in images]

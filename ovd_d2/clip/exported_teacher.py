@@ -5,6 +5,7 @@ Letters: N images, S side of the input, D embedding width.
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ovd_d2.atomic_file import atomic_write, check_output
 from ovd_d2.clip.image_text_model import ImagePreprocessing, ImageTextModel
 from ovd_d2.clip.image_towers import build_image_tower
 from ovd_d2.errors import OVDError
@@ -54,6 +56,34 @@ def _widened(value: Tensor) -> Tensor:
     return value.float() if value.is_floating_point() else value
 
 
+def check_teacher_output(path: Path, inputs: Sequence[str | os.PathLike] = ()) -> None:
+    """Looks whether a teacher may be written to ``path`` and its facts beside it.
+
+    Args:
+        path: the .safetensors file.
+        inputs: files that are read.
+
+    Raises:
+        OVDError: another suffix, something that cannot be written, or a json beside it that is of
+            something else.
+    """
+    if path.suffix != ".safetensors":
+        raise OVDError(f"--out is {path}; a teacher is written as .safetensors.")
+    facts = path.with_suffix(".json")
+    for file in (path, facts):
+        check_output("--out", file, inputs)
+    if path.is_file() or not facts.is_file():
+        return  # the json, however damaged, is that of the teacher to be replaced
+    try:
+        known = "sha256" in json.loads(facts.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        known = False
+    if not known:
+        raise OVDError(
+            f"Cannot write {facts}, the facts of --out: it holds something else, name another file."
+        )
+
+
 def export_teacher(
     path: str | os.PathLike,
     *,
@@ -84,8 +114,7 @@ def export_teacher(
     from safetensors.torch import save
 
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise OVDError(f"--out is {path}; a teacher is written as .safetensors.")
+    check_teacher_output(path)
     header = {
         "format": exported_teacher.FORMAT,
         "image_tower": settings,
@@ -103,9 +132,8 @@ def export_teacher(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_suffix(".json").unlink(missing_ok=True)  # the facts of an older file
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        with atomic_write(path) as file:
+            file.write(content)
     except OSError as error:
         raise OVDError(f"cannot write {path} ({error}); choose another place.") from error
     return file_digest(path)

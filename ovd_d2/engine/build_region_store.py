@@ -18,6 +18,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 from torch import Tensor, distributed
 
+from ovd_d2.atomic_file import check_output_folder
 from ovd_d2.clip import CROP_RULES, CropRegionEncoder, build_image_text_model
 from ovd_d2.data.build import dataset_errors
 from ovd_d2.errors import OVDError
@@ -98,6 +99,7 @@ def build_region_store(settings: BuildSettings, on_image: OnImage | None = None)
     """
     if settings.crops not in CROP_RULES:
         raise OVDError(f"--crops {settings.crops}: use {' or '.join(CROP_RULES)}")
+    check_output_folder("--out", settings.out)
     namespace = argparse.Namespace(num_gpus=0, num_machines=1)
     return launch(lambda _: build_in_process(settings, on_image), namespace)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ovd_d2.atomic_file import check_output
 from ovd_d2.checkpoint import (
     check_weights_name,
     from_detic,
@@ -19,7 +20,11 @@ from ovd_d2.checkpoint import (
 )
 from ovd_d2.errors import OVDError
 from ovd_d2.language import Vocabulary, text_encoder_id
-from ovd_d2.language.embedding_files import read_embedding_file, write_embedding_file
+from ovd_d2.language.embedding_files import (
+    manifest_path,
+    read_embedding_file,
+    write_embedding_file,
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ def convert_object_centric_ovd(
     Raises:
         OVDError: what is wrong with a file or the names; nothing is written then.
     """
-    _check_paths(source, out, embeddings)
+    _check_paths(source, out, embeddings, vocabulary)
     found = from_object_centric_ovd(read_state_dict(str(source)))
     kind = "weight_transfer" if found.weight_transfer else "linear"
     facts = [f"its projection is {kind} (MODEL.OPEN_VOCAB.PROJECTION)"]
@@ -81,6 +86,7 @@ def convert_to_object_centric_ovd(
             "its checkpoints, and ours do not hold them."
         )
     _check_paths(source, out)
+    check_output("--out", out, [embeddings, manifest_path(embeddings)])
     rows, manifest = read_embedding_file(embeddings)
     counts = manifest.get("image_counts")
     if vocabulary:
@@ -100,7 +106,7 @@ def convert_detic(
 
     Arguments and errors as for :func:`convert_object_centric_ovd`.
     """
-    _check_paths(source, out, embeddings)
+    _check_paths(source, out, embeddings, vocabulary)
     found = from_detic(read_state_dict(str(source)))
     facts = _write_embeddings(
         embeddings, found.class_embeddings, found.image_counts, vocabulary, encoder
@@ -110,11 +116,18 @@ def convert_detic(
     return Conversion(len(found.weights), tuple(facts))
 
 
-def _check_paths(source: Path, out: Path, embeddings: Path | None = None) -> None:
+def _check_paths(
+    source: Path, out: Path, embeddings: Path | None = None, vocabulary: str = ""
+) -> None:
     """Raises OVDError, before anything is written, for names that cannot be written."""
     check_weights_name(str(out))
     if embeddings is not None and embeddings.suffix != ".safetensors":
         raise OVDError(f"--embeddings {embeddings} must end in .safetensors.")
+    named = [source, *([vocabulary] if vocabulary else [])]
+    check_output("--out", out)
+    if embeddings is not None:
+        check_output("--embeddings", embeddings, named)
+        check_output("the manifest of --embeddings", manifest_path(embeddings), [*named, out])
     paths = [path.resolve() for path in (source, out, embeddings) if path is not None]
     if len(set(paths)) < len(paths):
         raise OVDError(

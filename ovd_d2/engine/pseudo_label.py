@@ -15,6 +15,7 @@ from typing import Any
 from detectron2.utils import comm
 
 import ovd_d2
+from ovd_d2.atomic_file import check_output, check_output_folder
 from ovd_d2.clip import CROP_RULES, CropRegionEncoder, build_image_text_model
 from ovd_d2.errors import OVDError
 from ovd_d2.language import Vocabulary
@@ -138,6 +139,9 @@ def pseudo_label(
         OVDError: bad settings, or a run that was begun with others.
     """
     _check(settings)
+    check_output("--out", settings.out)
+    if settings.region_store:
+        check_output_folder("--region-store", settings.region_store)
     namespace = argparse.Namespace(num_gpus=0, num_machines=1)
     return launch(lambda _: _in_process(settings, on_image, on_region_image), namespace)
 
@@ -177,7 +181,8 @@ def _in_process(
     todo = [r for r in records if labels is None or r["image_id"] in labels]
     done, seconds, unreadable = 0, 0.0, ()
     if not _is_finished(settings.out, facts):
-        done, seconds, unreadable = _find_boxes(settings, todo, labels, source, facts, on_image)
+        with journal.nothing_empty_left(settings.out, alone=comm.get_world_size() == 1):
+            done, seconds, unreadable = _find_boxes(settings, todo, labels, source, facts, on_image)
         if comm.is_main_process():
             _merge(settings.out, facts, todo, categories)
         wait_for_all()

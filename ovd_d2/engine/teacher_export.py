@@ -3,7 +3,9 @@
 import json
 import logging
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ovd_d2.atomic_file import write_json
+from ovd_d2.atomic_file import missing_folders, remove_empty, write_json
 from ovd_d2.clip import ImageTextModel, build_image_text_model
-from ovd_d2.clip.exported_teacher import export_teacher
+from ovd_d2.clip.exported_teacher import check_teacher_output, export_teacher
 from ovd_d2.clip.text_towers import LockedTextTower
 from ovd_d2.data.build import check_registered
 from ovd_d2.data.mixing import training_datasets
@@ -55,10 +57,45 @@ def export_checkpoint(
     if not checkpoint.is_file() or not config.is_file():
         missing = config if checkpoint.is_file() else checkpoint
         raise OVDError(f"{missing} does not exist; name a checkpoint beside its config.yaml.")
+    check_teacher_output(out, [checkpoint, config])
     cfg = load_config(str(config), ["MODEL.DEVICE", "cpu", "MODEL.CLIP.TIMM.WEIGHTS", ""])
     names = list(cfg.DATASETS.TEST if datasets is None else datasets)
     check_registered("--evaluate", names)
     model, iteration = _load(cfg, checkpoint)
+    with _published(out) as partial:
+        facts = _write(partial, cfg, config, model, iteration, names)
+        facts |= {key: text for key, text in (notes or {}).items() if key not in facts}
+        write_json(partial.with_suffix(".json"), facts)
+    return facts
+
+
+@contextmanager
+def _published(out: Path) -> Iterator[Path]:
+    """A file to write, with its facts beside it; both take the places of ``out`` and its facts when
+    the block ends, and are gone if it fails."""
+    made = missing_folders(out.parent)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".teacher-", dir=out.parent) as folder:
+            partial = Path(folder) / "teacher.safetensors"
+            yield partial
+            out.with_suffix(".json").unlink(missing_ok=True)
+            partial.replace(out)
+            partial.with_suffix(".json").replace(out.with_suffix(".json"))
+    except BaseException:
+        remove_empty(made)
+        raise
+
+
+def _write(
+    out: Path,
+    cfg: CfgNode,
+    config: Path,
+    model: CLIP,
+    iteration: int | None,
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """Writes the teacher and evaluates what was written; its facts."""
     digest = export_teacher(
         out,
         image_tower=model.image_tower,
@@ -69,21 +106,18 @@ def export_checkpoint(
         logit_scale=model.logit_scale.exp().item(),
     )
     exported = build_image_text_model(f"mini-teacher:{out}")
-    facts = {
+    return {
         "sha256": digest,
         "encoder_id": exported.encoder_id,
         "bytes": out.stat().st_size,
         "image_tower": model.settings,
         "text_encoder": model.text_tower.encoder.encoder_id,
-        "training": _training_facts(load_config(str(config)), checkpoint.parent, iteration),
+        "training": _training_facts(load_config(str(config)), config.parent, iteration),
         "zero_shot_in_percent": {
             f"{name}, crops of {scale} x the box": _accuracy(exported, cfg, name, scale)
             for name in names for scale in (1.0, 1.5)
         },
-        **(notes or {}),
     }  # fmt: skip
-    write_json(str(out.with_suffix(".json")), facts)
-    return facts
 
 
 def _load(cfg: CfgNode, checkpoint: Path) -> tuple[CLIP, int | None]:

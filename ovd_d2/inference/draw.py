@@ -42,8 +42,10 @@ def draw_detections(
         (H', W', 3) uint8, RGB; H' = H and W' = W unless it was enlarged.
 
     Raises:
-        OVDError: the detections are not in the frame of ``image``.
+        OVDError: ``image`` is no such array, the detections are not in its frame or lack a field,
+            or ``names`` are too few.
     """
+    _check(image, instances, names)
     height, width = image.shape[:2]
     if tuple(instances.image_size) != (height, width):
         raise OVDError(
@@ -72,6 +74,26 @@ def draw_detections(
     ]
     _draw_labels(draw, canvas.size, boxes, labels, colours)
     return np.array(canvas)
+
+
+def _check(image: np.ndarray, instances: Instances, names: Sequence[str]) -> None:
+    is_rgb = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3
+    if not is_rgb or image.dtype != np.uint8:
+        what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
+        raise OVDError(f"image is {what}; draw_detections takes an array (H, W, 3) of uint8, RGB.")
+    if not isinstance(instances, Instances):
+        raise OVDError(f"instances is a {type(instances).__name__}; give Detectron2's Instances.")
+    lacking = [n for n in ("pred_boxes", "scores", "pred_classes") if not instances.has(n)]
+    if lacking:
+        raise OVDError(f"instances lacks {', '.join(lacking)}: give what a predictor returns.")
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise OVDError(f"names is {names!r}; give a list of class names.")
+    highest = max(instances.pred_classes.tolist(), default=-1)
+    if highest >= len(names):
+        raise OVDError(
+            f"names has {len(names)} entries, but a detection is of class {highest}: give the "
+            "names of all classes (predictor.vocabulary.names)."
+        )
 
 
 @functools.cache

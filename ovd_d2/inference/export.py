@@ -13,7 +13,14 @@ from detectron2.config import CfgNode, get_cfg
 from torch import Tensor
 
 from ovd_d2 import __version__
-from ovd_d2.atomic_file import write_json
+from ovd_d2.atomic_file import (
+    PARTIAL_SUFFIX,
+    beside,
+    check_output_folder,
+    missing_folders,
+    remove_empty,
+    write_json,
+)
 from ovd_d2.checkpoint import read_weights_file
 from ovd_d2.config import add_ovd_config
 from ovd_d2.config_file import load_config
@@ -22,8 +29,10 @@ from ovd_d2.data.mixing import training_datasets
 from ovd_d2.errors import OVDError
 from ovd_d2.modeling import get_vocabulary
 
+from .arguments import check_score_threshold
 from .model_folders import CONFIG, FACTS, PROMPTS, VOCABULARY, WEIGHTS
 from .predictor import OpenVocabPredictor
+from .score_threshold import LOWEST, choose_score_threshold
 
 # What of a config decides how pictures are predicted.
 _KEPT = ("VERSION", "MODEL", "INPUT.FORMAT", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST",
@@ -45,6 +54,9 @@ def export_model(
     config_file: str | os.PathLike,
     out: str | os.PathLike,
     overrides: Sequence[str] = (),
+    *,
+    score_threshold: str | float = "",
+    notes: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Writes ``out``: weights in fp16, config, vocabulary and facts; see ``model_folders``.
 
@@ -57,16 +69,21 @@ def export_model(
         config_file: the yaml it was trained with.
         out: a new folder.
         overrides: KEY, value, KEY, value, ...: what differs from the yaml.
+        score_threshold: what ``ovd predict`` drops detections below: a number, or a data set with
+            boxes on which to choose it; "": not said.
+        notes: more entries for the facts, such as "learned_from" (see ``model_folders``).
 
     Returns:
         the facts, as in ``facts.json``.
 
     Raises:
-        OVDError: the checkpoint does not fit the config, or ``out`` is there already.
+        OVDError: the checkpoint does not fit the config, ``out`` is there already, or a bad
+            threshold.
     """
     out, checkpoint = Path(out), Path(checkpoint)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OVDError(f"--out {out} exists already: remove it, or choose another folder.")
+    check_output_folder("--out", out)
     cfg = load_config(os.fspath(config_file), list(overrides))
     if not cfg.MODEL.OPEN_VOCAB.VOCABULARY:
         check_registered(f"{config_file}: DATASETS.TRAIN", cfg.DATASETS.TRAIN[:1])
@@ -76,11 +93,12 @@ def export_model(
             f"{config_file}: the names of its classes cannot be had here: prepare its data set, or "
             "set MODEL.OPEN_VOCAB.VOCABULARY."
         )
-    partial = out.with_name(f".{out.name}.partial")
+    extra = {**_threshold_facts(cfg, checkpoint, score_threshold), **(notes or {})}
+    partial, made = beside(out, PARTIAL_SUFFIX), missing_folders(out.parent)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        facts = _write(partial, predictor, cfg, checkpoint)
+        facts = _write(partial, predictor, cfg, checkpoint, extra)
         if out.is_dir():
             out.rmdir()
         partial.rename(out)
@@ -88,11 +106,28 @@ def export_model(
         raise OVDError(f"Cannot write {out}: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        remove_empty(made)
     return facts
 
 
+def _threshold_facts(cfg: CfgNode, checkpoint: Path, wanted: str | float) -> dict[str, Any]:
+    if wanted == "":
+        return {}
+    try:
+        return {"score_threshold": check_score_threshold(float(wanted))}
+    except ValueError as error:
+        if isinstance(error, OVDError):
+            raise
+    predictor = OpenVocabPredictor(cfg, checkpoint, device="cpu", score_threshold=LOWEST)
+    return choose_score_threshold(predictor, wanted)
+
+
 def _write(
-    folder: Path, predictor: OpenVocabPredictor, cfg: CfgNode, checkpoint: Path
+    folder: Path,
+    predictor: OpenVocabPredictor,
+    cfg: CfgNode,
+    checkpoint: Path,
+    extra: Mapping[str, Any],
 ) -> dict[str, Any]:
     from safetensors.torch import save
 
@@ -116,6 +151,7 @@ def _write(
         "train_datasets": training_datasets(cfg),
         **_training_facts(checkpoint),
     }
+    facts = {**extra, **facts}  # what was measured here cannot be overwritten
     write_json(folder / FACTS, facts)
     return facts
 

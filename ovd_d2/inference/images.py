@@ -53,17 +53,37 @@ def to_rgb(picture: Picture, *, input_format: str = "BGR", max_pixels: int = 0) 
         except Exception as error:  # decoding is lazy: broken files show here
             raise OVDError(f"Cannot use the PIL image: {_reason(error)}.") from error
     if isinstance(picture, torch.Tensor):
+        if picture.is_nested:
+            raise OVDError("The tensor is nested; give a list of pictures, one tensor each.")
         if picture.dim() != 3 or picture.shape[0] not in (1, 3, 4):
             raise OVDError(
                 f"The tensor has shape {tuple(picture.shape)}; pictures are (3, H, W), or "
                 "(1 | 4, H, W), one tensor each."
             )
+        _check_tensor(picture)
         picture = picture.detach().cpu().permute(1, 2, 0).numpy()
     if isinstance(picture, np.ndarray):
         return _from_array(picture, input_format)
     raise OVDError(
         f"A {type(picture).__name__} is no picture: give a file, a PIL image, an array (H, W, 3) "
         "or a tensor (3, H, W)."
+    )
+
+
+def _check_tensor(picture: torch.Tensor) -> None:
+    """Raises OVDError for tensors whose pixels numpy cannot read."""
+    if picture.layout != torch.strided:
+        raise OVDError("The tensor is sparse; give a dense one (to_dense).")
+    if picture.is_meta:
+        raise OVDError("The tensor is on the device meta, which holds no pixels; give its values.")
+    if picture.dtype not in (torch.uint8, torch.uint16):
+        raise _wrong_type(str(picture.dtype).removeprefix("torch."))
+
+
+def _wrong_type(found: str) -> OVDError:
+    return OVDError(
+        f"The pixels are of type {found}; give uint8 in 0..255 (or uint16), so that there is no "
+        "doubt about their range."
     )
 
 
@@ -154,10 +174,7 @@ def _from_array(array: np.ndarray, input_format: str) -> np.ndarray:
     if array.dtype == np.uint16:
         array = (array >> 8).astype(np.uint8)
     if array.dtype != np.uint8:
-        raise OVDError(
-            f"The pixels are of type {array.dtype}; give uint8 in 0..255 (or uint16), so that "
-            "there is no doubt about their range."
-        )
+        raise _wrong_type(str(array.dtype))
     if array.shape[2] == 1:
         return np.repeat(array, 3, axis=2)
     colours = array[:, :, :3]

@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 from torchvision.ops import box_convert
 
+from ovd_d2.atomic_file import check_picture, write_picture
 from ovd_d2.errors import OVDError
 from ovd_d2.pseudo_labelling import read_label_file
 
@@ -54,13 +55,9 @@ def draw_label_sheet(
         tile.thumbnail((side, side), Image.Resampling.LANCZOS)
         row, column = divmod(place, columns)
         sheet.paste(tile, (column * step, row * step))
-    out = Path(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(out)
-    except (OSError, ValueError) as error:
-        raise OVDError(f"cannot write the sheet {out}: {error}") from error
-    return out
+    root = Path(content["info"]["image_root"])
+    check_picture("--show", out, [label_file, *(root / image["file_name"] for image in images)])
+    return write_picture(sheet, out)
 
 
 def _tile(

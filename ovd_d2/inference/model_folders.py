@@ -2,7 +2,9 @@
 
 A folder holds ``model.safetensors``, ``config.yaml``, ``facts.json`` (how it was trained, what it
 reaches, digest of the weights), ``vocabulary.json`` (the classes it was trained on) and, if its
-prompts are its own, ``prompts.txt``.
+prompts are its own, ``prompts.txt``. Of the facts these decide what a user gets:
+``score_threshold``, the default below which detections are dropped; ``learned_from``, what kind of
+pictures it knows; ``attributes``, how far attributes can be relied on.
 """
 
 import hashlib
@@ -15,6 +17,8 @@ from detectron2.config import CfgNode
 
 from ovd_d2.config_file import load_config
 from ovd_d2.errors import OVDError
+
+from .arguments import check_score_threshold
 
 MODELS = Path(__file__).with_name("models")
 DEFAULT_MODEL = "mini"
@@ -56,8 +60,10 @@ def read_facts(folder: str | os.PathLike) -> dict[str, Any]:
     path = Path(folder) / FACTS
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
+        if facts.get("score_threshold") is not None:
+            check_score_threshold(facts["score_threshold"])
         return {**facts, "sha256": str(facts["sha256"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise OVDError(f"{path} cannot be read ({error!r}): export the model again.") from error
 
 

@@ -13,7 +13,7 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from ovd_d2 import __version__
-from ovd_d2.atomic_file import atomic_write, write_json
+from ovd_d2.atomic_file import atomic_write, check_output, check_output_folder, write_json
 from ovd_d2.errors import OVDError
 
 from .draw import draw_detections
@@ -91,7 +91,7 @@ def predict_files(
     Raises:
         OVDError: no image could be read, an output would replace an input, or cannot be written.
     """
-    targets = _targets(files, pictures)
+    targets = check_targets(files, pictures, json_file)
     report = Report(coco=_empty_coco(predictor, info))
 
     def skip(_source: str, error: OVDError) -> None:
@@ -117,10 +117,43 @@ def predict_files(
     return report
 
 
-def _targets(files: Sequence[Path], folder: Path | None) -> dict[Path, Path]:
-    """Image -> its picture; of images of one name the second becomes NAME_2.jpg and so on."""
-    if folder is None:
-        return {}
+def check_targets(
+    files: Sequence[Path],
+    pictures: Path | None,
+    json_file: Path | None,
+    inputs: Sequence[str | os.PathLike] = (),
+) -> dict[Path, Path]:
+    """Image -> its picture; of images of one name the second becomes NAME_2.jpg and so on.
+
+    Args:
+        files: the images.
+        pictures: folder of the pictures; None: there will be none.
+        json_file: where the json is to go; None: nowhere.
+        inputs: other files that are read.
+
+    Raises:
+        OVDError: an output would replace an input or something that is no plain file, or cannot be
+            written.
+    """
+    targets = {} if pictures is None else _pictures(files, pictures)
+    real = {os.path.realpath(file) for file in (*files, *inputs)}
+    if pictures is not None:
+        check_output_folder("--out", pictures)
+    for target in targets.values():
+        if os.path.realpath(target) in real:
+            raise OVDError(
+                f"--out {pictures}: {target.name} would replace an input image: choose another "
+                "folder."
+            )
+        check_output("--out", target)
+    if json_file is not None:
+        check_output("--json", json_file, [*files, *inputs])
+        if os.path.realpath(json_file) in {os.path.realpath(target) for target in targets.values()}:
+            raise OVDError(f"--json {json_file} is the picture of an image: choose another file.")
+    return targets
+
+
+def _pictures(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
     targets: dict[Path, Path] = {}
     taken: set[str] = set()
     for file in files:
@@ -130,13 +163,6 @@ def _targets(files: Sequence[Path], folder: Path | None) -> dict[Path, Path]:
             name = f"{file.stem}_{number}"
         taken.add(name.lower())
         targets[file] = folder / f"{name}.jpg"
-    inputs = {file.resolve() for file in files}
-    for target in targets.values():
-        if target.resolve() in inputs:
-            raise OVDError(
-                f"--out {folder}: {target.name} would replace an input image: choose another "
-                "folder."
-            )
     return targets
 
 

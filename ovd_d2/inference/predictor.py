@@ -4,6 +4,7 @@ Letters: R detections of a picture, H, W its height and width, K classes.
 """
 
 import itertools
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,9 +25,18 @@ from ovd_d2.errors import OVDError
 from ovd_d2.language import TextEmbeddingBank, Vocabulary, read_novel_names
 from ovd_d2.modeling import get_vocabulary, set_vocabulary
 
+from .arguments import (
+    as_attributes,
+    as_vocabulary,
+    check_count,
+    check_score_threshold,
+    find_device,
+)
 from .attributes import AttributeExpansion, attribute_phrases
 from .images import COLOUR_ORDERS, Picture, list_images, to_rgb
-from .model_folders import config_of, model_folder, weights_of
+from .model_folders import config_of, model_folder, read_facts, weights_of
+
+logger = logging.getLogger(__name__)
 
 _SINGLE = (str, os.PathLike, np.ndarray, Tensor)
 _PLACEHOLDER = "object"  # the class of a model whose own vocabulary cannot be had
@@ -59,6 +69,9 @@ class OpenVocabPredictor:
 
     Pictures are resized and scored as in ``train_net.py --eval-only``. What comes out for a picture
     does not depend on the others it is batched with.
+
+    Attributes:
+        facts: what the folder of the model tells about it (``facts.json``); empty without one.
     """
 
     def __init__(
@@ -91,11 +104,10 @@ class OpenVocabPredictor:
         """
         if input_format not in COLOUR_ORDERS:
             raise OVDError(f'input_format is {input_format!r}; it must be "BGR" or "RGB".')
-        if batch_size < 1:
-            raise OVDError(f"batch_size is {batch_size}; it must be at least 1.")
         self.input_format = input_format
-        self.batch_size = batch_size
-        self.device = _find_device(device)
+        self.batch_size = check_count("batch_size", batch_size)
+        self.device = find_device(device)
+        self.facts: dict[str, Any] = {}
         cfg = config.clone() if isinstance(config, CfgNode) else load_config(os.fspath(config))
         weights = os.fspath(weights) or cfg.MODEL.WEIGHTS
         if not weights:
@@ -107,7 +119,8 @@ class OpenVocabPredictor:
             cfg.MODEL.OPEN_VOCAB.USE_SYNONYMS,
             device=str(self.device),
         )
-        classes = _own_vocabulary(cfg) if vocabulary is None else as_vocabulary(vocabulary)
+        self._trained = _own_vocabulary(cfg)
+        classes = self._trained if vocabulary is None else as_vocabulary(vocabulary, self._trained)
         self._ready = classes is not None
         self._attributes: AttributeExpansion | None = None
         classes = classes or Vocabulary.from_names([_PLACEHOLDER])
@@ -123,13 +136,19 @@ class OpenVocabPredictor:
 
         Args:
             name: "mini" or another of :func:`packaged_models`, or the folder of an exported model.
-            kwargs: of the constructor, from ``vocabulary`` on.
+            kwargs: of the constructor, from ``vocabulary`` on. A ``score_threshold`` of None is
+                that of the model's facts, if they have one.
 
         Raises:
             OVDError: no such model, or it is damaged.
         """
         folder = model_folder(name)
-        return cls(config_of(folder), weights_of(folder), **kwargs)
+        facts = read_facts(folder)
+        if kwargs.get("score_threshold") is None:
+            kwargs["score_threshold"] = facts.get("score_threshold")
+        predictor = cls(config_of(folder), weights_of(folder), **kwargs)
+        predictor.facts = facts
+        return predictor
 
     @property
     def vocabulary(self) -> Vocabulary | None:
@@ -138,6 +157,11 @@ class OpenVocabPredictor:
         if self._attributes is not None:
             return self._attributes.vocabulary
         return get_vocabulary(self.model) if self._ready else None
+
+    @property
+    def score_threshold(self) -> float:
+        """Detections that score less are dropped."""
+        return self.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
 
     @property
     def encoder_id(self) -> str:
@@ -150,12 +174,15 @@ class OpenVocabPredictor:
 
         Args:
             vocabulary: "cat, red mug", a .txt or .json file, "dataset:NAME", a list of names, or a
-                :class:`Vocabulary`.
+                :class:`Vocabulary`. Names that the model was trained with get the synonyms it was
+                trained with; those it had no boxes of count as novel where branches vote (see
+                :func:`~ovd_d2.language.known_names.with_known_names`). A data set's or a
+                :class:`Vocabulary` is taken as it is.
 
         Raises:
             OVDError: no usable names, or the encoder cannot be had; the present classes stay.
         """
-        classes = as_vocabulary(vocabulary)
+        classes = as_vocabulary(vocabulary, self._trained)
         set_vocabulary(self.model, classes, self._bank.embed(classes))
         self._ready = True
         self._attributes = None
@@ -173,14 +200,12 @@ class OpenVocabPredictor:
         """
         if not self._ready:
             raise OVDError("There is nothing to describe: call set_vocabulary first.")
-        if isinstance(attributes, str):
-            attributes = attributes.split(",")
-        words = [word.strip() for word in attributes if word.strip()]
-        if not words:
-            raise OVDError('The attributes are empty: give some, such as "red, striped".')
+        words = as_attributes(attributes)
         embeddings = self._bank.embed(attribute_phrases(words)).embeddings
         names = get_vocabulary(self.model)
         self._attributes = AttributeExpansion(self.model, names, words, embeddings)
+        if self.facts.get("attributes"):
+            logger.warning("Attributes of this model: %s", self.facts["attributes"])
 
     def __call__(self, image: Picture) -> dict[str, Instances]:
         """As Detectron2's ``DefaultPredictor``: one picture -> ``{"instances": ...}``."""
@@ -271,29 +296,6 @@ class OpenVocabPredictor:
         return [found[i] for i in range(len(images))]
 
 
-def as_vocabulary(vocabulary: str | os.PathLike | Sequence[str] | Vocabulary) -> Vocabulary:
-    """Whatever says which classes to look for, see :meth:`OpenVocabPredictor.set_vocabulary`."""
-    if isinstance(vocabulary, Vocabulary):
-        return vocabulary
-    if isinstance(vocabulary, str):
-        return Vocabulary.load(vocabulary)
-    if isinstance(vocabulary, os.PathLike):
-        return Vocabulary.from_file(vocabulary)
-    return Vocabulary.from_names(list(vocabulary))
-
-
-def _find_device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise OVDError(f'The device {device!r} is unknown; give "cpu" or "cuda".') from None
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise OVDError(f'There is no GPU "{device}" here: use "cpu", or leave the device out.')
-    return found
-
-
 def _own_vocabulary(cfg: CfgNode) -> Vocabulary | None:
     """What ``cfg`` names as classes; None if that cannot be had here."""
     spec = cfg.MODEL.OPEN_VOCAB.VOCABULARY
@@ -334,13 +336,9 @@ def _inference_config(cfg: CfgNode, score_threshold: float | None, topk: int | N
     if cfg.INPUT.FORMAT not in COLOUR_ORDERS:
         raise OVDError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}; the predictor knows BGR and RGB.")
     if score_threshold is not None:
-        if not 0 <= score_threshold <= 1:
-            raise OVDError(f"The score threshold is {score_threshold}; it must be in 0..1.")
-        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(score_threshold)
+        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = check_score_threshold(score_threshold)
     if topk is not None:
-        if topk < 1:
-            raise OVDError(f"topk is {topk}; it must be at least 1.")
-        cfg.TEST.DETECTIONS_PER_IMAGE = int(topk)
+        cfg.TEST.DETECTIONS_PER_IMAGE = check_count("topk", topk)
     return cfg
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ovd_d2.atomic_file import beside
 from ovd_d2.errors import OVDError
 
 FORMAT_VERSION = 1
@@ -161,7 +162,7 @@ def _check_values(path: Path, embeddings: Tensor) -> None:
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    temporary = beside(path, f".{uuid.uuid4().hex}.part")
     try:
         with open(temporary, "wb") as file:
             file.write(content)

@@ -105,7 +105,7 @@ class Vocabulary:
             raise OVDError(f"vocabulary file {path} is a pipe or a device; give a plain file")
         try:
             text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # not UTF-8; a NUL in the path
             raise OVDError(
                 f"cannot read vocabulary file {path} ({_reason(error)}); "
                 "give an existing UTF-8 text or JSON file"

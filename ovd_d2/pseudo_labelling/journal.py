@@ -9,11 +9,12 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from ovd_d2.atomic_file import write_json
+from ovd_d2.atomic_file import beside, missing_folders, remove_empty, write_json
 from ovd_d2.errors import OVDError
 
 from .label_file import LabelledImage
@@ -67,7 +68,7 @@ class Journal:
 
 def parts_folder(out: str | os.PathLike) -> Path:
     """Where the parts of the label file ``out`` lie."""
-    return Path(f"{os.fspath(out)}.parts")
+    return beside(out, ".parts", hidden=False)
 
 
 def prepare(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -116,6 +117,25 @@ def finished(folder: Path) -> Iterator[LabelledImage]:
                         f"{path} line {number} is damaged ({error}); remove {folder}"
                     ) from error
                 yield LabelledImage(image_id, height, width, boxes, without)
+
+
+@contextmanager
+def nothing_empty_left(out: str | os.PathLike, *, alone: bool) -> Iterator[None]:
+    """If the block fails before an image of ``out`` was finished, the parts go.
+
+    Args:
+        out: the label file.
+        alone: False: other processes write too, and may have finished images; then all stays.
+    """
+    folder = parts_folder(out)
+    made = missing_folders(folder.parent)
+    try:
+        yield
+    except BaseException:
+        if alone and not any(path.stat().st_size for path in folder.glob("rank*.jsonl")):
+            remove(folder)
+            remove_empty(made)
+        raise
 
 
 def remove(folder: Path) -> None:

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from ovd_d2.atomic_file import missing_folders, remove_empty
 from ovd_d2.errors import OVDError
 from ovd_d2.structures import RegionEmbeddings
 
@@ -84,10 +85,12 @@ class RegionStoreWriter:
         self.facts = facts
         self._rank, self._world_size = rank, world_size
         self._shard_bytes, self._shard_seconds = shard_bytes, shard_seconds
+        self._made = missing_folders(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OVDError(f"region store {self.path} cannot be created ({error})") from error
+        self._is_new = not any(self.path.iterdir())
         self._lock: BinaryIO | None = _lock(self.path, rank)
         try:
             self._resume()
@@ -182,7 +185,16 @@ class RegionStoreWriter:
         except OVDError as failure:
             logger.warning("The last images are lost: %s", failure)
         finally:
+            self._leave_nothing_empty()
             self._unlock()
+
+    def _leave_nothing_empty(self) -> None:
+        """A store that this writer alone has begun, and that holds nothing, goes."""
+        if not self._is_new or self._world_size > 1 or self._part.shards:
+            return
+        for name in (part_name(self._rank), _lock_name(self._rank)):
+            (self.path / name).unlink(missing_ok=True)
+        remove_empty(self._made)
 
     def _resume(self) -> None:
         found = read_all_manifests(self.path)
@@ -337,10 +349,14 @@ def _remove_unlisted(folder: Path, listed: set[str], rank: int | None = None) ->
             file.unlink(missing_ok=True)
 
 
+def _lock_name(rank: int) -> str:
+    return f".rank{rank:05d}.lock"
+
+
 def _lock(folder: Path, rank: int) -> BinaryIO:
     """Holds the right to write as ``rank`` until closed; a killed process loses it."""
     try:
-        file = open(folder / f".rank{rank:05d}.lock", "ab")  # noqa: SIM115  (held open on purpose)
+        file = open(folder / _lock_name(rank), "ab")  # noqa: SIM115  (held open on purpose)
     except OSError as error:
         raise OVDError(f"region store {folder} cannot be written ({error})") from error
     try:

@@ -1,6 +1,7 @@
 """Checkpoints of object-centric-ovd: whole, both ways, and refused by name."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -159,6 +160,22 @@ def ovd(*words) -> int:
     with pytest.raises(SystemExit) as ended:
         main(["convert", *map(str, words)])
     return ended.value.code
+
+
+def test_nothing_is_written_if_one_output_cannot_be(file, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.pth")
+    (tmp_path / "e.safetensors.json").write_text('["cat"]')
+    options = ("--embeddings", tmp_path / "e.safetensors")
+    names = ("--vocabulary", tmp_path / "e.safetensors.json")
+    before = {path.name for path in tmp_path.iterdir()}
+    for words, message in (
+        (("--out", tmp_path / "pipe.pth", *options), "no plain file"),
+        (("--out", tmp_path / "y.pth", *options, *names), "is an input"),
+    ):
+        assert ovd("object-centric-ovd", file, *words) == 2
+        assert message in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == before
+    assert (tmp_path / "e.safetensors.json").read_text() == '["cat"]'
 
 
 def test_files_there_and_back(file, tmp_path, capsys):

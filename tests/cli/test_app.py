@@ -61,6 +61,24 @@ def test_bad_input_is_one_line_and_exit_code_2():
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied", "/x/y"), OSError(36, "File name too long",
+              "/" + "d/" * 2500), OSError("odd")]
+)  # fmt: skip
+def test_files_that_cannot_be_used_end_any_command_in_one_sentence(monkeypatch, capsys, error):
+    from ovd_d2.cli import app, doctor
+
+    def examine():
+        raise error
+
+    monkeypatch.setattr(doctor, "examine", examine)
+    with pytest.raises(SystemExit) as exit_info:
+        app.main(["doctor"])
+    assert exit_info.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and (error.strerror or "odd") in line and len(line) < 400
+
+
 def test_any_command_that_raises_ovd_error_ends_that_way(monkeypatch, capsys):
     from ovd_d2.cli import app, doctor
     from ovd_d2.errors import OVDError

@@ -1,6 +1,7 @@
 """``ovd predict`` and ``ovd export``: as a process, and what bad input says."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,48 @@ def test_a_config_and_weights(ovd, images, config, checkpoint, tmp_path):
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.jpg", "c.jpg"}
 
 
+def test_the_threshold_is_the_model_s_or_ours_and_is_written_down(
+    ovd, images, config, checkpoint, exported, tmp_path
+):
+    code, printed, err = ovd(
+        "export", checkpoint, "--config-file", config, "--out", tmp_path / "own",
+        "--score-threshold", "0.04", "--note", "learned_from=noise (rectangles)",
+    )  # fmt: skip
+    assert (code, err) == (0, "") and "score threshold 0.04" in printed
+    for words, wanted in (
+        (["--model", tmp_path / "own"], 0.04),
+        (["--model", tmp_path / "own", "--score-threshold", "0.5"], 0.5),
+        (["--model", exported], 0.3),
+        (["--config-file", config, "--weights", checkpoint], 0.3),
+    ):
+        code, printed, _ = ovd("predict", images / "a.png", *words, "--json", "-", "--no-pictures")
+        content = json.loads(printed)
+        assert code == 0 and content["info"]["score_threshold"] == wanted
+        assert all(a["score"] > wanted for a in content["annotations"])
+
+
+def test_nothing_sure_is_explained(ovd, images, config, checkpoint, exported, tmp_path):
+    """A model that says what it knows says that it may be the wrong one, too."""
+    words = ("predict", images / "a.png", images / "c.jpg", "--no-pictures", "--json",
+             tmp_path / "x.json", "--score-threshold", "0.9", "--model")  # fmt: skip
+    code, _, err = ovd(*words, exported)
+    assert code == 0 and "note: in 2 of 2 images no detection scores 0.3 or more: lower" in err
+    ovd("export", checkpoint, "--config-file", config, "--out", tmp_path / "own",
+        "--note", "learned_from=noise")  # fmt: skip
+    code, _, err = ovd(*words, tmp_path / "own")
+    assert code == 0 and "own knows noise" in err
+    assert "knows noise and nothing else. For other pictures, such as photographs" in err
+    assert "`ovd export`" in err and "--score-threshold (now 0.9)" in err
+
+
+@pytest.mark.slow
+def test_the_shipped_model_on_a_photograph_says_that_it_knows_drawings(ovd, tmp_path):
+    sample_images = pytest.importorskip("sklearn.datasets").load_sample_images()
+    Image.fromarray(sample_images.images[0]).save(tmp_path / "china.jpg")
+    code, _, err = ovd("predict", tmp_path / "china.jpg", "--out", tmp_path / "out")
+    assert code == 0 and "the model mini knows drawings" in err and "photographs" in err
+
+
 def test_many_images_are_summed_up_by_name(ovd, exported, tmp_path):
     for i in range(22):
         Image.fromarray(make_pixels(40, 40, i)).save(tmp_path / f"{i:02d}.png")
@@ -120,6 +163,13 @@ BAD = {
     "device": (["{good}", "--model", "{model}", "--device", "tpu0"], "tpu0"),
     "no such gpu": (["{good}", "--model", "{model}", "--device", "cuda:77"], "cuda:77"),
     "all broken": (["{images}/b.png", "--model", "{model}"], "b.png"),
+    "json over the input": (["{good}", "--model", "{model}", "--json", "{good}"], "an input"),
+    "json over the names": (
+        ["{good}", "--model", "{model}", "--vocab", "{names}", "--json", "{names}"],
+        "an input",
+    ),
+    "json into a device": (["{good}", "--model", "{model}", "--json", "{pipe}"], "no plain file"),
+    "an endless path": (["{good}/" + "d/" * 2500], "d/d"),
     "over the input": (["{images}/c.jpg", "--model", "{model}", "--out", "{images}"], "c.jpg"),
 }
 
@@ -135,13 +185,19 @@ def test_bad_input_is_one_sentence_and_code_2(
 ):
     words, sentence = BAD[case]
     (images / "empty").mkdir()
-    places = {"images": images, "good": images / "a.png", "model": exported, "config": config}
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "names.txt").write_text("cat")
+    places = {"images": images, "good": images / "a.png", "model": exported, "config": config,
+              "names": tmp_path / "names.txt", "pipe": tmp_path / "pipe"}  # fmt: skip
+    before = {path: path.stat().st_size for path in images.iterdir()}
     out = tmp_path / "out"
     code, stdout, stderr = ovd("predict", "--out", out, *[word.format(**places) for word in words])
     assert (code, stdout) == (2, "")
     assert stderr.startswith("error: ") and sentence in stderr
     assert len(stderr.splitlines()) == 1
     assert not out.exists()
+    assert {path: path.stat().st_size for path in images.iterdir()} == before
+    assert (tmp_path / "names.txt").read_text() == "cat" and (tmp_path / "pipe").is_fifo()
 
 
 @pytest.mark.parametrize(

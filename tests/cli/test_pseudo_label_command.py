@@ -55,6 +55,27 @@ def lines(out):
     return sum(path.read_bytes().count(b"\n") for path in Path(f"{out}.parts").glob("rank*.jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("show", "message"),
+    [
+        ("file/sheet.png", "is no folder"), ("sheet.nonsense", "end the name in .png"),
+        ("boxes.json", "end the name in .png"), ("images/cat/007.jpg", "is an input"),
+    ],
+)  # fmt: skip
+def test_a_sheet_that_cannot_be_is_found_before_the_work(
+    tmp_path, data, capsys, monkeypatch, show, message
+):
+    monkeypatch.delenv("RANK", raising=False)
+    (data / "file").write_text("")
+    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as caught:
+        main(words(data, tmp_path / "labels.json", "--show", str(data / show)))
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and "--show" in error and message in error
+    assert not list(tmp_path.iterdir())
+    assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_killed_and_finished_by_two_processes(tmp_path, data, capsys, monkeypatch):

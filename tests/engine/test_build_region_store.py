@@ -1,6 +1,7 @@
 """From records to a store, in this process: what is written, resumed, skipped and refused."""
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,6 +150,20 @@ def test_too_many_unreadable_images_stop_the_build(tmp_path, records):
     assert len(verify(tmp_path / "store")) == 0  # and what was done is kept
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_build_that_embeds_nothing_leaves_nothing_behind(tmp_path, records, is_there):
+    for record in records:
+        with open(record["file_name"], "wb") as file:
+            file.write(b"no image")
+    if is_there:
+        (tmp_path / "deep/store").mkdir(parents=True)
+    with pytest.raises(OVDError, match="1 of 12 images cannot be read"):
+        write_regions(records, TRAIN, SOURCE, CropRegionEncoder(tiny_model(), batch=1),
+                      tmp_path / "deep/store")  # fmt: skip
+    assert (tmp_path / "deep").exists() == is_there
+    assert not is_there or not list((tmp_path / "deep/store").iterdir())
+
+
 def test_the_whole_command_without_its_process(tmp_path, records, monkeypatch):
     monkeypatch.setattr(module, "build_image_text_model", lambda spec, device: tiny_model())
     monkeypatch.delenv("RANK", raising=False)
@@ -170,11 +185,12 @@ def test_the_whole_command_without_its_process(tmp_path, records, monkeypatch):
         ({"crops": "2x"}, r"--crops 2x: use 1x or 1x\+1\.5x"),
         ({"device": "abacus"}, "--device abacus"),
         ({"topk": 0}, "--topk 0"),
+        ({"out": Path(__file__, "store")}, "--out.*no folder"),
     ],
 )
 def test_bad_settings_leave_nothing_behind(tmp_path, records, monkeypatch, changes, message):
     monkeypatch.delenv("RANK", raising=False)
     settings = {"dataset": TRAIN, "proposals": "gt", "encoder": "openai-clip:/x", **changes}
     with pytest.raises(OVDError, match=message):
-        build_region_store(BuildSettings(out=tmp_path / "store", **settings))
+        build_region_store(BuildSettings(**{"out": tmp_path / "store", **settings}))
     assert not (tmp_path / "store").exists()

@@ -134,6 +134,27 @@ def test_export_command_and_what_it_writes(trained, tmp_path, capsys):
     torch.testing.assert_close(teacher.encode_image(images), expected, atol=5e-3, rtol=0)
 
 
+def test_an_export_replaces_nothing_else_and_leaves_nothing_half(
+    trained, tmp_path, capsys, monkeypatch
+):
+    from ovd_d2.engine import teacher_export
+
+    checkpoint = str(Path(trained.cfg.OUTPUT_DIR) / "model_final.pth")
+    (tmp_path / "results.json").write_text('{"AP": 1}')
+    with pytest.raises(SystemExit) as done:
+        main(["clip", "export", checkpoint, "--out", str(tmp_path / "results.safetensors")])
+    assert done.value.code == 2 and "results.json" in capsys.readouterr().err
+    assert (tmp_path / "results.json").read_text() == '{"AP": 1}'
+
+    def broken(*arguments):
+        raise OVDError("the crops are gone")
+
+    monkeypatch.setattr(teacher_export, "_accuracy", broken)
+    with pytest.raises(OVDError, match="crops are gone"):
+        teacher_export.export_checkpoint(checkpoint, tmp_path / "deep/t.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

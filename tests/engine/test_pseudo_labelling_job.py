@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import pickle
 
 import pytest
@@ -222,6 +223,25 @@ def test_published_boxes_go_through_the_job(tmp_path, records):
     assert {a["category_id"] for a in found["annotations"]} <= {1}
     assert {i["id"] for i in found["images"]} <= {1, 2}
     assert found["info"]["labels_without_box"] > 0
+
+
+def test_a_run_that_finishes_no_image_leaves_nothing_behind(tmp_path, records, fake):
+    fake.dies_after = 0
+    with pytest.raises(KeyboardInterrupt):
+        pseudo_label(settings(tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_no_plain_file_is_not_opened(tmp_path, records, fake):
+    (tmp_path / "out").mkdir()
+    os.mkfifo(tmp_path / "out/labels.json")
+    with pytest.raises(OVDError, match="--out.*no plain file"):
+        pseudo_label(settings(tmp_path))
+    (tmp_path / "out/labels.json").unlink()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OVDError, match="--region-store.*no folder"):
+        pseudo_label(settings(tmp_path, region_store=tmp_path / "file/store", encoder="e"))
+    assert not fake.asked and not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -79,9 +79,24 @@ def test_no_detection_and_batches(predictor, config, checkpoint):
                                    rtol=0)  # fmt: skip
 
 
+def test_a_model_says_how_far_its_attributes_go(predictor, caplog):
+    predictor.facts = {"attributes": "no better than guesses."}
+    predictor.set_attributes("red")
+    assert "no better than guesses" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
-    [("", "empty"), (" , ", "empty"), (["red", "red"], "distinct"), ([], "empty")],
+    [
+        ("", "empty"),
+        (" , ", "empty"),
+        (["red", "red"], "distinct"),
+        ([], "empty"),
+        (None, "attributes is None"),
+        (3, "attributes is 3"),
+        ([3], "attributes holds 3"),
+        ("red, bl\x07ue", r"attributes holds ' bl\\x07ue'"),
+    ],  # fmt: skip
 )
 def test_bad_attributes_change_nothing(predictor, words, message):
     with pytest.raises(OVDError, match=message):

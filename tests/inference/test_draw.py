@@ -126,6 +126,30 @@ def test_detections_of_another_image_are_refused():
         draw_detections(np.zeros((20, 10, 3), np.uint8), detections((10, 20), [], []), NAMES)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"names": ["cat"]}, "names has 1 entries, but a detection is of class 2"),
+        ({"names": "cat, dog, cow"}, "names is 'cat, dog, cow'"),
+        ({"names": None}, "names is None"),
+        ({"image": None}, "image is .*NoneType"),
+        ({"image": np.zeros((20, 10), np.uint8)}, r"image is uint8 \(20, 10\)"),
+        ({"image": np.zeros((20, 10, 3))}, "image is float64"),
+        ({"instances": None}, "instances is a NoneType"),
+        ({"instances": Instances((20, 10))}, "instances lacks pred_boxes, scores, pred_classes"),
+    ],
+)
+def test_bad_arguments_are_named(changes, message):
+    right = {
+        "image": np.zeros((20, 10, 3), np.uint8),
+        "instances": detections((20, 10), [[1, 1, 5, 5]], [2]),
+        "names": ["cat", "dog", "cow"],
+    }
+    draw_detections(**right)
+    with pytest.raises(OVDError, match=message):
+        draw_detections(**{**right, **changes})
+
+
 def test_neighbouring_classes_have_distant_colours():
     colours = np.array([class_colour(k) for k in range(160)], dtype=int)
     assert abs(np.diff(colours, axis=0)).sum(axis=1).min() > 60

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -135,6 +136,38 @@ def test_a_folder_that_cannot_be_written_is_named(predictor, images, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OVDError, match=r"Cannot write .*file"):
         run(predictor, images[:1], tmp_path / "file/out")
+
+
+def test_outputs_that_are_inputs_or_no_plain_files_are_refused(predictor, images, tmp_path):
+    """Before anything is deleted or written."""
+    photo, out = images[0].read_bytes(), tmp_path / "out"
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(images[0])
+    for target in (
+        images[0],
+        tmp_path / "link",
+        tmp_path / "pipe",
+        tmp_path / "in",
+        out / "a.jpg",
+        tmp_path / ("n" * 256),
+        tmp_path / "in/a.png/x.json",
+    ):
+        with pytest.raises(OVDError, match="--json"):
+            run(predictor, images, out, json_file=target)
+    assert images[0].read_bytes() == photo and not out.exists()
+    assert (tmp_path / "pipe").is_fifo()
+    out.mkdir()
+    (out / "a_2.jpg").mkdir()
+    with pytest.raises(OVDError, match=r"a_2\.jpg \(--out\): it is a folder"):
+        run(predictor, images, out)
+    assert [path.name for path in out.iterdir()] == ["a_2.jpg"]
+
+
+def test_long_names_are_no_hindrance(predictor, tmp_path):
+    file = tmp_path / f"{'n' * 246}.png"
+    Image.fromarray(make_pixels(60, 80)).save(file)
+    run(predictor, [file], tmp_path / "out", json_file=tmp_path / f"{'j' * 250}.json"[-255:])
+    assert len(list((tmp_path / "out").iterdir())) == 1 and len(list(tmp_path.iterdir())) == 3
 
 
 def test_boxes_without_masks_have_an_area(predictor):

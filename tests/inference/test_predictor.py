@@ -1,6 +1,7 @@
 """One vocabulary, many pictures: kinds of input, batches, sizes, swaps, and bad input."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -115,11 +116,33 @@ def test_the_vocabulary_is_swapped_between_calls(config, checkpoint, tmp_path):
         assert_same(predictor.predict(PIXELS), before)
 
 
+def test_typed_names_get_what_the_model_knows_and_others_are_novel(config, checkpoint, tmp_path):
+    (tmp_path / "names.json").write_text(
+        json.dumps({"names": ["cat", "red mug"], "synonyms": [["cat", "kitty"], ["red mug"]]})
+    )
+    trained = write_config(tmp_path / "config.yaml", names=str(tmp_path / "names.json"))
+    predictor = OpenVocabPredictor(trained, checkpoint, vocabulary="CAT, dog", device="cpu")
+    (tmp_path / "typed.txt").write_text("CAT\ndog\n")
+    for typed in ("CAT, dog", ["CAT", "dog"], tmp_path / "typed.txt", str(tmp_path / "typed.txt")):
+        assert predictor.vocabulary.synonyms == (("cat", "kitty"), ("dog",))
+        assert predictor.vocabulary.is_novel == (False, True)
+        predictor.set_vocabulary("red mug")
+        predictor.set_vocabulary(typed)
+    as_it_is = Vocabulary.from_names("cat, dog")
+    predictor.set_vocabulary(as_it_is)
+    assert predictor.vocabulary == as_it_is
+
+
 def test_a_bad_vocabulary_changes_nothing(config, checkpoint):
     predictor = OpenVocabPredictor(config, checkpoint, device="cpu")
     before = predictor.predict(PIXELS)
-    for bad in ("", "cat, cat", [], ["a", ""], "nowhere.txt"):
-        with pytest.raises(OVDError):
+    for bad, message in (
+        ("", "empty"), ("cat, cat", "twice"), ([], "at least one"), (["a", ""], "empty"),
+        ("nowhere.txt", "nowhere"), (None, "vocabulary is None"), (3, "vocabulary is 3"),
+        (b"cat", "vocabulary is b'cat'"), ([3], "not 3"), ("ca\x00t", "control character"),
+        ("ca\nt", "control character"), ("a\x00.txt", "cannot read vocabulary file"),
+    ):  # fmt: skip
+        with pytest.raises(OVDError, match=message):
             predictor.set_vocabulary(bad)
         assert_same(predictor.predict(PIXELS), before)
 
@@ -249,9 +272,16 @@ def test_bad_arguments_are_one_sentence(config, checkpoint, tmp_path):
     for options, sentence in (
         ({"device": "gpu"}, "device 'gpu'"),
         ({"device": "cuda:99"}, "cuda:99"),
+        ({"device": "meta"}, '"meta" computes no detections'),
+        ({"device": []}, r"device \[\] is unknown"),
         ({"score_threshold": 1.5}, "score threshold is 1.5"),
+        ({"score_threshold": "x"}, "score threshold is 'x'; score_threshold"),
+        ({"score_threshold": float("nan")}, "score threshold is nan"),
         ({"topk": 0}, "topk is 0"),
+        ({"topk": 2.5}, "topk is 2.5; it must be a whole number"),
+        ({"topk": True}, "topk is True"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": "4"}, "batch_size is '4'"),
         ({"input_format": "GBR"}, "input_format is 'GBR'"),
         ({"vocabulary": "cat, cat"}, "cat"),
     ):

@@ -46,6 +46,7 @@ from ovd_d2.data.datasets.mini.splits import (
     plan_split,
     rng_for,
 )
+from ovd_d2.atomic_file import missing_folders, remove_empty
 from ovd_d2.errors import OVDError
 
 JPEG_QUALITY = 94
@@ -105,6 +106,7 @@ def build_mini(
 @contextlib.contextmanager
 def _staging_folder(root: Path) -> Iterator[Path]:
     """A temporary folder beside the target; left-overs of killed builds are removed."""
+    made = missing_folders(root)
     try:
         root.mkdir(parents=True, exist_ok=True)
         for leftover in root.glob(f".{VERSION}.building-*"):
@@ -119,6 +121,7 @@ def _staging_folder(root: Path) -> Iterator[Path]:
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        remove_empty(made)
 
 
 def _is_alive(pid: str) -> bool:

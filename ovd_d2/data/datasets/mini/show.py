@@ -9,6 +9,7 @@ import numpy as np
 
 from ovd_d2.data.datasets.mini.registration import class_metadata, load_mini
 from ovd_d2.data.datasets.mini.splits import ANNOTATION_SETS, VERSION
+from ovd_d2.atomic_file import check_picture, write_picture
 from ovd_d2.errors import OVDError
 
 _SCALE = 2  # samples are enlarged by this
@@ -39,6 +40,7 @@ def draw_sheet(
     folder = Path(root).expanduser() / VERSION
     records = load_mini(str(folder / "annotations" / f"{split}.json"), f"{folder / 'images'}/")
     metadata = Metadata(**class_metadata(split))
+    check_picture("--out", out, [record["file_name"] for record in records])
     picks = np.unique(np.linspace(0, len(records) - 1, num).round().astype(int))
     tiles = [draw_sample(records[i], metadata) for i in picks]
     height, width = tiles[0].shape[:2]
@@ -49,13 +51,7 @@ def draw_sheet(
     for index, tile in enumerate(tiles):
         y, x = (index // columns) * (height + gap), (index % columns) * (width + gap)
         sheet[y : y + height, x : x + width] = tile
-    out = Path(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(sheet).save(out)
-    except (OSError, ValueError) as error:
-        raise OVDError(f"cannot write the sheet {out}: {error}") from error
-    return out
+    return write_picture(Image.fromarray(sheet), out)
 
 
 def draw_sample(record: dict[str, Any], metadata: Any) -> np.ndarray:

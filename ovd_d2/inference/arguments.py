@@ -1,0 +1,101 @@
+"""What users may hand to the predictor, checked at the door."""
+
+import math
+import numbers
+import os
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from ovd_d2.errors import OVDError
+from ovd_d2.language import Vocabulary
+from ovd_d2.language.known_names import with_known_names
+
+
+def as_vocabulary(
+    vocabulary: str | os.PathLike | Sequence[str] | Vocabulary, trained: Vocabulary | None = None
+) -> Vocabulary:
+    """Whatever says which classes to look for, see ``OpenVocabPredictor.set_vocabulary``.
+
+    Args:
+        vocabulary: names in one string or a list, a file, "dataset:NAME", or a vocabulary.
+        trained: what the model was trained with: names in a string, list or file get what it knows
+            of them; None: nothing is known.
+
+    Raises:
+        OVDError: nothing of the kind, or no usable names.
+    """
+    if isinstance(vocabulary, Vocabulary):
+        return vocabulary
+    if isinstance(vocabulary, str):
+        found = Vocabulary.load(vocabulary)
+        if vocabulary.strip().startswith("dataset:"):
+            return found
+    elif isinstance(vocabulary, os.PathLike):
+        found = Vocabulary.from_file(vocabulary)
+    elif isinstance(vocabulary, Iterable) and not isinstance(vocabulary, bytes):
+        found = Vocabulary.from_names(list(vocabulary))
+    else:
+        raise OVDError(
+            f"vocabulary is {vocabulary!r}; give names in a string or a list, a .txt or .json "
+            'file, "dataset:NAME", or a Vocabulary.'
+        )
+    return found if trained is None else with_known_names(found, trained)
+
+
+def as_attributes(attributes: str | Sequence[str]) -> list[str]:
+    """The words of "red, striped" or of a list.
+
+    Raises:
+        OVDError: no strings, control characters, or nothing in them.
+    """
+    if isinstance(attributes, str):
+        attributes = attributes.split(",")
+    if isinstance(attributes, bytes) or not isinstance(attributes, Iterable):
+        raise OVDError(f'attributes is {attributes!r}; give "red, striped" or a list of strings.')
+    words = list(attributes)
+    for word in words:
+        if not isinstance(word, str) or any(ord(letter) < 32 for letter in word.strip()):
+            raise OVDError(f"attributes holds {word!r}; give strings without control characters.")
+    words = [word.strip() for word in words if word.strip()]
+    if not words:
+        raise OVDError('The attributes are empty: give some, such as "red, striped".')
+    return words
+
+
+def check_count(argument: str, value: int) -> int:
+    """``value`` if it is a whole number of at least 1; OVDError naming ``argument`` if not."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise OVDError(f"{argument} is {value!r}; it must be a whole number.")
+    if value < 1:
+        raise OVDError(f"{argument} is {value}; it must be at least 1.")
+    return int(value)
+
+
+def check_score_threshold(value: float) -> float:
+    """``value`` if it is a number in [0, 1]; OVDError if not."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or math.isnan(value) or not 0 <= value <= 1:
+        raise OVDError(f"The score threshold is {value!r}; score_threshold must be in 0..1.")
+    return float(value)
+
+
+def find_device(device: str | torch.device | None) -> torch.device:
+    """Where to compute; None: a GPU if there is one.
+
+    Raises:
+        OVDError: no device of that name, or not on this machine.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise OVDError(f'The device {device!r} is unknown; give "cpu" or "cuda".') from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise OVDError(f'There is no GPU "{device}" here: use "cpu", or leave the device out.')
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise OVDError(f'There is no "{device}" here: use "cpu", or leave the device out.')
+    if found.type not in ("cpu", "cuda", "mps"):
+        raise OVDError(f'The device "{device}" computes no detections; give "cpu" or "cuda".')
+    return found
