@@ -41,6 +41,7 @@ def train(args: argparse.Namespace) -> dict[str, Any] | None:
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates ``MODEL.WEIGHTS``, or with ``--resume`` the newest checkpoint."""
     cfg = setup(args)
+    OpenVocabTrainer.check_evaluators(cfg)
     model = OpenVocabTrainer.build_model(cfg)
     checkpointer = AtomicCheckpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)

@@ -22,7 +22,9 @@ from ovd_d2.checkpoint import check_trusted, load_weights, read_weights_file, st
 from ovd_d2.config_file import load_config
 from ovd_d2.errors import OVDError
 from ovd_d2.language import TextEmbeddingBank, Vocabulary
+from ovd_d2.layers.device import usable_device
 from ovd_d2.modeling import get_vocabulary, set_vocabulary
+from ovd_d2.modeling.build import explained_build
 
 from .attributes import AttributeExpansion, attribute_phrases
 from .images import COLOUR_ORDERS, Picture, list_images, to_rgb
@@ -285,13 +287,7 @@ def as_vocabulary(vocabulary: str | os.PathLike | Sequence[str] | Vocabulary) ->
 def _find_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise OVDError(f'The device {device!r} is unknown; give "cpu" or "cuda".') from None
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise OVDError(f'There is no GPU "{device}" here: use "cpu", or leave the device out.')
-    return found
+    return usable_device(device, "The device")
 
 
 def _own_vocabulary(cfg: CfgNode) -> Vocabulary | None:
@@ -343,12 +339,8 @@ def _inference_config(cfg: CfgNode, score_threshold: float | None, topk: int | N
 def _build(cfg: CfgNode, device: torch.device) -> nn.Module:
     cfg.MODEL.DEVICE = str(device)
     cfg.freeze()
-    try:
+    with explained_build(cfg):
         model = build_model(cfg)
-    except KeyError as error:
-        if "registry" not in str(error):
-            raise
-        raise OVDError(f"MODEL names an unknown part: {error.args[0]}") from error
     model.eval()
     return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
 
