@@ -56,7 +56,7 @@ def check_config(cfg: CfgNode, *, train: bool = True, resume: bool = False) -> N
     check_values(cfg)
     if cfg.INPUT.MIN_SIZE_TEST == 0 or 0 in cfg.INPUT.MIN_SIZE_TRAIN:
         logger.warning(
-            "INPUT.MIN_SIZE_TEST or MIN_SIZE_TRAIN is 0: images keep their sizes (Detectron2's rule)."
+            "INPUT.MIN_SIZE_TEST or MIN_SIZE_TRAIN is 0: images keep their sizes, as in Detectron2."
         )
     _check_datasets("DATASETS.TRAIN", cfg.DATASETS.TRAIN if train else ())
     _check_datasets("DATASETS.TEST", cfg.DATASETS.TEST)

@@ -141,7 +141,8 @@ def test_values_that_do_not_go_together(opts, wanted):
 
 SCALARS = st.one_of(st.integers(-3, 3), st.floats(), st.text(max_size=3), st.none(), st.booleans())
 LISTS = st.lists(st.one_of(SCALARS, st.lists(SCALARS, max_size=2)), max_size=3)
-DEFAULTS = dict(leaves(defaults()))
+SHARED = defaults()
+DEFAULTS = dict(leaves(SHARED))
 
 
 @settings(max_examples=300, deadline=None)
@@ -152,13 +153,14 @@ def test_no_value_gives_a_traceback(data):
     kind = type(DEFAULTS[key])
     value = data.draw(SCALARS.filter(lambda v: type(v) is kind) if kind not in (list, tuple)
                       else LISTS.map(kind))  # fmt: skip
-    cfg = defaults()
-    put(cfg, key, value)
+    put(SHARED, key, value)
     message = ""
     try:
-        check_values(cfg)
+        check_values(SHARED)
     except OVDError as error:
         message = str(error)
+    finally:
+        put(SHARED, key, DEFAULTS[key])
     assert "\n" not in message and (not message or key.split(".")[-1] in message)
 
 
