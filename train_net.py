@@ -41,8 +41,9 @@ def train(args: argparse.Namespace) -> dict[str, Any] | None:
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates ``MODEL.WEIGHTS``, or with ``--resume`` the newest checkpoint."""
     cfg = setup(args)
+    OpenVocabTrainer.check_evaluators(cfg)
     model = OpenVocabTrainer.build_model(cfg)
-    checkpointer = AtomicCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer = AtomicCheckpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     open_output_dir(cfg, args)
     results = OpenVocabTrainer.test(cfg, model)

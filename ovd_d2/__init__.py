@@ -34,6 +34,9 @@ def register() -> None:
         )
     for room in ("modeling", "data"):
         importlib.import_module(f"ovd_d2.{room}")
+    # What Detectron2 has but cannot run in some environments: see the two files.
+    for mended in ("layers.deform_conv", "evaluation.lvis_api"):
+        importlib.import_module(f"ovd_d2.{mended}").install()
 
 
 def _started_by_console_script() -> bool:

@@ -1,6 +1,7 @@
 """Files of weights, ours and foreign."""
 
 from .detic import DeticParts, from_detic
+from .fit import Fit, load_weights
 from .object_centric_ovd import (
     ConvertedCheckpoint,
     from_object_centric_ovd,
@@ -12,6 +13,7 @@ from .weights_file import (
     check_weights_name,
     read_state_dict,
     read_weights_file,
+    state_dict_in,
     write_state_dict,
 )
 
@@ -19,12 +21,15 @@ __all__ = [
     "TRUST_VARIABLE",
     "ConvertedCheckpoint",
     "DeticParts",
+    "Fit",
     "check_trusted",
     "check_weights_name",
     "from_detic",
     "from_object_centric_ovd",
+    "load_weights",
     "read_state_dict",
     "read_weights_file",
+    "state_dict_in",
     "to_object_centric_ovd",
     "write_state_dict",
 ]

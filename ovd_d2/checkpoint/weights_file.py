@@ -2,12 +2,17 @@
 
 import os
 import pickle
+from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from ovd_d2.atomic_file import atomic_write
 from ovd_d2.errors import OVDError
+
+from .fit import describe_tensor
 
 # Set to 1 (train_net.py --trust does) to let pickles be opened.
 TRUST_VARIABLE = "OVD_D2_TRUST_PICKLE"
@@ -67,19 +72,42 @@ def read_state_dict(path: str) -> dict[str, torch.Tensor]:
         raise OVDError(f"{path} cannot be read ({error.strerror or error}).") from error
     except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, ValueError) as error:
         raise OVDError(f"{path} cannot be read as weights: {error}") from error
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+    return state_dict_in(content, path)
+
+
+def state_dict_in(content: Any, path: str) -> dict[str, torch.Tensor]:
+    """The tensors by name of what a file of weights held: those under "model", else all.
+
+    Args:
+        content: what was read; numpy arrays become tensors.
+        path: for messages.
+
+    Returns:
+        dense, real tensors; the mapping's own type and ``_metadata`` are kept.
+
+    Raises:
+        OVDError: anything else, or nothing at all.
+    """
+    if isinstance(content, Mapping) and "model" in content:
         content = content["model"]
-    if not isinstance(content, dict) or not content:
-        raise OVDError(f'{path} holds no state dict, neither by itself nor under "model".')
-    state = {}
+    if not isinstance(content, Mapping) or not content:
+        raise OVDError(
+            f'{path} holds no weights of a model, neither by itself nor under "model": give a '
+            "file of tensors by name."
+        )
+    state = OrderedDict()
     for key, value in content.items():
-        if path.endswith(".pkl") and not isinstance(value, torch.Tensor):
-            value = torch.as_tensor(value)
-        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+        if isinstance(value, np.ndarray) and value.dtype != object:
+            value = torch.from_numpy(np.ascontiguousarray(value))
+        unfit = describe_tensor(value)
+        if not isinstance(key, str) or unfit:
             raise OVDError(
-                f"{path} holds no state dict: its entry {key!r} is no tensor under a name."
+                f"{path} holds no weights of a model: its entry {key!r} is "
+                f"{unfit or 'under no name'}; weights are dense, real tensors by name."
             )
         state[key] = value
+    if hasattr(content, "_metadata"):
+        state._metadata = content._metadata
     return state
 
 

@@ -14,6 +14,9 @@ import typer
 
 from ovd_d2 import GET_DETECTRON2, __version__
 
+BUILD_DETECTRON2 = (
+    "pip install git+https://github.com/facebookresearch/detectron2 (needs a compiler)"
+)
 OK, MISSING, OPTIONAL = "ok", "missing", "optional"
 
 
@@ -123,16 +126,71 @@ def _detectron2() -> Part:
     if part.status != OK:
         return part
     version = sys.modules["detectron2"].__version__
-    compiled = "with" if _c_loads() else "without"
-    return Part("detectron2", OK, f"{version}, {compiled} compiled ops (not needed)")
+    return Part("detectron2", OK, f"{version}, {_with_or_without()} compiled ops")
 
 
-def _c_loads() -> bool:
+def _with_or_without() -> str:
+    from ovd_d2.layers.deform_conv import has_compiled_ops
+
+    return "with" if has_compiled_ops() else "without"
+
+
+def _zoo_configs(*words: str) -> str:
+    """The yaml files of Detectron2's model zoo that hold one of ``words``, in words."""
+    root = Path(sys.modules["detectron2"].__file__).parent / "model_zoo/configs"
+    names = sorted(
+        str(path.relative_to(root))
+        for path in root.rglob("*.yaml")
+        if any(word in path.read_text(encoding="utf-8") for word in words)
+    )
+    return f"zoo configs: {', '.join(names) or 'none'}"
+
+
+def _compiled_ops() -> list[Part]:
+    """What of Detectron2 needs its compiled operators, and whether it runs here."""
+    import torch
+    from torch.nn.functional import conv2d
+
+    from ovd_d2.layers import deform_conv
+
+    compiled = deform_conv.has_compiled_ops()
+    deform_conv.install()
+    layers = importlib.import_module("detectron2.layers")
+    name, configs = "deformable convolution", _zoo_configs("DEFORM_ON_PER_STAGE")
     try:
-        importlib.import_module("detectron2._C")
-    except ImportError:
-        return False
-    return True
+        layer = layers.DeformConv(2, 3, 3, padding=1)
+        x = torch.rand(1, 2, 5, 5)
+        same = torch.allclose(
+            layer(x, torch.zeros(1, 18, 5, 5)), conv2d(x, layer.weight, padding=1), atol=1e-5
+        )
+        status, found = (OK, "runs") if same else (MISSING, "computes wrong numbers")
+    except Exception as error:  # a report, not a crash
+        status, found = MISSING, " ".join(str(error).split())[:200]
+    by = "Detectron2's compiled op" if compiled else "torchvision's deform_conv2d"
+    fix = "" if status == OK else "pip install torch torchvision"
+    rotated = f"RotatedAnchorGenerator, RRPN, RROIHeads; {_zoo_configs('Rotated', 'RROI')}"
+    return [
+        Part(name, status, f"{found}, by {by}; {configs}", fix),
+        Part("rotated boxes", OK, rotated)
+        if compiled
+        else Part("rotated boxes", OPTIONAL, f"need compiled ops: {rotated}", BUILD_DETECTRON2),
+    ]
+
+
+def _lvis() -> Part:
+    """Evaluates one box by Detectron2's own LVIS code and by both of our back ends."""
+    name, fix = "LVIS evaluation", "pip install lvis==0.5.3 hotcoco"
+    try:
+        from ovd_d2.evaluation.lvis_self_test import one_box_ap
+
+        found = one_box_ap()
+    except Exception as error:  # a report, not a crash
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        return Part(name, MISSING, f"does not run: {text[:200]}", fix)
+    wrong = [f"{by} gives AP {ap:g}" for by, ap in found.items() if abs(ap - 100) > 1e-6]
+    if wrong:
+        return Part(name, MISSING, f"{', '.join(wrong)} for a perfect detection", fix)
+    return Part(name, OK, f"runs, with equal results: {', '.join(found)}")
 
 
 def _device() -> Part:
@@ -179,6 +237,8 @@ def examine() -> list[Part]:
         _detectron2(),
         _device(),
     ]
+    if parts[-2].status == OK:  # detectron2
+        parts += [*_compiled_ops(), _lvis()]
     for module, distribution, fix in REQUIRED:
         there = _is_there(module)
         detail = _version(distribution) if there else f"module {module} not found"

@@ -3,20 +3,27 @@
 import glob
 import logging
 import os
+import pickle
 import re
 import zipfile
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils import comm
+from fvcore.common.checkpoint import _IncompatibleKeys, _strip_prefix_if_present
+from torch import nn
 
 from ovd_d2.atomic_file import PARTIAL_SUFFIX, atomic_write
-from ovd_d2.checkpoint import check_trusted, read_weights_file
+from ovd_d2.checkpoint import check_trusted, load_weights, read_weights_file, state_dict_in
 from ovd_d2.errors import OVDError
 
 logger = logging.getLogger(__name__)
 
+# What opening a broken pickle, or loading the state of another run's parts, may raise.
+_BROKEN = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError,
+           ImportError, pickle.PickleError)  # fmt: skip
 _PERIODIC = re.compile(r"model_(\d{7})\.pth")
 
 
@@ -42,9 +49,32 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     * ``save`` replaces a file only by a complete, flushed one.
     * resuming takes the newest checkpoint that verifies, and names in the log those that do not.
+    * weights must be of the model, see :mod:`ovd_d2.checkpoint.fit`; how many of its tensors were
+      found is logged.
     * ``.pth`` is read with ``weights_only=True``, ``.safetensors`` is read, ``.pkl`` is refused
       unless trusted (:func:`check_trusted`).
     """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        whole: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            model: what to save and to load.
+            save_dir: folder of the checkpoints.
+            whole: weights must be complete (to evaluate or predict), not just a place to start
+                training from. Resuming always asks for that.
+            kwargs: ``save_to_disk`` and further parts with a state dict, see Detectron2's.
+        """
+        super().__init__(model, save_dir, **kwargs)
+        self.whole = whole
+        self._resuming = False
+        self._path = ""
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Writes ``name``.pth and tags it as the last checkpoint.
@@ -123,7 +153,11 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if resume and self.has_checkpoint():
             if comm.is_main_process():
                 self._remove_partial_files()
-            return self.load(self.newest_intact())
+            self._resuming = True
+            try:
+                return self.load(self.newest_intact())
+            finally:
+                self._resuming = False
         if resume:
             logger.warning(
                 "--resume: OUTPUT_DIR %s holds no checkpoint, so everything starts at the "
@@ -154,9 +188,13 @@ class AtomicCheckpointer(DetectionCheckpointer):
         """Loads a checkpoint or plain weights.
 
         Raises:
-            OVDError: missing or unreadable file, or a pickle that is not trusted.
+            OVDError: missing or unreadable file, a pickle that is not trusted, or weights of
+                another network; none at all where they must be whole.
         """
+        if not path and self.whole:
+            raise OVDError("MODEL.WEIGHTS is empty: name the checkpoint to evaluate.")
         check_trusted(path or "")
+        self._path = path
         try:
             return super().load(path, *args, **kwargs)
         except OVDError:
@@ -164,6 +202,11 @@ class AtomicCheckpointer(DetectionCheckpointer):
         except (OSError, AssertionError) as error:
             raise OVDError(
                 f"Cannot read the weights {path} ({error}): check MODEL.WEIGHTS."
+            ) from error
+        except _BROKEN as error:
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            raise OVDError(
+                f"Cannot load {path} ({text}): it is of another network or run."
             ) from error
         finally:
             self._parsed_url_during_load = None
@@ -173,8 +216,37 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if filename.endswith(".pyth"):  # pycls: Detectron2 would call torch.load by its defaults
             weights = self._torch_load(filename).get("model_state", {})
             weights = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
-            return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
-        return super()._load_file(filename)
+            loaded = {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+        else:
+            loaded = super()._load_file(filename)
+        return {**loaded, "model": state_dict_in(loaded, filename)}
 
     def _torch_load(self, f: str) -> dict[str, Any]:
-        return read_weights_file(f)
+        content = read_weights_file(f)
+        if not isinstance(content, dict):
+            state_dict_in(content, f)  # says what is wrong
+        return content
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> _IncompatibleKeys:
+        state = checkpoint.pop("model")
+        if checkpoint.get("matching_heuristics", False):
+            state = align_and_update_state_dicts(
+                self.model.state_dict(), state, checkpoint.get("__author__") == "Caffe2"
+            )
+        _strip_prefix_if_present(state, "module.")  # saved from a wrapped model
+        fit = load_weights(self.model, state, self._path)
+        if self._resuming:
+            fit.check_whole("resume with the config of that run, or choose another OUTPUT_DIR")
+            absent = [key for key in self.checkpointables if key not in checkpoint]
+            if absent:
+                raise OVDError(
+                    f"{self._path} holds weights alone, there is no run to resume: leave out "
+                    "--resume and set MODEL.WEIGHTS to it."
+                )
+        elif self.whole:
+            fit.check_whole()
+        else:
+            fit.check_start()
+        logger.info("%s.", fit.summary())
+        unused = [] if self.whole else list(fit.unused)
+        return _IncompatibleKeys(list(fit.missing), unused, list(fit.wrong))

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from torch import Tensor, nn
+from torch import Tensor
 
 from ovd_d2.data.datasets.annotation_check import checked_results
 from ovd_d2.data.datasets.annotation_files import read_json
@@ -208,7 +208,7 @@ class RPNProposals:
         if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
             raise OVDError(f"{config_file}: INPUT.FORMAT is {cfg.INPUT.FORMAT}, not RGB or BGR")
         self._model = OpenVocabTrainer.build_model(cfg).eval()
-        _ProposalCheckpointer(self._model).load(checkpoint)
+        AtomicCheckpointer(self._model, save_to_disk=False, whole=True).load(checkpoint)
         self._resize = T.AugmentationList(detection_utils.build_augmentation(cfg, is_train=False))
         self._bgr = cfg.INPUT.FORMAT == "BGR"
         self.name = f"rpn:{path.parent.name}/{path.name}@{file_digest(path)[:12]}, top {topk}"
@@ -226,26 +226,6 @@ class RPNProposals:
         (output,) = self._model([{**sample, "height": height, "width": width}])
         found = output["proposals"].to("cpu")
         return found.proposal_boxes.tensor, found.objectness_logits.sigmoid()
-
-
-class _ProposalCheckpointer(AtomicCheckpointer):
-    """Loads a detector's backbone and RPN; all of their weights must be there."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model, save_to_disk=False)
-
-    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        weights = checkpoint["model"]
-        wanted = ("backbone.", "proposal_generator.", "pixel_")
-        kept = {key: value for key, value in weights.items() if key.startswith(wanted)}
-        incompatible = super()._load_model({**checkpoint, "model": kept})
-        wrong = [*incompatible.missing_keys, *(key for key, *_ in incompatible.incorrect_shapes)]
-        if wrong:
-            raise OVDError(
-                f"the checkpoint does not fit the config.yaml beside it: {wrong[0]} is missing or "
-                f"of another shape, and {len(wrong) - 1} others"
-            )
-        return incompatible
 
 
 def _warn_unless_base_only(cfg: CfgNode, checkpoint: str) -> None:

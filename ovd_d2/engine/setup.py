@@ -5,7 +5,6 @@ import logging
 import os
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -24,9 +23,10 @@ from ovd_d2.data.held_out import check_novel_names
 from ovd_d2.data.mixing import read_sources, training_datasets
 from ovd_d2.data.user_code import run_registration
 from ovd_d2.errors import OVDError
+from ovd_d2.layers.device import usable_device
 
 from .checkpoint import AtomicCheckpointer
-from .train_loop import amp_dtype
+from .config_rules import check_values
 
 logger = logging.getLogger(__name__)
 
@@ -62,28 +62,17 @@ def check_config(cfg: CfgNode, *, train: bool = True, resume: bool = False) -> N
     Raises:
         OVDError: naming the key.
     """
-    solver = cfg.SOLVER
-    checks: list[tuple[str, Any, bool, str]] = [
-        ("SOLVER.OPTIMIZER", solver.OPTIMIZER, solver.OPTIMIZER in ("SGD", "ADAMW"),
-         "'SGD' or 'ADAMW'"),
-        ("SOLVER.ACCUMULATE", solver.ACCUMULATE, solver.ACCUMULATE >= 1, "at least 1"),
-        ("SOLVER.CHECKPOINT_KEEP", solver.CHECKPOINT_KEEP, solver.CHECKPOINT_KEEP >= 0,
-         "0 or more"),
-        ("SOLVER.MAX_ITER", solver.MAX_ITER, solver.MAX_ITER >= 1, "at least 1"),
-        ("DATALOADER.MAX_CORRUPT_FRACTION", cfg.DATALOADER.MAX_CORRUPT_FRACTION,
-         0 <= cfg.DATALOADER.MAX_CORRUPT_FRACTION <= 1, "between 0 and 1"),
-        ("OUTPUT_DIR", cfg.OUTPUT_DIR, bool(cfg.OUTPUT_DIR), "a folder"),
-    ]  # fmt: skip
-    for key, value, good, wanted in checks:
-        if not good:
-            raise OVDError(f"{key} is {value!r}; it must be {wanted}.")
-    if solver.AMP.ENABLED:
-        amp_dtype(solver.AMP.DTYPE, "cuda")
+    check_values(cfg)
+    if cfg.INPUT.MIN_SIZE_TEST == 0 or 0 in cfg.INPUT.MIN_SIZE_TRAIN:
+        logger.warning(
+            "INPUT.MIN_SIZE_TEST or MIN_SIZE_TRAIN is 0: images keep their sizes, as in Detectron2."
+        )
     _check_datasets("DATASETS.TRAIN", cfg.DATASETS.TRAIN if train else ())
     _check_datasets("DATASETS.TEST", cfg.DATASETS.TEST)
     proposals = [*cfg.DATASETS.PROPOSAL_FILES_TRAIN, *cfg.DATASETS.PROPOSAL_FILES_TEST]
     for source in read_sources(cfg) if train else ():
         with source.named_in_errors():
+            check_values(source.cfg)
             _check_datasets("DATASETS.TRAIN", source.cfg.DATASETS.TRAIN)
         proposals += source.cfg.DATASETS.PROPOSAL_FILES_TRAIN
     check_novel_names(cfg, [*(training_datasets(cfg) if train else ()), *cfg.DATASETS.TEST])
@@ -91,6 +80,11 @@ def check_config(cfg: CfgNode, *, train: bool = True, resume: bool = False) -> N
         check_trusted(path)
     if not (resume and AtomicCheckpointer(torch.nn.Module(), cfg.OUTPUT_DIR).has_checkpoint()):
         check_trusted(cfg.MODEL.WEIGHTS)
+        if not (train or cfg.MODEL.WEIGHTS):
+            raise OVDError(
+                "MODEL.WEIGHTS is empty, so --eval-only would score an untrained model: add "
+                "MODEL.WEIGHTS and the checkpoint, or --resume for the newest one in OUTPUT_DIR."
+            )
 
 
 def _check_datasets(key: str, names: Sequence[str]) -> None:
@@ -150,7 +144,7 @@ class _Backlog(logging.Handler):
 
 def use_cpu_without_gpu(cfg: CfgNode) -> None:
     """Sets ``MODEL.DEVICE`` to "cpu", with a warning, where it is a GPU and there is none."""
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+    if re.fullmatch(r"cuda(:\d+)?", cfg.MODEL.DEVICE) and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is %s, but there is no GPU: using the CPU.", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
 
@@ -176,6 +170,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         os.environ[TRUST_VARIABLE] = "1"
     cfg = load_config(args.config_file, args.opts)
     use_cpu_without_gpu(cfg)
+    usable_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
     register_data_sets(cfg, args)
     check_config(cfg, train=not args.eval_only, resume=args.resume)
     cfg.freeze()
@@ -191,7 +186,10 @@ def open_output_dir(cfg: CfgNode, args: argparse.Namespace) -> None:
     To be called when everything that can be refused has been built.
     """
     rank = comm.get_rank()
-    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    try:
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    except OSError as error:
+        raise OVDError(f"OUTPUT_DIR cannot be made ({error}): choose another.") from error
     for name in LOGGERS:
         before = list(logging.getLogger(name).handlers)
         named = setup_logger(

@@ -129,7 +129,7 @@ def _load(cfg: CfgNode, checkpoint: Path) -> tuple[CLIP, int | None]:
             "(MODEL.CLIP.TEXT_TOWER locked:ENCODER, EMBED_DIM its width): only such a tower can "
             "share an encoder's class embeddings."
         )
-    extra = AtomicCheckpointer(model).load(str(checkpoint))
+    extra = AtomicCheckpointer(model, whole=True).load(str(checkpoint))
     iteration = extra.get("iteration")
     return model.eval(), None if iteration is None else int(iteration) + 1
 

@@ -30,7 +30,7 @@ def amp_dtype(name: str, device_type: str) -> torch.dtype:
 
     Args:
         name: "float16" or "bfloat16".
-        device_type: "cuda" or "cpu".
+        device_type: "cuda", "mps" or "cpu".
     """
     if name not in ("float16", "bfloat16"):
         raise OVDError(f"SOLVER.AMP.DTYPE is {name!r}; it must be 'float16' or 'bfloat16'.")
@@ -62,7 +62,7 @@ class TrainLoop(SimpleTrainer):
             model: batch -> dict of scalar losses (or one scalar), possibly wrapped by DDP.
             data_loader: iterable of batches, each a list of dicts.
             optimizer: over the parameters of ``model``.
-            device_type: "cuda" or "cpu".
+            device_type: "cuda", "mps" or "cpu".
             autocast_dtype: for mixed precision; None for full precision.
             accumulate: batches per optimizer step.
         """

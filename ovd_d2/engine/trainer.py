@@ -24,6 +24,7 @@ from ovd_d2.atomic_file import write_json
 from ovd_d2.data import random_state
 from ovd_d2.data.build import build_test_loader, build_train_loader
 from ovd_d2.errors import OVDError
+from ovd_d2.modeling.build import explained_build
 
 from . import hooks
 from .checkpoint import AtomicCheckpointer
@@ -59,6 +60,7 @@ class OpenVocabTrainer(DefaultTrainer):
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        self.check_evaluators(cfg)
         model = self.build_model(cfg)
         check_teacher(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
@@ -93,14 +95,10 @@ class OpenVocabTrainer(DefaultTrainer):
         """Detectron2's, in the memory layout of ``MODEL.CHANNELS_LAST``.
 
         Raises:
-            OVDError: a part is named that no registry knows.
+            OVDError: a part is named that no registry knows, or cannot be built from its keys.
         """
-        try:
+        with explained_build(cfg):
             model = super().build_model(cfg)
-        except KeyError as error:
-            if "registry" not in str(error):
-                raise
-            raise OVDError(f"MODEL names an unknown part: {error.args[0]}") from error
         return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
 
     @classmethod
@@ -139,6 +137,16 @@ class OpenVocabTrainer(DefaultTrainer):
         from ovd_d2.evaluation import build_evaluator
 
         return build_evaluator(cfg, dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference"))
+
+    @classmethod
+    def check_evaluators(cls, cfg: CfgNode) -> None:
+        """Raises OVDError if a data set of ``DATASETS.TEST`` cannot be evaluated; a subclass with a
+        ``build_evaluator`` of its own is taken at its word."""
+        from ovd_d2.evaluation import check_evaluator
+
+        if cls.build_evaluator.__func__ is OpenVocabTrainer.build_evaluator.__func__:
+            for name in cfg.DATASETS.TEST:
+                check_evaluator(cfg, name)
 
     def build_hooks(self) -> list[HookBase]:
         """Timing, schedule, precise BN, saving, evaluation, progress and metrics, in that order."""

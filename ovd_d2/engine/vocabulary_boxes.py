@@ -180,7 +180,7 @@ def build(cfg: CfgNode, path: Path, vocabulary: Vocabulary, device: str) -> nn.M
         open_vocab.TEXT_ENCODER, open_vocab.PROMPTS, open_vocab.USE_SYNONYMS, device=device
     )
     set_vocabulary(model, vocabulary, bank.embed(vocabulary))
-    _WholeCheckpointer(model).load(str(path))
+    AtomicCheckpointer(model, save_to_disk=False, whole=True).load(str(path))
     return model
 
 
@@ -197,24 +197,3 @@ def _inference_config(cfg: CfgNode, device: str) -> CfgNode:
     cfg.MODEL.OPEN_VOCAB.VOCABULARY = _PLACEHOLDER
     cfg.MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS = ""
     return cfg
-
-
-class _WholeCheckpointer(AtomicCheckpointer):
-    """Loads a detector of which no weight may be missing."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model, save_to_disk=False)
-
-    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        wanted = self.model.state_dict()
-        weights = {k: v for k, v in checkpoint["model"].items() if k in wanted}
-        incompatible = super()._load_model({**checkpoint, "model": weights})
-        # An encoder id that is missing (foreign weights) is the model's own.
-        missing = [k for k in incompatible.missing_keys if not k.endswith("encoder_id_bytes")]
-        wrong = [*missing, *(key for key, *_ in incompatible.incorrect_shapes)]
-        if wrong:
-            raise OVDError(
-                f"the checkpoint does not fit its config: {wrong[0]} is missing or of another "
-                f"shape, and {len(wrong) - 1} others; give the yaml it was trained with"
-            )
-        return incompatible

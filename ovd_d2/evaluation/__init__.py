@@ -1,6 +1,6 @@
 """Evaluators that report base and novel classes apart."""
 
-from ovd_d2.evaluation.build import build_evaluator
+from ovd_d2.evaluation.build import build_evaluator, check_evaluator
 from ovd_d2.evaluation.coco_open_vocab import COCOOpenVocabEvaluator
 from ovd_d2.evaluation.lvis_open_vocab import LVISOpenVocabEvaluator
 from ovd_d2.evaluation.zero_shot_classification import ZeroShotClassificationEvaluator
@@ -10,4 +10,5 @@ __all__ = [
     "LVISOpenVocabEvaluator",
     "ZeroShotClassificationEvaluator",
     "build_evaluator",
+    "check_evaluator",
 ]

@@ -1,17 +1,75 @@
 """The evaluator of a data set."""
 
+import importlib.util
+import logging
+import math
 import os
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    PascalVOCDetectionEvaluator,
+    SemSegEvaluator,
+)
 
 from ovd_d2.data.held_out import novel_mask
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation.coco_open_vocab import CheckedCOCOEvaluator, COCOOpenVocabEvaluator
 from ovd_d2.evaluation.data_set_classes_only import DataSetClassesOnly
+from ovd_d2.evaluation.lvis_backends import FIXED_AP_DETS_PER_CATEGORY, check_backend
 from ovd_d2.evaluation.lvis_open_vocab import LVISOpenVocabEvaluator
 from ovd_d2.evaluation.zero_shot_classification import ZeroShotClassificationEvaluator
+
+logger = logging.getLogger(__name__)
+
+_PANOPTIC_API = (
+    "panopticapi", "pip install git+https://github.com/cocodataset/panopticapi.git"
+)  # fmt: skip
+_CITYSCAPES_SCRIPTS = ("cityscapesscripts", "pip install cityscapesscripts")
+# evaluator_type: the packages (module, command) that its evaluators import when they evaluate
+EVALUATOR_TYPES: dict[str, tuple[tuple[str, str], ...]] = {
+    "lvis": (),
+    "coco_ovd": (),
+    "coco": (),
+    "pascal_voc": (),
+    "classification": (),
+    "sem_seg": (),
+    "coco_panoptic_seg": (_PANOPTIC_API,),
+    "ade20k_panoptic_seg": (_PANOPTIC_API,),
+    "cityscapes_instance": (_CITYSCAPES_SCRIPTS,),
+    "cityscapes_sem_seg": (_CITYSCAPES_SCRIPTS,),
+    "cityscapes_panoptic_seg": (_PANOPTIC_API, _CITYSCAPES_SCRIPTS),
+}
+
+
+def check_evaluator(cfg: CfgNode, dataset_name: str) -> None:
+    """Raises OVDError if :func:`build_evaluator` has nothing that can evaluate ``dataset_name``:
+    it is not registered, its type is unknown, or a package is missing. Reads no file."""
+    if dataset_name not in DatasetCatalog:
+        raise OVDError(
+            f"DATASETS.TEST names '{dataset_name}', which is not registered: check the spelling, "
+            "or import the module that registers it."
+        )
+    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if evaluator_type not in EVALUATOR_TYPES:
+        raise OVDError(
+            f"Data set '{dataset_name}' has evaluator_type {evaluator_type!r} in its metadata, for "
+            f"which ovd_d2 has no evaluator: set one of {', '.join(EVALUATOR_TYPES)}, override "
+            "build_evaluator in your trainer, or leave the data set out of DATASETS.TEST."
+        )
+    for module, command in EVALUATOR_TYPES[evaluator_type]:
+        if importlib.util.find_spec(module) is None:
+            raise OVDError(
+                f"Evaluating '{dataset_name}' ({evaluator_type}) needs {module}: run `{command}`, "
+                "or leave the data set out of DATASETS.TEST."
+            )
+    if evaluator_type == "lvis":
+        check_backend(cfg.TEST.LVIS_BACKEND)
 
 
 def build_evaluator(
@@ -19,28 +77,25 @@ def build_evaluator(
 ) -> DatasetEvaluator:
     """Builds what ``DefaultTrainer.build_evaluator`` is asked for.
 
-    The data set's ``evaluator_type`` decides: "lvis", "coco_ovd", "coco", "pascal_voc" or
-    "classification". Where ``DATASETS.NOVEL_NAMES`` or the metadata mark novel classes, base and
-    novel ones are reported apart, with "coco" as well. With ``TEST.DISTRACTORS`` detections of
-    other classes do not count.
+    The data set's ``evaluator_type`` decides, one of :data:`EVALUATOR_TYPES`: those of Detectron2's
+    own train_net.py, "coco_ovd" and "classification". Where ``DATASETS.NOVEL_NAMES`` or the
+    metadata mark novel classes, base and novel ones are reported apart, with "coco" as well. With
+    ``TEST.DISTRACTORS`` detections of other classes do not count.
 
     Args:
-        cfg: reads ``OUTPUT_DIR``, ``TEST.LVIS_BACKEND``, ``TEST.FIXED_AP`` and
-            ``TEST.DISTRACTORS``.
+        cfg: reads ``OUTPUT_DIR``, ``TEST.LVIS_BACKEND``, ``TEST.FIXED_AP``,
+            ``TEST.KEYPOINT_OKS_SIGMAS`` and ``TEST.DISTRACTORS``.
         dataset_name: a registered data set.
         output_folder: where predictions go; None for "inference" under ``OUTPUT_DIR``.
 
     Raises:
-        OVDError: the data set is not registered, or its type has no evaluator here.
+        OVDError: see :func:`check_evaluator`.
     """
-    if dataset_name not in DatasetCatalog:
-        raise OVDError(
-            f"DATASETS.TEST names '{dataset_name}', which is not registered: check the spelling, "
-            "or import the module that registers it."
-        )
+    check_evaluator(cfg, dataset_name)
     if output_folder is None:
         output_folder = os.path.join(cfg.OUTPUT_DIR, "inference")
-    evaluator = _evaluator_of(cfg, dataset_name, output_folder)
+    evaluators = _evaluators_of(cfg, dataset_name, output_folder)
+    evaluator = evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
     return DataSetClassesOnly(evaluator, dataset_name) if cfg.TEST.DISTRACTORS else evaluator
 
 
@@ -53,27 +108,57 @@ def _is_novel(cfg: CfgNode, dataset_name: str) -> tuple[bool, ...] | None:
     return novel_mask(cfg, dataset_name) or None
 
 
-def _evaluator_of(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
-    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
-    is_novel = _is_novel(cfg, dataset_name)
-    if evaluator_type == "lvis":
-        return LVISOpenVocabEvaluator(
-            dataset_name,
-            output_dir=output_folder,
-            backend=cfg.TEST.LVIS_BACKEND,
-            fixed_ap=cfg.TEST.FIXED_AP,
-            is_novel=is_novel,
+def _evaluators_of(cfg: CfgNode, dataset_name: str, output_folder: str) -> list[DatasetEvaluator]:
+    metadata = MetadataCatalog.get(dataset_name)
+    kind, is_novel = metadata.evaluator_type, _is_novel(cfg, dataset_name)
+    if kind == "lvis":
+        return [_lvis_evaluator(cfg, dataset_name, output_folder, is_novel)]
+    if kind == "coco_ovd" or (kind == "coco" and is_novel):
+        return [COCOOpenVocabEvaluator(dataset_name, output_dir=output_folder, is_novel=is_novel)]
+    if kind == "pascal_voc":
+        return [PascalVOCDetectionEvaluator(dataset_name)]
+    if kind == "classification":
+        return [ZeroShotClassificationEvaluator(metadata.thing_classes, is_novel=is_novel)]
+    evaluators: list[DatasetEvaluator] = []
+    if kind in ("sem_seg", "coco_panoptic_seg", "ade20k_panoptic_seg"):
+        evaluators.append(SemSegEvaluator(dataset_name, output_dir=output_folder))
+    if kind in ("coco", "coco_panoptic_seg", "ade20k_panoptic_seg"):
+        evaluators.append(
+            CheckedCOCOEvaluator(
+                dataset_name,
+                output_dir=output_folder,
+                use_fast_impl=False,
+                kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+            )
         )
-    if evaluator_type == "coco_ovd" or (evaluator_type == "coco" and is_novel):
-        return COCOOpenVocabEvaluator(dataset_name, output_dir=output_folder, is_novel=is_novel)
-    if evaluator_type == "coco":
-        return CheckedCOCOEvaluator(dataset_name, output_dir=output_folder, use_fast_impl=False)
-    if evaluator_type == "pascal_voc":
-        return PascalVOCDetectionEvaluator(dataset_name)
-    if evaluator_type == "classification":
-        metadata = MetadataCatalog.get(dataset_name)
-        return ZeroShotClassificationEvaluator(metadata.thing_classes, is_novel=is_novel)
-    raise OVDError(
-        f"Data set '{dataset_name}' has evaluator_type {evaluator_type!r} in its metadata, for "
-        "which ovd_d2 has no evaluator: override build_evaluator in your trainer."
+    if kind.endswith("panoptic_seg"):
+        evaluators.append(COCOPanopticEvaluator(dataset_name, output_folder))
+    if kind in ("cityscapes_sem_seg", "cityscapes_panoptic_seg"):
+        evaluators.append(CityscapesSemSegEvaluator(dataset_name))
+    if kind in ("cityscapes_instance", "cityscapes_panoptic_seg"):
+        evaluators.append(CityscapesInstanceEvaluator(dataset_name))
+    return evaluators
+
+
+def _lvis_evaluator(
+    cfg: CfgNode, dataset_name: str, output_folder: str, is_novel: tuple[bool, ...] | None
+) -> LVISOpenVocabEvaluator:
+    evaluator = LVISOpenVocabEvaluator(
+        dataset_name,
+        output_dir=output_folder,
+        backend=cfg.TEST.LVIS_BACKEND,
+        fixed_ap=cfg.TEST.FIXED_AP,
+        is_novel=is_novel,
     )
+    cap = cfg.TEST.DETECTIONS_PER_IMAGE
+    images, classes = evaluator.num_images, evaluator.num_classes
+    meant = math.ceil(FIXED_AP_DETS_PER_CATEGORY * classes / images)
+    meant = min(meant, classes * cfg.MODEL.RPN.POST_NMS_TOPK_TEST)  # more cannot be found
+    if cfg.TEST.FIXED_AP and 0 <= cap < meant:
+        logger.warning(
+            "TEST.FIXED_AP means the %d best detections of each of the %d classes of '%s', but "
+            "TEST.DETECTIONS_PER_IMAGE %d lets through fewer over its %d images: APfixed will be "
+            "too low; set TEST.DETECTIONS_PER_IMAGE to %d or more, or -1 for all.",
+            *(FIXED_AP_DETS_PER_CATEGORY, classes, dataset_name, cap, images, meant),
+        )
+    return evaluator

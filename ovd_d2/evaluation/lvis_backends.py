@@ -13,7 +13,6 @@ import functools
 import importlib.util
 import logging
 import math
-import types
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 import pycocotools.mask as mask_utils
 
 from ovd_d2.errors import OVDError
+from ovd_d2.evaluation.lvis_api import mend
 
 AREA_RANGES = ("all", "small", "medium", "large")
 FIXED_AP_DETS_PER_CATEGORY = 10_000  # Dave et al. 2021, section 4
@@ -226,9 +226,10 @@ def _evaluate_lvis_api(
 
 @functools.cache
 def _lvis_api_classes() -> tuple[type, type, type]:
-    """lvis-api's three classes, adapted to data in memory, empty results and numpy >= 1.24."""
-    import lvis.eval
+    """lvis-api's three classes, adapted to data in memory and empty results."""
     from lvis import LVIS, LVISEval, LVISResults
+
+    mend()
 
     class Dataset(LVIS):
         def __init__(self, dataset: dict[str, Any]) -> None:
@@ -246,24 +247,10 @@ def _lvis_api_classes() -> tuple[type, type, type]:
                 self._create_index()
 
     class Evaluation(LVISEval):
-        accumulate = _with_numpy_float(LVISEval.accumulate, vars(lvis.eval))
-
         def _prepare_freq_group(self) -> list[list[int]]:
             return []  # averages are taken by average_precision; files may lack frequencies
 
     return Dataset, Results, Evaluation
-
-
-def _with_numpy_float(function: Callable, namespace: dict[str, Any]) -> Callable:
-    """A copy of ``function`` that sees ``np.float``, gone since numpy 1.24; numpy is untouched."""
-
-    class Numpy:
-        float = float
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(np, name)
-
-    return types.FunctionType(function.__code__, {**namespace, "np": Numpy()}, function.__name__)
 
 
 class _Backend(NamedTuple):

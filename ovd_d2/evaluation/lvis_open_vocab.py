@@ -103,6 +103,16 @@ class LVISOpenVocabEvaluator(LVISEvaluator):
         self._to_dataset_id = _dataset_ids(metadata, self._categories)
         self._groups = self._class_groups()
 
+    @property
+    def num_images(self) -> int:
+        """Images of the data set."""
+        return len(self._lvis_api.dataset["images"])
+
+    @property
+    def num_classes(self) -> int:
+        """K, classes of the data set."""
+        return len(self._categories)
+
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Takes a batch of predictions, see Detectron2's ``LVISEvaluator.process``.
 

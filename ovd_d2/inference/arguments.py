@@ -10,6 +10,7 @@ import torch
 from ovd_d2.errors import OVDError
 from ovd_d2.language import Vocabulary
 from ovd_d2.language.known_names import with_known_names
+from ovd_d2.layers.device import usable_device
 
 
 def as_vocabulary(
@@ -88,14 +89,4 @@ def find_device(device: str | torch.device | None) -> torch.device:
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise OVDError(f'The device {device!r} is unknown; give "cpu" or "cuda".') from None
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise OVDError(f'There is no GPU "{device}" here: use "cpu", or leave the device out.')
-    if found.type == "mps" and not torch.backends.mps.is_available():
-        raise OVDError(f'There is no "{device}" here: use "cpu", or leave the device out.')
-    if found.type not in ("cpu", "cuda", "mps"):
-        raise OVDError(f'The device "{device}" computes no detections; give "cpu" or "cuda".')
-    return found
+    return usable_device(device, "The device")

@@ -19,11 +19,12 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from ovd_d2.checkpoint import check_trusted, read_weights_file
+from ovd_d2.checkpoint import check_trusted, load_weights, read_weights_file, state_dict_in
 from ovd_d2.config_file import load_config
 from ovd_d2.errors import OVDError
 from ovd_d2.language import TextEmbeddingBank, Vocabulary, read_novel_names
 from ovd_d2.modeling import get_vocabulary, set_vocabulary
+from ovd_d2.modeling.build import explained_build
 
 from .arguments import (
     as_attributes,
@@ -128,7 +129,7 @@ class OpenVocabPredictor:
         self.cfg = _inference_config(cfg, score_threshold, topk)
         self.model = _build(self.cfg, self.device)
         set_vocabulary(self.model, classes, embeddings)
-        _load_state(self.model, state, weights)
+        load_weights(self.model, state, weights).check_whole()
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> "OpenVocabPredictor":
@@ -318,10 +319,7 @@ def _read_state(weights: str) -> dict[str, Tensor]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise OVDError(f"Cannot read the weights {weights}: {reason}.") from error
-    state = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
-        raise OVDError(f"{weights} holds no weights of a model.")
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return state_dict_in(content, weights)
 
 
 def _inference_config(cfg: CfgNode, score_threshold: float | None, topk: int | None) -> CfgNode:
@@ -345,37 +343,10 @@ def _inference_config(cfg: CfgNode, score_threshold: float | None, topk: int | N
 def _build(cfg: CfgNode, device: torch.device) -> nn.Module:
     cfg.MODEL.DEVICE = str(device)
     cfg.freeze()
-    try:
+    with explained_build(cfg):
         model = build_model(cfg)
-    except KeyError as error:
-        if "registry" not in str(error):
-            raise
-        raise OVDError(f"MODEL names an unknown part: {error.args[0]}") from error
     model.eval()
     return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
-
-
-def _load_state(model: nn.Module, state: dict[str, Tensor], weights: str) -> None:
-    """Loads every weight of ``model``; what ``state`` holds beyond is left out.
-
-    Raises:
-        OVDError: a weight is missing or of another shape.
-    """
-    wanted = model.state_dict()
-    # An encoder id that is missing (foreign weights) is the model's own, see EmbeddingClassifier.
-    missing = [k for k in wanted if k not in state and not k.endswith("encoder_id_bytes")]
-    if missing:
-        raise OVDError(
-            f"{weights} lacks {len(missing)} of the model's {len(wanted)} weights, such as "
-            f"{missing[0]}: give the config it was trained with."
-        )
-    for name, value in state.items():
-        if name in wanted and value.shape != wanted[name].shape:
-            raise OVDError(
-                f"{weights}: {name} has shape {tuple(value.shape)}, the model's is "
-                f"{tuple(wanted[name].shape)}: give the config it was trained with."
-            )
-    model.load_state_dict(state, strict=False)
 
 
 def _sample(image: np.ndarray, cfg: CfgNode) -> dict[str, Any]:

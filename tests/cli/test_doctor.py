@@ -79,3 +79,30 @@ def test_table_shows_a_broken_torchvision_and_an_unwritable_cache(tmp_path):
     row = next(line for line in stdout.splitlines() if line.startswith(" cache"))
     assert "MISSING" in row
     assert "export OVD_D2_CACHE=" in row
+
+
+def test_what_runs_without_compiled_operators_is_tried(healthy):
+    found = parts(healthy[1])
+    assert "not needed" not in healthy[1]
+    deformable = found["deformable convolution"]
+    assert deformable["status"] == "ok"
+    assert "mask_rcnn_R_50_FPN_3x_dconv_c3-c5.yaml" in deformable["detail"]
+    rotated = found["rotated boxes"]
+    assert "zoo configs: none" in rotated["detail"]
+    assert ("need compiled ops" in rotated["detail"]) == (
+        "without" in found["detectron2"]["detail"]
+    )
+    assert found["LVIS evaluation"]["status"] == "ok"
+    assert "Detectron2's LVISEvaluator, lvis-api, hotcoco" in found["LVIS evaluation"]["detail"]
+
+
+def test_a_broken_lvis_is_seen():
+    """The package is there and imports; only running it shows that it cannot evaluate."""
+    crippled = "import ovd_d2.evaluation.lvis_api as api; api.mend = lambda: None"
+    crippled += "\nimport ovd_d2.evaluation.lvis_backends as b; b.mend = api.mend"
+    code, stdout, stderr = doctor(crippled, "--json")
+    assert code == 1, stderr
+    part = parts(stdout)["LVIS evaluation"]
+    assert part["status"] == "missing"
+    assert "np.float" in part["detail"] or "no attribute 'float'" in part["detail"]
+    assert "lvis==0.5.3" in part["fix"]

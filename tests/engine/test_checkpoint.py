@@ -214,6 +214,97 @@ def test_unreadable_weights_are_named(tmp_path, name):
             one.load(str(tmp_path / name))
 
 
+UNFIT = {
+    "empty": {},
+    "empty_model": {"model": {}},
+    "list": [torch.zeros(3)],
+    "number": 5,
+    "list_model": {"model": [1, 2]},
+    "int_keys": {"model": {0: torch.zeros(30, 40)}},
+    "numbers": {"model": {"weight": 1.0, "bias": 2.0}},
+    "text": {"model": {"weight": "zeros"}},
+    "complex": {"weight": torch.zeros(30, 40, dtype=torch.complex64), "bias": torch.zeros(30)},
+    "sparse": {"weight": torch.eye(30, 40).to_sparse(), "bias": torch.zeros(30)},
+    "meta": {"weight": torch.zeros(30, 40, device="meta"), "bias": torch.zeros(30)},
+    "int": {"weight": torch.zeros(30, 40, dtype=torch.long), "bias": torch.zeros(30)},
+    "huge": {"weight": torch.full((30, 40), 1e300, dtype=torch.double), "bias": torch.zeros(30)},
+    "nan": {"weight": torch.full((30, 40), float("nan")), "bias": torch.zeros(30)},
+    "other_names": {"model": {"kernel": torch.zeros(30, 40), "offset": torch.zeros(30)}},
+    "other_shape": {"model": {"weight": torch.zeros(40, 30), "bias": torch.zeros(30)}},
+}
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_is_no_weights_of_the_model_is_refused(tmp_path, name, whole):
+    path = tmp_path / f"{name}.pth"
+    torch.save(UNFIT[name], path)
+    one = AtomicCheckpointer(nn.Linear(40, 30), str(tmp_path), whole=whole)
+    with pytest.raises(OVDError, match=rf"{name}\.pth") as caught:
+        one.load(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_double_weights_load(tmp_path):
+    torch.save(
+        {k: v.double() for k, v in nn.Linear(40, 30).state_dict().items()}, tmp_path / "w.pth"
+    )
+    one = checkpointer(tmp_path)
+    one.load(str(tmp_path / "w.pth"))
+    assert one.model.weight.dtype == torch.float32 and one.model.weight.abs().sum() > 0
+
+
+@pytest.mark.parametrize("content", [[], 5, {"model": 5}, {"model": {"weight": "text"}}, {}])
+def test_trusted_pickles_of_anything_else_are_refused(tmp_path, monkeypatch, content):
+    monkeypatch.setenv(TRUST_VARIABLE, "1")
+    path = tmp_path / "zoo.pkl"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(OVDError, match=r"zoo\.pkl"):
+        checkpointer(tmp_path).load(str(path))
+    path.write_bytes(b"")
+    with pytest.raises(OVDError, match=r"zoo\.pkl"):
+        checkpointer(tmp_path).load(str(path))
+
+
+def test_whole_weights_cannot_be_left_out(tmp_path):
+    one = AtomicCheckpointer(nn.Linear(40, 30), str(tmp_path), whole=True)
+    with pytest.raises(OVDError, match="MODEL.WEIGHTS is empty"):
+        one.resume_or_load("", resume=True)
+
+
+class Part:
+    """Something with a state that only itself understands."""
+
+    def state_dict(self):
+        return {"steps": 3}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+
+
+def test_a_run_of_another_network_is_not_resumed(tmp_path):
+    save_series(tmp_path, 1)
+    other = AtomicCheckpointer(nn.Linear(40, 31), str(tmp_path))
+    with pytest.raises(OVDError, match=r"weight has shape \(30, 40\), the model's is \(31, 40\)"):
+        other.resume_or_load("", resume=True)
+    whole_run = AtomicCheckpointer(nn.Linear(40, 30), str(tmp_path), trainer=Part())
+    with pytest.raises(OVDError, match="no run to resume"):
+        whole_run.resume_or_load("", resume=True)
+    whole_run.save("model_0000001")
+    torch.save({"model": nn.Linear(40, 30).state_dict(), "trainer": {"epochs": 2}},
+               tmp_path / "model_0000002.pth")  # fmt: skip
+    whole_run.tag_last_checkpoint("model_0000002.pth")
+    with pytest.raises(OVDError, match=r"model_0000002\.pth .*'steps'"):
+        whole_run.resume_or_load("", resume=True)
+
+
+def test_how_many_weights_were_found_is_logged(tmp_path, caplog):
+    torch.save(nn.Linear(40, 30).state_dict(), tmp_path / "w.pth")
+    with caplog.at_level(logging.INFO, logger="ovd_d2"):
+        checkpointer(tmp_path).load(str(tmp_path / "w.pth"))
+    assert f"2 of 2 weights of the model found in {tmp_path / 'w.pth'}" in caplog.text
+
+
 def test_atomic_write_and_json(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"x": float("nan"), "y": torch.tensor(2), 3: (1.5,)})

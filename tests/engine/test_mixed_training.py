@@ -211,6 +211,7 @@ def test_wrong_sources_are_known_before_anything_is_built(tmp_path, opts, more, 
     with pytest.raises(OVDError, match=message) as caught:
         check_config(wrong)
     assert "\n" not in str(caught.value)
+    wrong.MODEL.WEIGHTS = "model_final.pth"
     check_config(wrong, train=False)
 
 

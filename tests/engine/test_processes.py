@@ -193,6 +193,27 @@ def test_the_command_refuses_bad_input(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--eval-only"], "MODEL.WEIGHTS is empty"),
+        (["MODEL.RPN.IN_FEATURES", "['p9']"], "MODEL.RPN.IN_FEATURES names 'p9'"),
+        (["OUTPUT_DIR", "a_file"], "a_file is no folder"),
+    ],
+)
+def test_the_command_ends_before_anything_runs(tmp_path, words, sentence):
+    write_dataset(tmp_path / "data", count=2)
+    (tmp_path / "a_file").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    words = words if "OUTPUT_DIR" in words else [*words, "OUTPUT_DIR", tmp_path / "out"]
+    ran = run_command(HERE / "tiny_detector.py", tmp_path / "data", *words, cwd=tmp_path)
+    assert ran.returncode == 2, ran.stderr
+    assert sentence in ran.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in ran.stderr + ran.stdout
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
 def test_the_command_killed_and_resumed(tmp_path):
     """The command line in fresh interpreters, two of them started by torchrun at the end."""
     write_dataset(tmp_path / "data")

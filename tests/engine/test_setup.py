@@ -121,6 +121,89 @@ def test_bad_values_are_found_first(registered, opts, named):
     assert not (registered / "out").exists()
 
 
+@pytest.mark.parametrize("device", ["nope", "meta", "xla", "mps", "cuda:99", ""])
+def test_devices_that_cannot_be_used_are_found_first(registered, monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(OVDError, match=f"MODEL.DEVICE '{device}'"):
+        setup(parse(*OPTIONS, "MODEL.DEVICE", repr(device)))
+
+
+def test_apple_s_gpu_is_used_where_torch_has_it(registered, monkeypatch):
+    from ovd_d2.layers.device import usable_device
+
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert setup(parse(*OPTIONS, "MODEL.DEVICE", "mps")).MODEL.DEVICE == "mps"
+    assert usable_device("mps", "The device") == torch.device("mps")
+
+
+def test_sizes_of_0_are_detectron2_s_and_said(registered, capsys):
+    setup(parse(*OPTIONS))
+    assert "keep their sizes" not in capsys.readouterr().out
+    setup(parse(*OPTIONS, "INPUT.MIN_SIZE_TEST", "0"))
+    assert "keep their sizes" in capsys.readouterr().out
+
+
+@pytest.fixture
+def other_weights(registered):
+    """Weights of the tiny detector with a wider box head, and of something else."""
+    from tiny_detector import tiny_config
+
+    from ovd_d2.engine import OpenVocabTrainer
+
+    wide = OpenVocabTrainer.build_model(tiny_config(registered, "MODEL.ROI_BOX_HEAD.FC_DIM", 17))
+    torch.save({"model": wide.state_dict()}, registered / "wide.pth")
+    torch.save({"model": {}}, registered / "nothing.pth")
+    backbone = {k: v for k, v in wide.state_dict().items() if k.startswith("backbone")}
+    torch.save(backbone, registered / "backbone.pth")
+    return registered
+
+
+@pytest.mark.parametrize(
+    "weights, sentence",
+    [
+        ("", "MODEL.WEIGHTS is empty, so --eval-only would score an untrained model"),
+        ("wide.pth", "fc1.weight has shape (17, 144), the model's is (16, 144)"),
+        ("nothing.pth", "holds no weights of a model"),
+        ("backbone.pth", "lacks 12 of the model's 22 weights, such as proposal_generator"),
+        ("gone.pth", "gone.pth"),
+    ],
+)
+def test_no_evaluation_of_what_was_not_trained(other_weights, capsys, weights, sentence):
+    import train_net
+
+    path = str(other_weights / weights) if weights else "''"
+    options = [*OPTIONS, "OUTPUT_DIR", str(other_weights / "out"), "MODEL.WEIGHTS", path]
+    with pytest.raises(SystemExit) as ended:
+        train_net.main(parse("--eval-only", *options))
+    assert ended.value.code == 2
+    assert sentence in capsys.readouterr().err
+    assert not (other_weights / "out").exists()
+
+
+@pytest.mark.parametrize("weights", ["wide.pth", "nothing.pth"])
+def test_no_training_from_another_network(other_weights, capsys, weights):
+    import train_net
+
+    options = [*OPTIONS, "OUTPUT_DIR", str(other_weights / "out")]
+    with pytest.raises(SystemExit) as ended:
+        train_net.main(parse(*options, "MODEL.WEIGHTS", str(other_weights / weights)))
+    assert ended.value.code == 2 and weights in capsys.readouterr().err
+    assert not (other_weights / "out").exists()
+
+
+def test_training_starts_from_a_backbone(other_weights):
+    import train_net
+
+    options = [*OPTIONS, "OUTPUT_DIR", str(other_weights / "out"), "SOLVER.MAX_ITER", "1",
+               "SOLVER.STEPS", "()", "DATASETS.TEST", "()"]  # fmt: skip
+    train_net.main(parse(*options, "MODEL.WEIGHTS", str(other_weights / "backbone.pth")))
+    log = (other_weights / "out/log.txt").read_text()
+    assert "10 of 22 weights of the model found in" in log
+    assert "(backbone 10 of 10, proposal_generator 0 of 6," in log
+
+
 @pytest.mark.parametrize("gone", ["annotations.json", "images"])
 def test_missing_dataset_files_are_found_first(registered, gone):
     (registered / "data" / gone).rename(registered / "elsewhere")

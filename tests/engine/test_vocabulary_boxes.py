@@ -96,7 +96,7 @@ def test_weights_of_another_model_are_refused(checkpoint, tmp_path):  # noqa: F8
     (tmp_path / "config.yaml").write_text(checkpoint.with_name("config.yaml").read_text())
     lost = next(key for key in state if key.startswith("roi_heads.box_head"))
     torch.save({"model": {k: v for k, v in state.items() if k != lost}}, tmp_path / "model.pth")
-    with pytest.raises(OVDError, match="does not fit its config: roi_heads"):
+    with pytest.raises(OVDError, match=r"lacks 1 of .* such as roi_heads"):
         DetectedLabels(str(tmp_path / "model.pth"), VOCABULARY)
 
 

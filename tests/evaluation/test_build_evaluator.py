@@ -1,5 +1,6 @@
 """The evaluator of a data set follows its metadata and the config."""
 
+import importlib.util
 import json
 
 import pytest
@@ -9,7 +10,12 @@ from detectron2.evaluation import COCOEvaluator
 
 from ovd_d2.config import add_ovd_config
 from ovd_d2.errors import OVDError
-from ovd_d2.evaluation import COCOOpenVocabEvaluator, LVISOpenVocabEvaluator, build_evaluator
+from ovd_d2.evaluation import (
+    COCOOpenVocabEvaluator,
+    LVISOpenVocabEvaluator,
+    build_evaluator,
+    check_evaluator,
+)
 
 
 @pytest.fixture
@@ -98,6 +104,57 @@ def test_the_config_reaches_the_lvis_evaluator(cfg, dataset):
 def test_unknown_data_sets_and_types(cfg, dataset):
     with pytest.raises(OVDError, match="'lvis_v9', which is not registered"):
         build_evaluator(cfg, "lvis_v9")
-    for unknown in ("cityscapes_instance", None):
+    for unknown in ("no_such_type", None):
         with pytest.raises(OVDError, match=f"evaluator_type {unknown!r}"):
             build_evaluator(cfg, dataset(unknown))
+
+
+@pytest.mark.parametrize(
+    "kind, needed, expected",
+    [
+        ("sem_seg", None, ["SemSegEvaluator"]),
+        ("coco_panoptic_seg", "panopticapi",
+         ["SemSegEvaluator", "COCOEvaluator", "COCOPanopticEvaluator"]),
+        ("cityscapes_instance", "cityscapesscripts", ["CityscapesInstanceEvaluator"]),
+        ("cityscapes_sem_seg", "cityscapesscripts", ["CityscapesSemSegEvaluator"]),
+        ("cityscapes_panoptic_seg", "panopticapi", ["COCOPanopticEvaluator",
+         "CityscapesSemSegEvaluator", "CityscapesInstanceEvaluator"]),
+    ],
+)  # fmt: skip
+def test_what_detectron2_s_train_net_evaluates(cfg, dataset, monkeypatch, kind, needed, expected):
+    """The packages that two of them import only when they evaluate must be there beforehand."""
+    name = dataset(kind)
+    MetadataCatalog.get(name).set(
+        stuff_classes=["sky"], ignore_label=255, stuff_dataset_id_to_contiguous_id={1: 0}
+    )
+    find = importlib.util.find_spec
+    if needed:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda m: None if m == needed else find(m))
+        with pytest.raises(OVDError, match=f"needs {needed}: run `pip install"):
+            check_evaluator(cfg, name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda m: True)
+    monkeypatch.setattr(DatasetCatalog, "get", lambda name: [])
+    found = build_evaluator(cfg, name)
+    parts = getattr(found, "_evaluators", [found])
+    assert [type(part).__name__ for part in parts] == expected
+
+
+def test_keypoint_sigmas_are_passed_on(cfg, dataset):
+    cfg.TEST.KEYPOINT_OKS_SIGMAS = [0.1, 0.2]
+    assert build_evaluator(cfg, dataset("coco"))._kpt_oks_sigmas == [0.1, 0.2]
+
+
+def test_fixed_ap_warns_of_a_cap_that_cuts_it_short(cfg, dataset, caplog):
+    """One image and one class: 10,000 detections are meant, the RPN's 1000 proposals can be."""
+    name = dataset("lvis")
+    cfg.TEST.DETECTIONS_PER_IMAGE = 999
+    build_evaluator(cfg, name)
+    assert "APfixed" not in caplog.text
+    cfg.TEST.FIXED_AP = True
+    build_evaluator(cfg, name)
+    assert "APfixed will be too low; set TEST.DETECTIONS_PER_IMAGE to 1000 or more" in caplog.text
+    caplog.clear()
+    for enough in (1000, -1):
+        cfg.TEST.DETECTIONS_PER_IMAGE = enough
+        build_evaluator(cfg, name)
+    assert "APfixed" not in caplog.text

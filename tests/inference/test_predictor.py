@@ -252,7 +252,12 @@ def test_bad_arguments_are_one_sentence(config, checkpoint, tmp_path):
     (tmp_path / "text.pth").write_text("no weights")
     torch.save({"model": {}}, tmp_path / "empty.pth")
     torch.save({"model": torch.nn.Linear(1, 1)}, tmp_path / "code.pth")
+    torch.save([torch.zeros(2)], tmp_path / "list.pth")
+    torch.save({"model": {3: torch.zeros(2)}}, tmp_path / "int.pth")
     state = torch.load(checkpoint, weights_only=True)["model"]
+    for name, unfit in (("sparse", torch.eye(2).to_sparse()), ("meta", torch.eye(2, device="meta")),
+                        ("complex", torch.eye(2) * 1j)):  # fmt: skip
+        torch.save({**state, "pixel_mean": unfit}, tmp_path / f"{name}.pth")
     torch.save({k: v for k, v in state.items() if "mask" not in k}, tmp_path / "no_mask.pth")
     state["roi_heads.box_head.fc1.weight"] = torch.zeros(2, 2)
     torch.save(state, tmp_path / "shape.pth")
@@ -263,6 +268,11 @@ def test_bad_arguments_are_one_sentence(config, checkpoint, tmp_path):
         "model.onnx": r"must be a \.pth or \.safetensors file",
         tmp_path / "text.pth": r"text\.pth",
         tmp_path / "empty.pth": r"empty\.pth holds no weights",
+        tmp_path / "list.pth": r"list\.pth holds no weights",
+        tmp_path / "int.pth": r"int\.pth holds no weights of a model: its entry 3 is under no name",
+        tmp_path / "sparse.pth": r"its entry 'pixel_mean' is a sparse tensor",
+        tmp_path / "meta.pth": r"its entry 'pixel_mean' is a meta tensor",
+        tmp_path / "complex.pth": r"its entry 'pixel_mean' is complex",
         tmp_path / "code.pth": r"code\.pth is not a file of tensors",
         tmp_path / "no_mask.pth": r"no_mask\.pth lacks \d+ of the model's",
         tmp_path / "shape.pth": r"fc1\.weight has shape \(2, 2\)",
