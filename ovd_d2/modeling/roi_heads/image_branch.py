@@ -63,7 +63,7 @@ class ImageBranch(nn.Module):
         return None
 
     def probabilities(
-        self, pooled: Tensor, boxes: Sequence[Tensor], images: ImageList
+        self, pooled: Tensor, boxes: list[Tensor], images: ImageList
     ) -> list[Tensor]:
         """Per image (Ri, K): softmax over the names, without background.
 
@@ -93,7 +93,7 @@ class SecondHead(ImageBranch):
         return self.head(pooled).flatten(1)
 
     def probabilities(
-        self, pooled: Tensor, boxes: Sequence[Tensor], images: ImageList
+        self, pooled: Tensor, boxes: list[Tensor], images: ImageList
     ) -> list[Tensor]:
         """See :class:`ImageBranch`; the regions are those that were pooled."""
         logits = self.cls_score(self.features(pooled))[:, :-1]

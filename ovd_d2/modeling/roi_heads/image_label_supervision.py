@@ -43,6 +43,7 @@ class ImageLabelSupervision(nn.Module):
             )
         return {"weight": cfg.MODEL.IMAGE_LABELS.WEIGHT}
 
+    @torch.jit.unused
     def forward(self, logits: Tensor, labelled: Sequence[Instances]) -> dict[str, Tensor]:
         """``loss_image_label``, weight applied; 0 with a gradient path if B = 0.
 

@@ -57,6 +57,8 @@ class OpenVocabROIHeadsMixin:
     ``image_labels`` (RKD).
     """
 
+    __jit_unused_properties__ = ("box_predictors", "vocabulary", "needs_teacher_regions")
+
     @configurable
     def __init__(
         self,
@@ -196,6 +198,7 @@ class OpenVocabROIHeadsMixin:
         if self.image_branch is not None:
             self.image_branch.set_vocabulary(vocabulary, embeddings)
         self.num_classes = len(vocabulary)
+        self.is_novel = list(vocabulary.is_novel)
 
     def forward(
         self,
@@ -208,8 +211,8 @@ class OpenVocabROIHeadsMixin:
         TEACHER_REGION, ``teacher_embedding`` (Ri, D). The losses of a model have the same names
         for every kind of batch; those that nothing in it concerns are 0."""
         if not self.training:
-            opinions = self.boxes_and_scores(images, features, proposals)
-            found, _ = self.box_predictors[-1].detections(*opinions, images.image_sizes)
+            boxes, scores = self.boxes_and_scores(images, features, proposals)
+            found = self._detections(boxes, scores, [p.image_size for p in proposals])
             return self.forward_with_given_boxes(features, found), {}
         regions = [
             rows_with(t, Supervision.TEACHER_REGION) if self.needs_teacher_regions else t[:0]
@@ -238,6 +241,11 @@ class OpenVocabROIHeadsMixin:
         losses.update(self._forward_mask(features, proposals))
         losses.update(self._forward_keypoint(features, proposals))
         return proposals, losses
+
+    def _detections(
+        self, boxes: list[Tensor], scores: list[Tensor], image_sizes: list[tuple[int, int]]
+    ) -> list[Instances]:
+        return self.box_predictor.detections(boxes, scores, image_sizes)[0]
 
     def pool(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         """(R, C, P, P), what the box head (of the first stage) looks at.
@@ -311,9 +319,9 @@ class OpenVocabROIHeadsMixin:
         self,
         images: ImageList,
         pooled: Tensor,
-        boxes: Sequence[Tensor],
-        probabilities: Sequence[Tensor],
-        proposals: Sequence[Instances],
+        boxes: list[Tensor],
+        probabilities: list[Tensor],
+        proposals: list[Instances],
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Boxes and scores from what the branches say, see :meth:`boxes_and_scores`.
 
@@ -325,19 +333,25 @@ class OpenVocabROIHeadsMixin:
             proposals: per image, of the RPN, with ``objectness_logits`` (Ri,).
         """
         if self.score_rule is None:
-            return list(boxes), list(probabilities)
-        objectness = [p.objectness_logits.sigmoid() for p in proposals]
-        second: Sequence[Tensor | None] = [None] * len(boxes)
-        if self.image_branch is not None:
-            kept = [self.image_branch.candidates(*pair) for pair in zip(boxes, objectness)]
-            boxes, probabilities, objectness = (
-                [v if rows is None else v[rows] for v, rows in zip(values, kept)]
-                for values in (boxes, probabilities, objectness)
-            )
-            second = self.image_branch.probabilities(pooled, boxes, images)
-        novel = self.vocabulary.is_novel
-        opinions = zip(probabilities, second, objectness)
-        return list(boxes), [self.score_rule(*opinion, novel) for opinion in opinions]
+            return boxes, probabilities
+        else:  # an else, since torch.jit.script leaves out only what is in a branch
+            objectness = [p.objectness_logits.sigmoid() for p in proposals]
+            second: list[Tensor | None] = [None for _ in boxes]
+            if self.image_branch is not None:
+                kept = [self.image_branch.candidates(b, o) for b, o in zip(boxes, objectness)]
+                boxes = _take(boxes, kept)
+                probabilities = _take(probabilities, kept)
+                objectness = _take(objectness, kept)
+                second = list(self.image_branch.probabilities(pooled, boxes, images))
+            novel = self.is_novel
+            return boxes, [
+                self.score_rule(text, image, o, novel)
+                for text, image, o in zip(probabilities, second, objectness)
+            ]
+
+
+def _take(values: list[Tensor], rows: list[Tensor | None]) -> list[Tensor]:
+    return [v if kept is None else v[kept] for v, kept in zip(values, rows)]
 
 
 def _stock_config(cfg: CfgNode, num_classes: int) -> CfgNode:
