@@ -22,6 +22,7 @@ from ovd_d2.config_file import load_config
 from ovd_d2.data.build import check_registered
 from ovd_d2.data.mixing import read_sources
 from ovd_d2.errors import OVDError
+from ovd_d2.modeling.roi_heads.head_checks import check_head_name
 
 from .checkpoint import AtomicCheckpointer
 from .train_loop import amp_dtype
@@ -53,6 +54,7 @@ def check_config(cfg: CfgNode, *, train: bool = True, resume: bool = False) -> N
     Raises:
         OVDError: naming the key.
     """
+    check_head_name(cfg)
     solver = cfg.SOLVER
     checks: list[tuple[str, Any, bool, str]] = [
         ("SOLVER.OPTIMIZER", solver.OPTIMIZER, solver.OPTIMIZER in ("SGD", "ADAMW"),

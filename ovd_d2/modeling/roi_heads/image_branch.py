@@ -62,9 +62,7 @@ class ImageBranch(nn.Module):
         """Rows of an image's boxes (Ri, 4) worth looking at, int64; None for all."""
         return None
 
-    def probabilities(
-        self, pooled: Tensor, boxes: list[Tensor], images: ImageList
-    ) -> list[Tensor]:
+    def probabilities(self, pooled: Tensor, boxes: list[Tensor], images: ImageList) -> list[Tensor]:
         """Per image (Ri, K): softmax over the names, without background.
 
         Args:
@@ -92,9 +90,7 @@ class SecondHead(ImageBranch):
         """(R, C, P, P) pooled regions -> (R, width)."""
         return self.head(pooled).flatten(1)
 
-    def probabilities(
-        self, pooled: Tensor, boxes: list[Tensor], images: ImageList
-    ) -> list[Tensor]:
+    def probabilities(self, pooled: Tensor, boxes: list[Tensor], images: ImageList) -> list[Tensor]:
         """See :class:`ImageBranch`; the regions are those that were pooled."""
         logits = self.cls_score(self.features(pooled))[:, :-1]
         return list(logits.softmax(dim=1).split([len(b) for b in boxes]))

@@ -60,9 +60,16 @@ class OpenVocabBoxPredictor(FastRCNNOutputLayers):
             fed_loss_freq_weight_power: negatives are drawn with image count ** this.
             train_classifier: False (ViLD-image): ``loss_cls`` is 0 and probabilities, since the
                 background is never learned, are a softmax over the names.
-            kwargs: the rest of :class:`FastRCNNOutputLayers`'s arguments, without
-                ``num_classes`` (the vocabulary's business) and ``cls_agnostic_bbox_reg`` (True).
+            kwargs: the rest of :class:`FastRCNNOutputLayers`'s arguments. ``num_classes`` is the
+                vocabulary's business and not looked at, ``cls_agnostic_bbox_reg`` may only be True
+                (a model-zoo node that gets this class as its ``_target_`` names them).
+
+        Raises:
+            OVDError: settings that do not go together.
         """
+        kwargs.pop("num_classes", None)
+        if not kwargs.pop("cls_agnostic_bbox_reg", True):
+            raise OVDError("cls_agnostic_bbox_reg is False; boxes that classes own can not be.")
         if use_fed_loss and not use_sigmoid_ce:
             raise OVDError(
                 "MODEL.ROI_BOX_HEAD.USE_FED_LOSS needs MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE True."

@@ -4,8 +4,6 @@ Letters: Ri target rows of image i, R regions over the batch, M of them with a t
 K classes, D embedding width.
 """
 
-from collections.abc import Sequence
-
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import build_box_head
@@ -14,28 +12,22 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
-from ovd_d2.language import TextEmbeddings, Vocabulary, build_class_embeddings
+from ovd_d2.language import (
+    EmbeddingsLike,
+    Vocabulary,
+    VocabularyLike,
+    build_class_embeddings,
+    class_space,
+)
 from ovd_d2.modeling.classifiers.embedding_classifier import encoders_differ
 from ovd_d2.structures import Supervision, is_box_supervised, rows_with
 
+from .head_checks import check_class_agnostic, check_head_name, check_parts
 from .image_branch import ImageBranch, image_branch_class
 from .image_label_supervision import ImageLabelSupervision
 from .open_vocab_box_predictor import OpenVocabBoxPredictor
 from .region_distiller import RegionDistiller
 from .score_fusion import ScoreRule
-
-
-def _require_class_agnostic(cfg: CfgNode) -> None:
-    if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
-        raise OVDError(
-            "Open-vocabulary heads need boxes that no class owns: set "
-            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG True."
-        )
-    if cfg.MODEL.MASK_ON and not cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
-        raise OVDError(
-            "Open-vocabulary heads need masks that no class owns: set "
-            "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK True."
-        )
 
 
 class OpenVocabROIHeadsMixin:
@@ -63,8 +55,8 @@ class OpenVocabROIHeadsMixin:
     def __init__(
         self,
         *,
-        vocabulary: Vocabulary,
-        text_embeddings: TextEmbeddings,
+        vocabulary: VocabularyLike,
+        text_embeddings: EmbeddingsLike,
         distiller: RegionDistiller | None = None,
         image_branch: ImageBranch | None = None,
         image_labels: ImageLabelSupervision | None = None,
@@ -73,16 +65,22 @@ class OpenVocabROIHeadsMixin:
     ):
         """
         Args:
-            vocabulary: the K classes to start with.
-            text_embeddings: their (K, D) embeddings.
+            vocabulary: the K classes to start with, see :func:`class_space`.
+            text_embeddings: their (K, D) embeddings, or what gives them.
             distiller: teaches the text branch's embeddings.
             image_branch: a second opinion on classes; not together with ``distiller``.
             image_labels: teaches the text branch from rows of IMAGE_LABEL; None: they are ignored.
             score_rule: how opinions become scores; None: the text branch's probabilities.
             kwargs: of Detectron2's heads; every box predictor is an
-                :class:`OpenVocabBoxPredictor`.
+                :class:`OpenVocabBoxPredictor`, the mask head has ``num_classes=1``. Their own
+                ``num_classes`` may be left out: it is K.
+
+        Raises:
+            OVDError: parts that do not go together, or embeddings that do not fit.
         """
-        super().__init__(**kwargs)
+        super().__init__(**{**kwargs, "num_classes": 1})
+        mask_head = getattr(self, "mask_head", None)
+        check_parts(self.box_predictors, mask_head, distiller, image_branch, score_rule)
         self.distiller = distiller
         self.image_branch = image_branch
         self.image_labels = image_labels
@@ -91,7 +89,8 @@ class OpenVocabROIHeadsMixin:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
-        _require_class_agnostic(cfg)
+        check_head_name(cfg)
+        check_class_agnostic(cfg)
         open_vocab = cfg.MODEL.OPEN_VOCAB
         vocabulary, embeddings = build_class_embeddings(
             vocabulary=open_vocab.VOCABULARY,
@@ -188,9 +187,11 @@ class OpenVocabROIHeadsMixin:
                 "MODEL.OPEN_VOCAB.TEXT_ENCODER, or change that."
             )
 
-    def set_vocabulary(self, vocabulary: Vocabulary, embeddings: TextEmbeddings) -> None:
-        """Swaps the class space of all stages and branches; raises OVDError and changes nothing if
-        the embeddings do not fit (see :meth:`OpenVocabBoxPredictor.set_vocabulary`)."""
+    def set_vocabulary(self, vocabulary: VocabularyLike, embeddings: EmbeddingsLike) -> None:
+        """Swaps the class space of all stages and branches to what :func:`class_space` makes of the
+        arguments; raises OVDError and changes nothing if the embeddings do not fit (see
+        :meth:`OpenVocabBoxPredictor.set_vocabulary`)."""
+        vocabulary, embeddings = class_space(vocabulary, embeddings)
         if self.image_branch is not None:
             self.image_branch.check_vocabulary(embeddings)
         for predictor in self.box_predictors:
