@@ -157,8 +157,9 @@ class LabelledImageBranch(SecondHead):
         regions: Sequence[Instances],
     ) -> dict[str, Tensor]:
         """``loss_cls_image``: ViLD's text loss."""
-        targets = torch.cat([p.gt_classes for p in proposals])
         logits = self.cls_score(self.features(pooled))
+        no_targets = logits.new_zeros(0, dtype=torch.int64)
+        targets = torch.cat([no_targets, *(p.gt_classes for p in proposals)])
         return {"loss_cls_image": masked_softmax_cross_entropy(logits, targets, self.excluded)}
 
 
