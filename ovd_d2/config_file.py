@@ -6,9 +6,12 @@ import re
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.file_io import PathManager
 
 from ovd_d2.config import add_ovd_config
 from ovd_d2.errors import OVDError
+
+_HEADS = "MODEL.ROI_HEADS.NAME"
 
 
 def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode:
@@ -40,7 +43,38 @@ def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode
             cfg.merge_from_list(opts)
         except Exception as error:
             raise OVDError(explain_config_error("The options", error, cfg)) from error
+    _check_no_cascade_was_replaced(config_file, opts or [])
     return cfg
+
+
+def _check_no_cascade_was_replaced(config_file: str, opts: list[str]) -> None:
+    """Raises OVDError if the plain open-vocabulary head takes a cascade's place, in which nothing
+    but its name says that it is one."""
+    names = _head_names(config_file) if config_file else []
+    names += [value for key, value in zip(opts[::2], opts[1::2]) if key == _HEADS]
+    cascades = ("CascadeROIHeads", "OpenVocabCascadeROIHeads")
+    before = [name for name in names if name != "OpenVocabROIHeads"]
+    if names and names[-1] == "OpenVocabROIHeads" and before and before[-1] in cascades:
+        raise OVDError(
+            f"{_HEADS} is OpenVocabROIHeads, which has one stage, but {config_file or 'it'} is a "
+            f"cascade ({before[-1]}): set {_HEADS} OpenVocabCascadeROIHeads, or take a config that "
+            "is no cascade."
+        )
+
+
+def _head_names(config_file: str) -> list[str]:
+    """Every MODEL.ROI_HEADS.NAME in a file and its ``_BASE_`` files, the one that counts last."""
+    with PathManager.open(config_file) as file:
+        content = yaml.safe_load(file) or {}
+    bases = content.get("_BASE_", [])
+    names = []
+    for base in [bases] if isinstance(bases, str) else bases:
+        base = os.path.expanduser(base)
+        if not base.startswith(("/", "https://", "http://")):  # as fvcore finds it
+            base = os.path.join(os.path.dirname(config_file), base)
+        names += _head_names(base)
+    name = content.get("MODEL", {}).get("ROI_HEADS", {}).get("NAME")
+    return [*names, name] if name else names
 
 
 def explain_config_error(where: str, error: Exception, cfg: CfgNode) -> str:

@@ -24,6 +24,7 @@ from ovd_d2.data.mixing import read_sources, training_datasets
 from ovd_d2.data.user_code import run_registration
 from ovd_d2.errors import OVDError
 from ovd_d2.layers.device import usable_device
+from ovd_d2.modeling.roi_heads.head_checks import check_head_name
 
 from .checkpoint import AtomicCheckpointer
 from .config_rules import check_values
@@ -63,6 +64,7 @@ def check_config(cfg: CfgNode, *, train: bool = True, resume: bool = False) -> N
         OVDError: naming the key.
     """
     check_values(cfg)
+    check_head_name(cfg)
     if cfg.INPUT.MIN_SIZE_TEST == 0 or 0 in cfg.INPUT.MIN_SIZE_TRAIN:
         logger.warning(
             "INPUT.MIN_SIZE_TEST or MIN_SIZE_TRAIN is 0: images keep their sizes, as in Detectron2."

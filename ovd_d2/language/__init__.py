@@ -5,6 +5,7 @@ from ovd_d2.language.attributes import (
     expand_with_attributes,
     vocabulary_product,
 )
+from ovd_d2.language.class_space import EmbeddingsLike, VocabularyLike, class_space
 from ovd_d2.language.novel_names import novel_flags, read_novel_names
 from ovd_d2.language.prompts import PROMPT_SETS, article, clean_name, fill, load_prompts
 from ovd_d2.language.text_embeddings import (
@@ -24,15 +25,18 @@ from ovd_d2.language.vocabulary import Vocabulary
 
 __all__ = [
     "PROMPT_SETS",
+    "EmbeddingsLike",
     "TextEmbeddingBank",
     "TextEmbeddings",
     "TextEncoder",
     "TextEncoderScheme",
     "Vocabulary",
+    "VocabularyLike",
     "article",
     "attribute_probabilities",
     "build_class_embeddings",
     "build_text_encoder",
+    "class_space",
     "clean_name",
     "expand_with_attributes",
     "fill",

@@ -1,5 +1,6 @@
 """Everything registered in Detectron2's registries."""
 
+from . import test_time_augmentation
 from .backbone import build_timm_fpn_backbone
 from .meta_arch import CLIP
 from .proposal_generator import MixedSupervisionRPN
@@ -10,6 +11,8 @@ from .roi_heads import (
     OpenVocabROIHeads,
 )
 from .vocabulary_swap import get_vocabulary, set_vocabulary
+
+test_time_augmentation.register()
 
 __all__ = [
     "CLIP",

@@ -3,7 +3,7 @@
 from torch import nn
 
 from ovd_d2.errors import OVDError
-from ovd_d2.language import TextEmbeddings, Vocabulary
+from ovd_d2.language import EmbeddingsLike, Vocabulary, VocabularyLike
 
 
 def _owner(model: nn.Module) -> nn.Module | None:
@@ -21,13 +21,17 @@ def get_vocabulary(model: nn.Module) -> Vocabulary | None:
     return None if owner is None else owner.vocabulary
 
 
-def set_vocabulary(model: nn.Module, vocabulary: Vocabulary, embeddings: TextEmbeddings) -> None:
+def set_vocabulary(
+    model: nn.Module, vocabulary: VocabularyLike, embeddings: EmbeddingsLike
+) -> None:
     """Swaps the classes of ``model``.
 
     Args:
         model: a detector with open-vocabulary ROI heads, possibly wrapped by DDP.
-        vocabulary: the K new classes.
-        embeddings: their (K, D) embeddings, by the encoder the model was trained with.
+        vocabulary: the K new classes: a :class:`Vocabulary`, a list of names, or names between
+            commas.
+        embeddings: their (K, D) embeddings, by the encoder the model was trained with, or what
+            gives them (see :func:`ovd_d2.language.class_space`).
 
     Raises:
         OVDError: closed-set model, or embeddings that do not fit; the model is unchanged then.

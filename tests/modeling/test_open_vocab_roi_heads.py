@@ -1,5 +1,7 @@
 """The heads under Detectron2's own GeneralizedRCNN, on FPN, Cascade and C4."""
 
+import dataclasses
+
 import pytest
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
@@ -8,6 +10,7 @@ from small_detectors import KINDS, make_batch, make_embeddings, make_target, mak
 from small_detectors import training_losses as losses_of
 
 from ovd_d2.errors import OVDError
+from ovd_d2.language import Vocabulary
 from ovd_d2.modeling import get_vocabulary, set_vocabulary
 from ovd_d2.structures import Supervision
 
@@ -125,10 +128,14 @@ def test_weak_images_say_nothing_about_background(build):
     assert empty["loss_cls"] > 0 and empty["loss_rpn_cls"] > 0  # annotated, nothing there
 
 
-def test_novel_classes_take_no_part_in_training(build):
-    """Neither the names nor the embeddings of held-out classes change the loss."""
+@pytest.mark.parametrize("counted", [True, False], ids=["LVIS", "COCO"])
+def test_novel_classes_take_no_part_in_training(build, counted):
+    """Neither the names nor the embeddings of held-out classes change the loss, whether they are
+    known by their image counts (LVIS) or by the mark alone (COCO)."""
     model = build("fpn")
     vocabulary = make_vocabulary(5, novel=(2, 4))
+    if not counted:
+        vocabulary = dataclasses.replace(vocabulary, image_counts=())
     batch = make_batch(two_images())
     values = make_embeddings(vocabulary)
     set_vocabulary(model, vocabulary, values)
@@ -234,6 +241,19 @@ def test_federated_loss_needs_sigmoid_and_image_counts(build):
     vocabulary = make_vocabulary(5, novel=(4,))
     set_vocabulary(model, vocabulary, make_embeddings(vocabulary))
     assert torch.isfinite(losses_of(model, make_batch(two_images()))["loss_cls"])
+
+
+def test_federated_negatives_are_drawn_by_the_root_of_image_counts(build):
+    """Or by another power that the config names; held-out classes never."""
+    fed = ("MODEL.ROI_BOX_HEAD.USE_FED_LOSS", True, "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", True)
+    counted = Vocabulary(
+        names=("a", "b", "c", "d"), image_counts=(100, 4, 0, 9), is_novel=(False,) * 3 + (True,)
+    )
+    for power, wanted in ((0.5, [10, 2, 0, 0]), (1.0, [100, 4, 0, 0])):
+        model = build("fpn", 5, *fed, "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER", power)
+        set_vocabulary(model, counted, make_embeddings(counted))
+        assert model.roi_heads.box_predictor.sampling_weight.tolist() == wanted
+    assert build("fpn").roi_heads.box_predictor.fed_loss_freq_weight_power == 0.5
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

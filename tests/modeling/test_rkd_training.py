@@ -104,6 +104,26 @@ def test_which_rows_feed_which_loss(build, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_each_extra_loss_reaches_the_box_head_and_the_backbone(build, kind):
+    """A teacher or a label that moves the projection alone teaches the detector little."""
+    model = build(kind, 5, *RKD)
+    losses = losses_of(model, make_batch(BATCHES["everything"]()))
+    stages = {"fpn": ["box_head"], "cascade": [f"box_head.{k}" for k in range(3)], "c4": ["res5"]}
+    for extra in EXTRA:
+        for stage, head in enumerate(stages[kind]):
+            name = f"{extra}_stage{stage}" if kind == "cascade" else extra
+            model.zero_grad()
+            losses[name].backward(retain_graph=True)
+            for part in (f"roi_heads.{head}.", "backbone."):
+                reached = [
+                    parameter.grad is not None and bool(parameter.grad.any())
+                    for key, parameter in model.named_parameters()
+                    if key.startswith(part) and key.endswith("weight") and parameter.requires_grad
+                ]
+                assert sum(reached) > len(reached) / 2, (name, part)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_weak_batches_teach_neither_rpn_nor_boxes(build, kind):
     model = build(kind, 5, *RKD)
     losses = losses_of(model, make_batch(BATCHES["labels and regions"]()))

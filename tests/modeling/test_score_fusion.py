@@ -152,6 +152,23 @@ def test_vild_image_scores_names_times_objectness(build):
     torch.testing.assert_close(table[seen], expected[seen], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["DistilledImageBranch", "LabelledImageBranch"])
+def test_a_second_heads_opinion_is_over_the_names_alone(build, name):
+    """Its background, learned or not, has no share in the softmax."""
+    model = build(
+        "fpn", 5, "MODEL.IMAGE_BRANCH.NAME", name, "MODEL.REGION_DISTILLATION.WEIGHT", 1.0
+    )
+    branch = model.roi_heads.image_branch.eval()
+    pooled, boxes = torch.randn(6, 16, 7, 7), [torch.zeros(4, 4), torch.zeros(2, 4)]
+    with torch.no_grad():
+        first, second = branch.probabilities(pooled, boxes, None)
+        names = branch.cls_score(branch.features(pooled))[:, :-1]
+    assert first.shape == (4, 5)
+    found = torch.cat([first, second])
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(6))
+    torch.testing.assert_close(found, names.softmax(dim=1))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_vocabulary_swap_reaches_the_image_branch(build, kind):
     model = build(kind, 5, *ENSEMBLE, *ALL)

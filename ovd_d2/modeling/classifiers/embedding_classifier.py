@@ -44,7 +44,11 @@ class EmbeddingClassifier(nn.Module):
     The class embeddings are no part of the state dict: a checkpoint can not replace the configured
     vocabulary, and one checkpoint serves any number of classes. What the state dict holds is the
     id of the text encoder; loading it into a model with another encoder is refused.
+
+    ``torch.jit.script`` takes it; the classes then are those of that moment.
     """
+
+    __jit_unused_properties__ = ("encoder_id",)
 
     def __init__(
         self,
@@ -131,15 +135,21 @@ class EmbeddingClassifier(nn.Module):
         Computed in fp32 under AMP too: a cosine rounded to half precision and multiplied by 100
         is off by up to 0.05.
         """
-        with torch.autocast(embeddings.device.type, enabled=False):
-            classes = F.linear(embeddings, self.class_embeddings)
-            if self.background is None:
-                background = classes.new_zeros(len(classes), 1)
-            else:
-                unit = F.normalize(self.background.float(), dim=0)
-                background = F.linear(embeddings, unit[None])
-            logits = self.logit_scale * torch.cat([classes, background], dim=1)
-            return logits if self.bias is None else logits + self.bias
+        if torch.jit.is_scripting():  # where autocast takes a constant device only
+            return self._logits(embeddings)
+        else:
+            with torch.autocast(embeddings.device.type, enabled=False):
+                return self._logits(embeddings)
+
+    def _logits(self, embeddings: Tensor) -> Tensor:
+        classes = F.linear(embeddings, self.class_embeddings)
+        if self.background is None:
+            background = classes.new_zeros(len(classes), 1)
+        else:
+            unit = F.normalize(self.background.float(), dim=0)
+            background = F.linear(embeddings, unit[None])
+        logits = self.logit_scale * torch.cat([classes, background], dim=1)
+        return logits if self.bias is None else logits + self.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """(R, in_features) float -> (R, K + 1) fp32 logits, logit scale applied."""

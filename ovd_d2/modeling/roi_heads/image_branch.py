@@ -62,9 +62,7 @@ class ImageBranch(nn.Module):
         """Rows of an image's boxes (Ri, 4) worth looking at, int64; None for all."""
         return None
 
-    def probabilities(
-        self, pooled: Tensor, boxes: Sequence[Tensor], images: ImageList
-    ) -> list[Tensor]:
+    def probabilities(self, pooled: Tensor, boxes: list[Tensor], images: ImageList) -> list[Tensor]:
         """Per image (Ri, K): softmax over the names, without background.
 
         Args:
@@ -92,9 +90,7 @@ class SecondHead(ImageBranch):
         """(R, C, P, P) pooled regions -> (R, width)."""
         return self.head(pooled).flatten(1)
 
-    def probabilities(
-        self, pooled: Tensor, boxes: Sequence[Tensor], images: ImageList
-    ) -> list[Tensor]:
+    def probabilities(self, pooled: Tensor, boxes: list[Tensor], images: ImageList) -> list[Tensor]:
         """See :class:`ImageBranch`; the regions are those that were pooled."""
         logits = self.cls_score(self.features(pooled))[:, :-1]
         return list(logits.softmax(dim=1).split([len(b) for b in boxes]))
@@ -161,8 +157,9 @@ class LabelledImageBranch(SecondHead):
         regions: Sequence[Instances],
     ) -> dict[str, Tensor]:
         """``loss_cls_image``: ViLD's text loss."""
-        targets = torch.cat([p.gt_classes for p in proposals])
         logits = self.cls_score(self.features(pooled))
+        no_targets = logits.new_zeros(0, dtype=torch.int64)
+        targets = torch.cat([no_targets, *(p.gt_classes for p in proposals)])
         return {"loss_cls_image": masked_softmax_cross_entropy(logits, targets, self.excluded)}
 
 

@@ -43,6 +43,7 @@ class ImageLabelSupervision(nn.Module):
             )
         return {"weight": cfg.MODEL.IMAGE_LABELS.WEIGHT}
 
+    @torch.jit.unused
     def forward(self, logits: Tensor, labelled: Sequence[Instances]) -> dict[str, Tensor]:
         """``loss_image_label``, weight applied; 0 with a gradient path if B = 0.
 
@@ -51,7 +52,8 @@ class ImageLabelSupervision(nn.Module):
             labelled: per image the rows of IMAGE_LABEL, with ``gt_classes`` (Bi,) in [0, K), in the
                 order of ``logits``.
         """
-        labels = torch.cat([rows.gt_classes for rows in labelled])
+        no_labels = logits.new_zeros(0, dtype=torch.int64)
+        labels = torch.cat([no_labels, *(rows.gt_classes for rows in labelled)])
         counts = [len(rows) for rows in labelled if len(rows)]
         images = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.long))
         loss = pseudo_box_loss(logits, labels, images.to(labels.device), len(counts))

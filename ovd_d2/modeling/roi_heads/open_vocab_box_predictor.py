@@ -3,13 +3,15 @@
 Letters: R regions over the batch, K classes, D embedding width.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, _log_classification_stats
+from detectron2.modeling.roi_heads.fast_rcnn import (
+    FastRCNNOutputLayers,
+    _log_classification_stats,
+    fast_rcnn_inference,
+)
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
@@ -58,9 +60,16 @@ class OpenVocabBoxPredictor(FastRCNNOutputLayers):
             fed_loss_freq_weight_power: negatives are drawn with image count ** this.
             train_classifier: False (ViLD-image): ``loss_cls`` is 0 and probabilities, since the
                 background is never learned, are a softmax over the names.
-            kwargs: the rest of :class:`FastRCNNOutputLayers`'s arguments, without
-                ``num_classes`` (the vocabulary's business) and ``cls_agnostic_bbox_reg`` (True).
+            kwargs: the rest of :class:`FastRCNNOutputLayers`'s arguments. ``num_classes`` is the
+                vocabulary's business and not looked at, ``cls_agnostic_bbox_reg`` may only be True
+                (a model-zoo node that gets this class as its ``_target_`` names them).
+
+        Raises:
+            OVDError: settings that do not go together.
         """
+        kwargs.pop("num_classes", None)
+        if not kwargs.pop("cls_agnostic_bbox_reg", True):
+            raise OVDError("cls_agnostic_bbox_reg is False; boxes that classes own can not be.")
         if use_fed_loss and not use_sigmoid_ce:
             raise OVDError(
                 "MODEL.ROI_BOX_HEAD.USE_FED_LOSS needs MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE True."
@@ -139,11 +148,14 @@ class OpenVocabBoxPredictor(FastRCNNOutputLayers):
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> list[Tensor]:
         """Per image (Ri, K + 1): Detectron2's, or a softmax over the K names and a column of 0."""
-        if self.train_classifier:
-            return super().predict_probs(predictions, proposals)
         logits, _ = predictions
-        names = F.pad(logits[:, :-1].softmax(dim=1), (0, 1))
-        return list(names.split([len(p) for p in proposals]))
+        if not self.train_classifier:
+            probabilities = F.pad(logits[:, :-1].softmax(dim=1), (0, 1))
+        elif self.use_sigmoid_ce:
+            probabilities = logits.sigmoid()
+        else:
+            probabilities = logits.softmax(dim=1)
+        return list(probabilities.split([len(p) for p in proposals]))
 
     def inference(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
@@ -157,25 +169,36 @@ class OpenVocabBoxPredictor(FastRCNNOutputLayers):
 
     def detections(
         self,
-        boxes: Sequence[Tensor],
-        probabilities: Sequence[Tensor],
-        image_shapes: Sequence[tuple[int, int]],
+        boxes: list[Tensor],
+        probabilities: list[Tensor],
+        image_shapes: list[tuple[int, int]],
     ) -> tuple[list[Instances], list[Tensor]]:
-        """:func:`top_pairs_inference` with the thresholds of ``MODEL.ROI_HEADS`` and ``TEST``.
+        """:func:`top_pairs_inference` with the thresholds of ``MODEL.ROI_HEADS`` and ``TEST``;
+        under ``torch.jit.script`` Detectron2's slower function, which finds the same.
 
         Args:
             boxes: per image (Ri, 4), absolute x0 y0 x1 y1.
             probabilities: per image (Ri, K + 1), of this predictor or of several together.
             image_shapes: per image (height, width).
         """
-        return top_pairs_inference(
-            boxes,
-            probabilities,
-            image_shapes,
-            self.test_score_thresh,
-            self.test_nms_thresh,
-            self.test_topk_per_image,
-        )
+        if torch.jit.is_scripting():
+            return fast_rcnn_inference(
+                boxes,
+                probabilities,
+                image_shapes,
+                self.test_score_thresh,
+                self.test_nms_thresh,
+                self.test_topk_per_image,
+            )
+        else:
+            return top_pairs_inference(
+                boxes,
+                probabilities,
+                image_shapes,
+                self.test_score_thresh,
+                self.test_nms_thresh,
+                self.test_topk_per_image,
+            )
 
     def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> dict:
         """``loss_cls`` and ``loss_box_reg``, as in :class:`FastRCNNOutputLayers`.
@@ -185,12 +208,13 @@ class OpenVocabBoxPredictor(FastRCNNOutputLayers):
             proposals: with ``proposal_boxes``, ``gt_boxes``, ``gt_classes`` in [0, K].
         """
         logits, deltas = predictions
-        targets = torch.cat([p.gt_classes for p in proposals])
+        no_boxes, no_targets = deltas.new_zeros(0, 4), deltas.new_zeros(0, dtype=torch.int64)
+        targets = torch.cat([no_targets, *(p.gt_classes for p in proposals)])
         _log_classification_stats(logits, targets)
-        boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
+        boxes = torch.cat([no_boxes, *(p.proposal_boxes.tensor for p in proposals)])
         # Images without ground truth have no gt_boxes; their regions are all background.
         gt_boxes = [p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes for p in proposals]
-        gt_boxes = torch.cat([b.tensor for b in gt_boxes])
+        gt_boxes = torch.cat([no_boxes, *(b.tensor for b in gt_boxes)])
         losses = {
             "loss_cls": self.classification_loss(logits, targets),
             "loss_box_reg": self.box_reg_loss(boxes, gt_boxes, deltas, targets),

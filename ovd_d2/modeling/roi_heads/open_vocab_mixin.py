@@ -4,8 +4,6 @@ Letters: Ri target rows of image i, R regions over the batch, M of them with a t
 K classes, D embedding width.
 """
 
-from collections.abc import Sequence
-
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import build_box_head
@@ -14,28 +12,22 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
-from ovd_d2.language import TextEmbeddings, Vocabulary, build_class_embeddings
+from ovd_d2.language import (
+    EmbeddingsLike,
+    Vocabulary,
+    VocabularyLike,
+    build_class_embeddings,
+    class_space,
+)
 from ovd_d2.modeling.classifiers.embedding_classifier import encoders_differ
 from ovd_d2.structures import Supervision, is_box_supervised, rows_with
 
+from .head_checks import check_class_agnostic, check_head_name, check_parts
 from .image_branch import ImageBranch, image_branch_class
 from .image_label_supervision import ImageLabelSupervision
 from .open_vocab_box_predictor import OpenVocabBoxPredictor
 from .region_distiller import RegionDistiller
 from .score_fusion import ScoreRule
-
-
-def _require_class_agnostic(cfg: CfgNode) -> None:
-    if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
-        raise OVDError(
-            "Open-vocabulary heads need boxes that no class owns: set "
-            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG True."
-        )
-    if cfg.MODEL.MASK_ON and not cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
-        raise OVDError(
-            "Open-vocabulary heads need masks that no class owns: set "
-            "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK True."
-        )
 
 
 class OpenVocabROIHeadsMixin:
@@ -57,12 +49,14 @@ class OpenVocabROIHeadsMixin:
     ``image_labels`` (RKD).
     """
 
+    __jit_unused_properties__ = ("box_predictors", "vocabulary", "needs_teacher_regions")
+
     @configurable
     def __init__(
         self,
         *,
-        vocabulary: Vocabulary,
-        text_embeddings: TextEmbeddings,
+        vocabulary: VocabularyLike,
+        text_embeddings: EmbeddingsLike,
         distiller: RegionDistiller | None = None,
         image_branch: ImageBranch | None = None,
         image_labels: ImageLabelSupervision | None = None,
@@ -71,16 +65,22 @@ class OpenVocabROIHeadsMixin:
     ):
         """
         Args:
-            vocabulary: the K classes to start with.
-            text_embeddings: their (K, D) embeddings.
+            vocabulary: the K classes to start with, see :func:`class_space`.
+            text_embeddings: their (K, D) embeddings, or what gives them.
             distiller: teaches the text branch's embeddings.
             image_branch: a second opinion on classes; not together with ``distiller``.
             image_labels: teaches the text branch from rows of IMAGE_LABEL; None: they are ignored.
             score_rule: how opinions become scores; None: the text branch's probabilities.
             kwargs: of Detectron2's heads; every box predictor is an
-                :class:`OpenVocabBoxPredictor`.
+                :class:`OpenVocabBoxPredictor`, the mask head has ``num_classes=1``. Their own
+                ``num_classes`` may be left out: it is K.
+
+        Raises:
+            OVDError: parts that do not go together, or embeddings that do not fit.
         """
-        super().__init__(**kwargs)
+        super().__init__(**{**kwargs, "num_classes": 1})
+        mask_head = getattr(self, "mask_head", None)
+        check_parts(self.box_predictors, mask_head, distiller, image_branch, score_rule)
         self.distiller = distiller
         self.image_branch = image_branch
         self.image_labels = image_labels
@@ -89,7 +89,8 @@ class OpenVocabROIHeadsMixin:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
-        _require_class_agnostic(cfg)
+        check_head_name(cfg)
+        check_class_agnostic(cfg)
         open_vocab = cfg.MODEL.OPEN_VOCAB
         vocabulary, embeddings = build_class_embeddings(
             vocabulary=open_vocab.VOCABULARY,
@@ -187,9 +188,11 @@ class OpenVocabROIHeadsMixin:
                 "MODEL.OPEN_VOCAB.TEXT_ENCODER, or change that."
             )
 
-    def set_vocabulary(self, vocabulary: Vocabulary, embeddings: TextEmbeddings) -> None:
-        """Swaps the class space of all stages and branches; raises OVDError and changes nothing if
-        the embeddings do not fit (see :meth:`OpenVocabBoxPredictor.set_vocabulary`)."""
+    def set_vocabulary(self, vocabulary: VocabularyLike, embeddings: EmbeddingsLike) -> None:
+        """Swaps the class space of all stages and branches to what :func:`class_space` makes of the
+        arguments; raises OVDError and changes nothing if the embeddings do not fit (see
+        :meth:`OpenVocabBoxPredictor.set_vocabulary`)."""
+        vocabulary, embeddings = class_space(vocabulary, embeddings)
         if self.image_branch is not None:
             self.image_branch.check_vocabulary(embeddings)
         for predictor in self.box_predictors:
@@ -197,6 +200,7 @@ class OpenVocabROIHeadsMixin:
         if self.image_branch is not None:
             self.image_branch.set_vocabulary(vocabulary, embeddings)
         self.num_classes = len(vocabulary)
+        self.is_novel = list(vocabulary.is_novel)
 
     def forward(
         self,
@@ -209,8 +213,8 @@ class OpenVocabROIHeadsMixin:
         TEACHER_REGION, ``teacher_embedding`` (Ri, D). The losses of a model have the same names
         for every kind of batch; those that nothing in it concerns are 0."""
         if not self.training:
-            opinions = self.boxes_and_scores(images, features, proposals)
-            found, _ = self.box_predictors[-1].detections(*opinions, images.image_sizes)
+            boxes, scores = self.boxes_and_scores(images, features, proposals)
+            found = self._detections(boxes, scores, [p.image_size for p in proposals])
             return self.forward_with_given_boxes(features, found), {}
         regions = [
             rows_with(t, Supervision.TEACHER_REGION) if self.needs_teacher_regions else t[:0]
@@ -239,6 +243,11 @@ class OpenVocabROIHeadsMixin:
         losses.update(self._forward_mask(features, proposals))
         losses.update(self._forward_keypoint(features, proposals))
         return proposals, losses
+
+    def _detections(
+        self, boxes: list[Tensor], scores: list[Tensor], image_sizes: list[tuple[int, int]]
+    ) -> list[Instances]:
+        return self.box_predictor.detections(boxes, scores, image_sizes)[0]
 
     def pool(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         """(R, C, P, P), what the box head (of the first stage) looks at.
@@ -312,9 +321,9 @@ class OpenVocabROIHeadsMixin:
         self,
         images: ImageList,
         pooled: Tensor,
-        boxes: Sequence[Tensor],
-        probabilities: Sequence[Tensor],
-        proposals: Sequence[Instances],
+        boxes: list[Tensor],
+        probabilities: list[Tensor],
+        proposals: list[Instances],
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Boxes and scores from what the branches say, see :meth:`boxes_and_scores`.
 
@@ -326,19 +335,25 @@ class OpenVocabROIHeadsMixin:
             proposals: per image, of the RPN, with ``objectness_logits`` (Ri,).
         """
         if self.score_rule is None:
-            return list(boxes), list(probabilities)
-        objectness = [p.objectness_logits.sigmoid() for p in proposals]
-        second: Sequence[Tensor | None] = [None] * len(boxes)
-        if self.image_branch is not None:
-            kept = [self.image_branch.candidates(*pair) for pair in zip(boxes, objectness)]
-            boxes, probabilities, objectness = (
-                [v if rows is None else v[rows] for v, rows in zip(values, kept)]
-                for values in (boxes, probabilities, objectness)
-            )
-            second = self.image_branch.probabilities(pooled, boxes, images)
-        novel = self.vocabulary.is_novel
-        opinions = zip(probabilities, second, objectness)
-        return list(boxes), [self.score_rule(*opinion, novel) for opinion in opinions]
+            return boxes, probabilities
+        else:  # an else, since torch.jit.script leaves out only what is in a branch
+            objectness = [p.objectness_logits.sigmoid() for p in proposals]
+            second: list[Tensor | None] = [None for _ in boxes]
+            if self.image_branch is not None:
+                kept = [self.image_branch.candidates(b, o) for b, o in zip(boxes, objectness)]
+                boxes = _take(boxes, kept)
+                probabilities = _take(probabilities, kept)
+                objectness = _take(objectness, kept)
+                second = list(self.image_branch.probabilities(pooled, boxes, images))
+            novel = self.is_novel
+            return boxes, [
+                self.score_rule(text, image, o, novel)
+                for text, image, o in zip(probabilities, second, objectness)
+            ]
+
+
+def _take(values: list[Tensor], rows: list[Tensor | None]) -> list[Tensor]:
+    return [v if kept is None else v[kept] for v, kept in zip(values, rows)]
 
 
 def _stock_config(cfg: CfgNode, num_classes: int) -> CfgNode:

@@ -26,6 +26,10 @@ from .open_vocab_mixin import OpenVocabROIHeadsMixin
 class OpenVocabROIHeads(OpenVocabROIHeadsMixin, StandardROIHeads):
     """Text classes for FPN and C5 detectors (Faster / Mask R-CNN)."""
 
+    # For torch.jit.script, as Detectron2 annotates its StandardROIHeads.
+    mask_on: torch.jit.Final[bool]
+    keypoint_on: torch.jit.Final[bool]
+
     def _text_features(self, pooled: Tensor) -> Tensor:
         return self.box_head(pooled).flatten(1)
 
@@ -78,6 +82,11 @@ class OpenVocabCascadeROIHeads(OpenVocabROIHeadsMixin, CascadeROIHeads):
 
     def _text_features(self, pooled: Tensor) -> Tensor:
         return self.box_head[-1](pooled).flatten(1)
+
+    def _detections(
+        self, boxes: list[Tensor], scores: list[Tensor], image_sizes: list[tuple[int, int]]
+    ) -> list[Instances]:
+        return self.box_predictor[-1].detections(boxes, scores, image_sizes)[0]
 
     def _box_losses(
         self,
@@ -144,6 +153,8 @@ class OpenVocabRes5ROIHeads(OpenVocabROIHeadsMixin, Res5ROIHeads):
 
     The head of an image branch is a second res5.
     """
+
+    mask_on: torch.jit.Final[bool]  # for torch.jit.script
 
     @classmethod
     def _second_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> tuple[nn.Module, int]:

@@ -82,6 +82,7 @@ class RegionDistiller(nn.Module):
             "relation": distillation.RELATION,
         }
 
+    @torch.jit.unused
     def forward(self, student: Tensor, regions: Sequence[Instances]) -> dict[str, Tensor]:
         """``loss_distill_l1`` (or ``_l2``) and ``loss_distill_relation``, as far as their weights
         are above 0, weights applied; 0 with a gradient path if M = 0.

@@ -3,17 +3,15 @@
 Letters: R regions, K classes.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from torch import Tensor
+from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
 
 
-def text_exponents(is_novel: Sequence[bool], base_weight: float, fixed_weight: float) -> Tensor:
+def text_exponents(is_novel: list[bool], base_weight: float, fixed_weight: float) -> Tensor:
     """How much the text branch counts in the ensemble, per class.
 
     ViLD, section 3.4: ``base_weight`` (2/3) for base and 1 - ``base_weight`` for novel classes:
@@ -60,7 +58,7 @@ def with_objectness(probabilities: Tensor, objectness: Tensor) -> Tensor:
     return (probabilities * objectness[:, None]).sqrt()
 
 
-class ScoreRule:
+class ScoreRule(nn.Module):
     """What a region scores for a class, from the opinions that there are."""
 
     @configurable
@@ -72,6 +70,7 @@ class ScoreRule:
             base_weight: see :func:`text_exponents`.
             fixed_weight: the same.
         """
+        super().__init__()
         if combine not in ("ensemble", "objectness"):
             raise OVDError(
                 f'MODEL.IMAGE_BRANCH.SCORES is "{combine}"; use "ensemble" or "objectness".'
@@ -92,8 +91,8 @@ class ScoreRule:
             "fixed_weight": branch.FIXED_WEIGHT,
         }
 
-    def __call__(
-        self, text: Tensor, image: Tensor | None, objectness: Tensor, is_novel: Sequence[bool]
+    def forward(
+        self, text: Tensor, image: Tensor | None, objectness: Tensor, is_novel: list[bool]
     ) -> Tensor:
         """
         Args:
@@ -108,6 +107,7 @@ class ScoreRule:
         if self.combine == "objectness":
             scores = with_objectness(text[:, :-1] if image is None else image, objectness)
         else:
+            assert image is not None, "an ensemble needs an image branch"
             exponents = text_exponents(is_novel, self.base_weight, self.fixed_weight)
             scores = ensemble_probabilities(text[:, :-1], image, exponents)
         return F.pad(scores, (0, 1))
