@@ -36,7 +36,7 @@ def class_embeddings(cfg: CfgNode, vocabulary: str) -> tuple[Any, Any]:
 
 
 @contextmanager
-def dataset_vocabulary(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Iterator[None]:
+def vocabulary_for(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Iterator[None]:
     """Inside, an open-vocabulary ``model`` knows the categories of ``dataset_name``, followed by
     the names of ``TEST.DISTRACTORS``.
 

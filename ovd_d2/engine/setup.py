@@ -21,6 +21,7 @@ from ovd_d2.checkpoint import TRUST_VARIABLE, check_trusted
 from ovd_d2.config_file import load_config
 from ovd_d2.data.build import check_registered
 from ovd_d2.data.mixing import read_sources
+from ovd_d2.data.model_kind import check_heads_are_used
 from ovd_d2.errors import OVDError
 
 from .checkpoint import AtomicCheckpointer
@@ -70,6 +71,7 @@ def check_config(cfg: CfgNode, *, train: bool = True, resume: bool = False) -> N
             raise OVDError(f"{key} is {value!r}; it must be {wanted}.")
     if solver.AMP.ENABLED:
         amp_dtype(solver.AMP.DTYPE, "cuda")
+    check_heads_are_used(cfg)
     _check_datasets("DATASETS.TRAIN", cfg.DATASETS.TRAIN if train else ())
     _check_datasets("DATASETS.TEST", cfg.DATASETS.TEST)
     proposals = [*cfg.DATASETS.PROPOSAL_FILES_TRAIN, *cfg.DATASETS.PROPOSAL_FILES_TEST]
