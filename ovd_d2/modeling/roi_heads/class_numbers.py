@@ -96,7 +96,12 @@ class ClassNumbers:
         before, for_names, places = self._places
         if before is vocabulary and for_names == names:
             return places
-        found = class_places(self.train_dataset, names, vocabulary.names)
+        try:
+            found = class_places(self.train_dataset, names, vocabulary.names)
+        except OVDError as error:
+            raise OVDError(
+                f"{error} Targets that the vocabulary numbers already want DATASETS.TRAIN ()."
+            ) from None
         places = None if found is None else torch.tensor(found, device=device)
         if found is not None:
             moved = next(number for number, place in enumerate(found) if place != number)
