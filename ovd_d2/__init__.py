@@ -8,6 +8,10 @@ configuration keys. It needs torch and detectron2 alone::
 
     cfg = get_cfg()
     ovd_d2.add_ovd_config(cfg)
+
+:class:`OpenVocabTraining` makes a ``DefaultTrainer`` honour these keys, and so do
+:func:`build_train_loader`, :func:`build_test_loader`, :func:`build_evaluator`,
+:func:`build_optimizer` and :func:`vocabulary_for`, one by one, in a trainer of one's own.
 """
 
 import importlib
@@ -16,7 +20,17 @@ import sys
 from pathlib import Path
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "add_ovd_config", "register"]
+# What is imported, with all it needs, when somebody asks for it.
+_WHERE = {
+    "OpenVocabTraining": "engine.open_vocab_training",
+    "add_ovd_config": "config",
+    "build_evaluator": "evaluation.build",
+    "build_optimizer": "engine.optimizer",
+    "build_test_loader": "data.build",
+    "build_train_loader": "data.build",
+    "vocabulary_for": "engine.dataset_vocabulary",
+}
+__all__ = ["__version__", "register", *_WHERE]
 
 GET_DETECTRON2 = "uv pip install --no-deps --python-version 3.10 sal-detectron2==0.7.2"
 
@@ -52,10 +66,8 @@ def _started_by_console_script() -> bool:
 
 
 def __getattr__(name: str) -> object:
-    if name == "add_ovd_config":  # config.py imports detectron2
-        from ovd_d2.config import add_ovd_config
-
-        return add_ovd_config
+    if name in _WHERE:
+        return getattr(importlib.import_module(f"ovd_d2.{_WHERE[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -5,12 +5,11 @@ Letter: K classes of the data set.
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import ROI_HEADS_REGISTRY
 
-from ovd_d2.errors import OVDError
 from ovd_d2.language import Vocabulary
+from ovd_d2.language.class_places import class_places
 
-_NAMED_AT_MOST = 5
+from .model_kind import has_open_vocabulary
 
 
 def class_map(cfg: CfgNode) -> list[int] | None:
@@ -28,30 +27,22 @@ def class_map(cfg: CfgNode) -> list[int] | None:
     Raises:
         OVDError: the data have classes that the vocabulary lacks.
     """
-    wanted = cfg.MODEL.OPEN_VOCAB.VOCABULARY
-    if not wanted or not cfg.DATASETS.TRAIN or not has_open_vocabulary(cfg):
+    wanted = trained_names(cfg)
+    if wanted is None:
+        return None
+    return class_places(cfg.DATASETS.TRAIN[0], _class_names(cfg.DATASETS.TRAIN[0]), wanted)
+
+
+def trained_names(cfg: CfgNode) -> tuple[str, ...] | None:
+    """The names whose places are the class numbers of training targets, once they are mapped by
+    :func:`class_map`; None for what that leaves alone."""
+    if not cfg.DATASETS.TRAIN or not has_open_vocabulary(cfg):
         return None
     names = _class_names(cfg.DATASETS.TRAIN[0])
     if names is None:
         return None
-    place = {name: index for index, name in enumerate(Vocabulary.load(wanted).names)}
-    missing = [name for name in names if name not in place]
-    if missing:
-        shown = ", ".join(repr(name) for name in missing[:_NAMED_AT_MOST])
-        more = f" and {len(missing) - _NAMED_AT_MOST} more" if missing[_NAMED_AT_MOST:] else ""
-        raise OVDError(
-            f"DATASETS.TRAIN {cfg.DATASETS.TRAIN[0]} has the classes {shown}{more}, which the "
-            "model's vocabulary lacks: MODEL.OPEN_VOCAB.VOCABULARY, or else the first data set of "
-            "DATASETS.TRAIN outside of DATASETS.SOURCES, must name them all."
-        )
-    places = [place[name] for name in names]
-    return None if places == list(range(len(places))) else places
-
-
-def has_open_vocabulary(cfg: CfgNode) -> bool:
-    """Whether the ROI heads classify by names: they have ``set_vocabulary``."""
-    name = cfg.MODEL.ROI_HEADS.NAME
-    return name in ROI_HEADS_REGISTRY and hasattr(ROI_HEADS_REGISTRY.get(name), "set_vocabulary")
+    wanted = cfg.MODEL.OPEN_VOCAB.VOCABULARY
+    return Vocabulary.load(wanted).names if wanted else tuple(names)
 
 
 def _class_names(dataset: str) -> list[str] | None:

@@ -18,8 +18,10 @@ from detectron2.utils.registry import Registry
 from ovd_d2.atomic_file import is_special_file
 from ovd_d2.errors import OVDError
 from ovd_d2.structures import Supervision
+from ovd_d2.structures.class_numbering import mark_numbering, numbering_of
 
-from .class_alignment import class_map
+from .class_alignment import class_map, trained_names
+from .model_kind import check_heads_are_used
 from .target_rows import boxes_in_frame, followed_by, no_targets
 from .teacher_regions import TeacherRegions
 
@@ -105,8 +107,9 @@ class OpenVocabDatasetMapper(DatasetMapper):
     where it is missing; if any of an image's annotations has one, the rows have the field
     ``supervision`` (Ri,) int64, those of BOX first. Rows of IMAGE_LABEL have a class and a box, and
     no mask. With a region store, the teacher's regions are target rows too, see
-    :meth:`TeacherRegions.append_to`. Subclasses that add target rows override
-    ``_transform_annotations``.
+    :meth:`TeacherRegions.append_to`. Rows whose classes are places in a vocabulary say so (see
+    ``structures.class_numbering``), which spares open-vocabulary heads the mapping. Subclasses that
+    add target rows override ``_transform_annotations``.
     """
 
     @configurable
@@ -117,6 +120,7 @@ class OpenVocabDatasetMapper(DatasetMapper):
         max_pixels: int = 0,
         teacher_regions: TeacherRegions | None = None,
         class_map: Sequence[int] | None = None,
+        trained_names: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         """
@@ -125,12 +129,15 @@ class OpenVocabDatasetMapper(DatasetMapper):
             max_pixels: see :func:`read_image`.
             teacher_regions: adds regions to the ``instances`` of training images.
             class_map: the model's class for each ``category_id``; None: they are the same.
+            trained_names: the model's vocabulary, in which these classes are; None: the classes
+                are numbers of the data set, and no row is marked.
             kwargs: of Detectron2's ``DatasetMapper``.
         """
         super().__init__(is_train, **kwargs)
         self.max_pixels = max_pixels
         self.teacher_regions = teacher_regions
         self.class_map = None if class_map is None else torch.tensor(class_map, dtype=torch.int64)
+        self.numbering = None if trained_names is None else numbering_of(trained_names)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -145,7 +152,10 @@ class OpenVocabDatasetMapper(DatasetMapper):
                 "pip install shapely."
             )
         ret["teacher_regions"] = TeacherRegions.from_config(cfg) if is_train else None
+        if is_train:
+            check_heads_are_used(cfg)
         ret["class_map"] = class_map(cfg) if is_train else None
+        ret["trained_names"] = trained_names(cfg) if is_train else None
         return {**ret, "max_pixels": cfg.INPUT.MAX_PIXELS}
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
@@ -191,6 +201,8 @@ class OpenVocabDatasetMapper(DatasetMapper):
             sample["instances"] = self.teacher_regions.append_to(
                 targets, sample["image_id"], transforms
             )
+        if self.numbering is not None and "instances" in sample:
+            mark_numbering(sample["instances"], self.numbering)
         return sample
 
     def _transform_annotations(

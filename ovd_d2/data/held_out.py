@@ -15,7 +15,7 @@ from ovd_d2.errors import OVDError
 from ovd_d2.language import Vocabulary, novel_flags, read_novel_names
 from ovd_d2.structures import Supervision
 
-from .class_alignment import has_open_vocabulary
+from .model_kind import has_open_vocabulary
 
 logger = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ from ovd_d2.config_file import load_config
 
 from .checkpoint import AtomicCheckpointer
 from .launch import launch
+from .open_vocab_training import OpenVocabTraining
 from .setup import argument_parser, error_sentence, open_output_dir, setup
 from .train_loop import NonFiniteLossError
 from .trainer import OpenVocabTrainer, write_results
@@ -12,6 +13,7 @@ __all__ = [
     "AtomicCheckpointer",
     "NonFiniteLossError",
     "OpenVocabTrainer",
+    "OpenVocabTraining",
     "argument_parser",
     "error_sentence",
     "launch",

@@ -148,9 +148,10 @@ def offline(cfg: CfgNode) -> Iterator[CfgNode]:
         for section in (cfg.MODEL.RESNETS, cfg.MODEL.FPN, cfg.MODEL.ROI_BOX_HEAD,
                         cfg.MODEL.ROI_MASK_HEAD):  # fmt: skip
             section.NORM = section.NORM.replace("SyncBN", "BN")
-    vocabulary = Vocabulary.load(
-        cfg.MODEL.OPEN_VOCAB.VOCABULARY or f"dataset:{cfg.DATASETS.TRAIN[0]}"
-    )
+    open_vocab = cfg.MODEL.OPEN_VOCAB
+    open_vocab.VOCABULARY = open_vocab.VOCABULARY or f"dataset:{cfg.DATASETS.TRAIN[0]}"
+    vocabulary = Vocabulary.load(open_vocab.VOCABULARY)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.SOURCES = (), []  # the batch is of neither
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "embeddings.npy"
         shape = (len(vocabulary), cfg.MODEL.OPEN_VOCAB.EMBED_DIM)

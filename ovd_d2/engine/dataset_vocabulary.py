@@ -37,11 +37,23 @@ def class_embeddings(cfg: CfgNode, vocabulary: str) -> tuple[Any, Any]:
 
 
 @contextmanager
-def dataset_vocabulary(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Iterator[None]:
+def vocabulary_for(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Iterator[None]:
     """Inside, an open-vocabulary ``model`` knows the categories of ``dataset_name``, followed by
     the names of ``TEST.DISTRACTORS``.
 
     Afterwards it has the training vocabulary of ``cfg`` again. Closed-set models are left alone.
+    In a trainer of one's own::
+
+        with ovd_d2.vocabulary_for(cfg, model, name):
+            inference_on_dataset(model, loader, evaluator)
+
+    Args:
+        cfg: says how names are embedded (``MODEL.OPEN_VOCAB``).
+        model: possibly wrapped by DDP.
+        dataset_name: a registered data set.
+
+    Raises:
+        OVDError: names that cannot be had or embedded; the model is unchanged then.
     """
     from ovd_d2.modeling import CLIP, get_vocabulary, set_vocabulary
 

@@ -8,6 +8,9 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from torch import nn
 
 from ovd_d2.errors import OVDError
+from ovd_d2.modeling.roi_heads import honour
+
+_HONOURED = ("OPTIMIZER", "BACKBONE_MULTIPLIER", "IMAGE_BRANCH_MULTIPLIER")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -25,6 +28,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         OVDError: unknown optimizer, or nothing to train.
     """
     solver = cfg.SOLVER
+    honour(model, *(f"SOLVER.{key}" for key in _HONOURED))
     factors = {
         "backbone.": solver.BACKBONE_MULTIPLIER,
         "image_tower.backbone.": solver.BACKBONE_MULTIPLIER,

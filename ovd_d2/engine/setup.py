@@ -21,6 +21,7 @@ from ovd_d2.config_file import load_config
 from ovd_d2.data.build import check_registered
 from ovd_d2.data.held_out import check_novel_names
 from ovd_d2.data.mixing import read_sources, training_datasets
+from ovd_d2.data.model_kind import check_heads_are_used
 from ovd_d2.data.user_code import run_registration
 from ovd_d2.errors import OVDError
 from ovd_d2.layers.device import usable_device
@@ -64,6 +65,7 @@ def check_config(cfg: CfgNode, *, train: bool = True, resume: bool = False) -> N
         OVDError: naming the key.
     """
     check_values(cfg)
+    check_heads_are_used(cfg)
     check_head_name(cfg)
     if cfg.INPUT.MIN_SIZE_TEST == 0 or 0 in cfg.INPUT.MIN_SIZE_TRAIN:
         logger.warning(

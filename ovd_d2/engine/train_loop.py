@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ovd_d2.errors import OVDError
+from ovd_d2.modeling.roi_heads import honour
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class TrainLoop(SimpleTrainer):
             accumulate: batches per optimizer step.
         """
         super().__init__(model, data_loader, optimizer)
+        honour(model, "SOLVER.ACCUMULATE", "SOLVER.AMP.DTYPE")
         self.device_type = device_type
         self.autocast_dtype = autocast_dtype
         self.accumulate = accumulate

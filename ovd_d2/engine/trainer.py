@@ -3,43 +3,37 @@
 import logging
 import os
 import weakref
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
 from detectron2.engine import hooks as detectron2_hooks
-from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter
 from detectron2.utils.logger import setup_logger
 from fvcore.nn.precise_bn import get_bn_modules
-from torch import nn
-from torch.utils.data import DataLoader
 
 from ovd_d2.atomic_file import write_json
 from ovd_d2.data import random_state
-from ovd_d2.data.build import build_test_loader, build_train_loader
 from ovd_d2.errors import OVDError
-from ovd_d2.modeling.build import explained_build
+from ovd_d2.modeling.roi_heads import EVALUATION, honour
 
 from . import hooks
 from .checkpoint import AtomicCheckpointer
-from .dataset_vocabulary import dataset_vocabulary
-from .optimizer import build_optimizer
+from .open_vocab_training import OpenVocabTraining
 from .teacher_check import check_teacher, check_weight_transfer
 from .train_loop import TrainLoop, amp_dtype
 
 logger = logging.getLogger(__name__)
 
 
-class OpenVocabTrainer(DefaultTrainer):
+class OpenVocabTrainer(OpenVocabTraining, DefaultTrainer):
     """Trains and evaluates any Detectron2 model from a config, open-vocabulary or not.
 
-    Beyond ``DefaultTrainer``: AMP in float16 or bfloat16 on GPU and CPU, accumulation, AdamW,
+    Beyond :class:`OpenVocabTraining`: AMP in float16 or bfloat16 on GPU and CPU, accumulation,
     atomic checkpoints, a check of every loss before every step, and resuming that continues as if
     the run had never stopped (weights, optimizer, schedule, loss scale, random states, place in
     the data). On one CPU process that is bit by bit the same.
@@ -79,6 +73,7 @@ class OpenVocabTrainer(DefaultTrainer):
             autocast_dtype=amp_dtype(amp.DTYPE, device.type) if amp.ENABLED else None,
             accumulate=cfg.SOLVER.ACCUMULATE,
         )
+        honour(model, EVALUATION)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = AtomicCheckpointer(
             self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
@@ -89,64 +84,6 @@ class OpenVocabTrainer(DefaultTrainer):
         self._random_states: list[dict[str, Any]] | None = None
         self._restored_random_state: dict[str, Any] | None = None
         self.register_hooks(self.build_hooks())
-
-    @classmethod
-    def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Detectron2's, in the memory layout of ``MODEL.CHANNELS_LAST``.
-
-        Raises:
-            OVDError: a part is named that no registry knows, or cannot be built from its keys.
-        """
-        with explained_build(cfg):
-            model = super().build_model(cfg)
-        return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
-
-    @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """See :func:`ovd_d2.engine.optimizer.build_optimizer`."""
-        return build_optimizer(cfg, model)
-
-    @classmethod
-    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
-        """Detectron2's.
-
-        Raises:
-            OVDError: the schedule does not fit together.
-        """
-        try:
-            return super().build_lr_scheduler(cfg, optimizer)
-        except (ValueError, AssertionError) as error:
-            raise OVDError(
-                "SOLVER.LR_SCHEDULER_NAME, STEPS, MAX_ITER and BASE_LR_END do not fit together: "
-                f"{error}."
-            ) from error
-
-    @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """See :func:`ovd_d2.data.build.build_train_loader`."""
-        return build_train_loader(cfg)
-
-    @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
-        """See :func:`ovd_d2.data.build.build_test_loader`."""
-        return build_test_loader(cfg, dataset_name)
-
-    @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """The evaluator that the dataset's metadata asks for, writing to OUTPUT_DIR/inference."""
-        from ovd_d2.evaluation import build_evaluator
-
-        return build_evaluator(cfg, dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference"))
-
-    @classmethod
-    def check_evaluators(cls, cfg: CfgNode) -> None:
-        """Raises OVDError if a data set of ``DATASETS.TEST`` cannot be evaluated; a subclass with a
-        ``build_evaluator`` of its own is taken at its word."""
-        from ovd_d2.evaluation import check_evaluator
-
-        if cls.build_evaluator.__func__ is OpenVocabTrainer.build_evaluator.__func__:
-            for name in cfg.DATASETS.TEST:
-                check_evaluator(cfg, name)
 
     def build_hooks(self) -> list[HookBase]:
         """Timing, schedule, precise BN, saving, evaluation, progress and metrics, in that order."""
@@ -233,16 +170,12 @@ class OpenVocabTrainer(DefaultTrainer):
     def state_dict(self) -> dict[str, Any]:
         """Iteration, hooks, optimizer, loss scale, place in the data and random states."""
         state = super().state_dict()
-        if hasattr(self.data_loader, "state_dict"):
-            state["data_loader"] = self.data_loader.state_dict()
         state["random_states"] = self._random_states or [random_state.capture()]
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned; the random state when training starts."""
         super().load_state_dict(state_dict)
-        if "data_loader" in state_dict and hasattr(self.data_loader, "load_state_dict"):
-            self.data_loader.load_state_dict(state_dict["data_loader"])
         states = state_dict.get("random_states", [])
         if len(states) == comm.get_world_size():
             self._restored_random_state = states[comm.get_rank()]
@@ -251,39 +184,6 @@ class OpenVocabTrainer(DefaultTrainer):
                 "The checkpoint has random states of %d processes, there are %d: they start anew.",
                 len(states), comm.get_world_size(),
             )  # fmt: skip
-
-    @classmethod
-    def test(
-        cls,
-        cfg: CfgNode,
-        model: nn.Module,
-        evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
-    ) -> dict[str, Any]:
-        """Evaluates on every dataset of ``DATASETS.TEST``, each with its own vocabulary.
-
-        Args:
-            cfg: the config.
-            model: holds the weights to evaluate.
-            evaluators: one per dataset instead of :meth:`build_evaluator`.
-
-        Returns:
-            {task: {metric: value}}, or one such dict per dataset name if there are several.
-        """
-        if isinstance(evaluators, DatasetEvaluator):
-            evaluators = [evaluators]
-        if evaluators is not None and len(evaluators) != len(cfg.DATASETS.TEST):
-            raise ValueError(f"{len(evaluators)} evaluators for {len(cfg.DATASETS.TEST)} datasets")
-        results: dict[str, Any] = OrderedDict()
-        for i, name in enumerate(cfg.DATASETS.TEST):
-            one = cfg.clone()
-            one.defrost()
-            one.DATASETS.TEST = (name,)
-            if cfg.MODEL.LOAD_PROPOSALS:
-                one.DATASETS.PROPOSAL_FILES_TEST = (cfg.DATASETS.PROPOSAL_FILES_TEST[i],)
-            one.freeze()
-            with dataset_vocabulary(cfg, model, name):
-                results[name] = super().test(one, model, evaluators and [evaluators[i]])
-        return next(iter(results.values())) if len(results) == 1 else results
 
 
 def write_results(cfg: CfgNode, results: dict[str, Any], iteration: int | None = None) -> None:

@@ -308,7 +308,7 @@ def test_distractors_join_the_vocabulary_of_every_test_dataset(tmp_path, monkeyp
     cfg.TEST.DISTRACTORS = "imagenet21k:7"
 
     def enter():
-        with vocabulary_module.dataset_vocabulary(cfg, object(), TEST):
+        with vocabulary_module.vocabulary_for(cfg, object(), TEST):
             pass
 
     enter()

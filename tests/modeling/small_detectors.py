@@ -60,6 +60,7 @@ def zoo_cfg(tmp_path):
             "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True,
             "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True,
             "INPUT.MASK_FORMAT", "bitmask",
+            "DATASETS.TRAIN", (), "DATASETS.TEST", (),  # targets are numbered by the vocabulary
         ])  # fmt: skip
         if slim:
             cfg.merge_from_list([

@@ -10,10 +10,12 @@ from .open_vocab_roi_heads import (
 )
 from .region_distiller import RegionDistiller
 from .score_fusion import ScoreRule
+from .target_checks import EVALUATION, TargetChecks, honour
 from .teacher_on_crops import TeacherOnCrops
 from .top_pairs_inference import top_pairs_inference
 
 __all__ = [
+    "EVALUATION",
     "IMAGE_BRANCH_REGISTRY",
     "DistilledImageBranch",
     "LabelledImageBranch",
@@ -24,6 +26,8 @@ __all__ = [
     "OpenVocabRes5ROIHeads",
     "RegionDistiller",
     "ScoreRule",
+    "TargetChecks",
     "TeacherOnCrops",
+    "honour",
     "top_pairs_inference",
 ]

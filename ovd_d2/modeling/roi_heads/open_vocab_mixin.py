@@ -4,6 +4,7 @@ Letters: Ri target rows of image i, R regions over the batch, M of them with a t
 K classes, D embedding width.
 """
 
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import build_box_head
@@ -28,6 +29,7 @@ from .image_label_supervision import ImageLabelSupervision
 from .open_vocab_box_predictor import OpenVocabBoxPredictor
 from .region_distiller import RegionDistiller
 from .score_fusion import ScoreRule
+from .target_checks import EVALUATION, TargetChecks
 
 
 class OpenVocabROIHeadsMixin:
@@ -61,6 +63,7 @@ class OpenVocabROIHeadsMixin:
         image_branch: ImageBranch | None = None,
         image_labels: ImageLabelSupervision | None = None,
         score_rule: ScoreRule | None = None,
+        target_checks: TargetChecks | None = None,
         **kwargs,
     ):
         """
@@ -71,6 +74,7 @@ class OpenVocabROIHeadsMixin:
             image_branch: a second opinion on classes; not together with ``distiller``.
             image_labels: teaches the text branch from rows of IMAGE_LABEL; None: they are ignored.
             score_rule: how opinions become scores; None: the text branch's probabilities.
+            target_checks: knows how the data sets number their classes; None: as the vocabulary.
             kwargs: of Detectron2's heads; every box predictor is an
                 :class:`OpenVocabBoxPredictor`, the mask head has ``num_classes=1``. Their own
                 ``num_classes`` may be left out: it is K.
@@ -85,7 +89,8 @@ class OpenVocabROIHeadsMixin:
         self.image_branch = image_branch
         self.image_labels = image_labels
         self.score_rule = score_rule
-        self.set_vocabulary(vocabulary, text_embeddings)
+        self.target_checks = TargetChecks() if target_checks is None else target_checks
+        self._set_vocabulary(vocabulary, text_embeddings)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -117,6 +122,7 @@ class OpenVocabROIHeadsMixin:
         else:
             ret["box_predictor"] = text_predictor(ret["box_predictor"])
         ret.update(vocabulary=vocabulary, text_embeddings=embeddings)
+        ret["target_checks"] = TargetChecks(cfg)
         ret.update(cls._extra_parts(cfg, stock_cfg, input_shape))
         return ret
 
@@ -192,6 +198,10 @@ class OpenVocabROIHeadsMixin:
         """Swaps the class space of all stages and branches to what :func:`class_space` makes of the
         arguments; raises OVDError and changes nothing if the embeddings do not fit (see
         :meth:`OpenVocabBoxPredictor.set_vocabulary`)."""
+        self._set_vocabulary(vocabulary, embeddings)
+        self.target_checks.honoured.add(EVALUATION)  # the caller knows what is asked for
+
+    def _set_vocabulary(self, vocabulary: VocabularyLike, embeddings: EmbeddingsLike) -> None:
         vocabulary, embeddings = class_space(vocabulary, embeddings)
         if self.image_branch is not None:
             self.image_branch.check_vocabulary(embeddings)
@@ -210,9 +220,12 @@ class OpenVocabROIHeadsMixin:
         targets: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
         """As in :class:`ROIHeads`; ``targets`` may carry the field ``supervision`` and, in rows of
-        TEACHER_REGION, ``teacher_embedding`` (Ri, D). The losses of a model have the same names
-        for every kind of batch; those that nothing in it concerns are 0."""
+        TEACHER_REGION, ``teacher_embedding`` (Ri, D); :class:`ClassNumbers` says what
+        ``gt_classes`` count. The losses of a model have the same names for every kind of batch;
+        those that nothing in it concerns are 0."""
         if not self.training:
+            if not torch.jit.is_scripting():
+                self.target_checks.before_inference(self.vocabulary)
             boxes, scores = self.boxes_and_scores(images, features, proposals)
             found = self._detections(boxes, scores, [p.image_size for p in proposals])
             return self.forward_with_given_boxes(features, found), {}
@@ -224,8 +237,15 @@ class OpenVocabROIHeadsMixin:
             rows_with(t, Supervision.IMAGE_LABEL) if self.image_labels is not None else t[:0]
             for t in targets
         ]
+        expected = {Supervision.TEACHER_REGION: regions} if self.needs_teacher_regions else {}
+        if self.image_labels is not None:
+            expected[Supervision.IMAGE_LABEL] = labelled
+        self.target_checks.before_training(targets, self.vocabulary, expected)
         proposals = [p if is_box_supervised(t) else p[:0] for p, t in zip(proposals, targets)]
         targets = [rows_with(t, Supervision.BOX) for t in targets]
+        numbers = self.target_checks.class_numbers
+        targets = numbers.of_vocabulary(targets, self.vocabulary)
+        labelled = numbers.of_vocabulary(labelled, self.vocabulary)
         return self._train(features, proposals, targets, regions, labelled)
 
     def _train(

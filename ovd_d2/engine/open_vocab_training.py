@@ -1,0 +1,178 @@
+"""``OpenVocabTraining``: what an open-vocabulary model needs of anybody's ``DefaultTrainer``."""
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import AMPTrainer, DefaultTrainer
+from detectron2.evaluation import DatasetEvaluator
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ovd_d2.data.build import build_test_loader, build_train_loader
+from ovd_d2.errors import OVDError
+from ovd_d2.evaluation import build_evaluator, check_evaluator
+from ovd_d2.modeling.build import explained_build
+from ovd_d2.modeling.roi_heads import EVALUATION, honour
+
+from .dataset_vocabulary import vocabulary_for
+from .optimizer import build_optimizer
+from .teacher_check import check_teacher, check_weight_transfer
+from .train_loop import amp_dtype
+
+
+class OpenVocabTraining:
+    """A mixin that makes a ``DefaultTrainer`` honour ovd_d2's keys::
+
+        class Trainer(ovd_d2.OpenVocabTraining, DefaultTrainer):
+            pass
+
+    Loaders (sources, region store, image labels, class numbers), optimizer, evaluators, the type of
+    mixed precision and the memory layout are those of the config, each test data set gets its own
+    vocabulary, and the teacher is checked before training. The place in the data is part of a
+    checkpoint. Steps, checkpoints and hooks stay ``DefaultTrainer``'s, so ``SOLVER.ACCUMULATE`` is
+    refused, and ``SOLVER.CHECKPOINT_KEEP`` and the check of gradients are ``OpenVocabTrainer``'s
+    alone.
+
+    Override its methods as you would those of ``DefaultTrainer``.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        order = cls.__mro__
+        if DefaultTrainer in order and order.index(DefaultTrainer) < order.index(OpenVocabTraining):
+            raise OVDError(
+                f"class {cls.__name__}: name OpenVocabTraining before the trainer, as in "
+                "(ovd_d2.OpenVocabTraining, DefaultTrainer), or it has no effect."
+            )
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """
+        Args:
+            cfg: a config with ovd_d2's keys.
+
+        Raises:
+            OVDError: bad config or data set, or a key that this trainer cannot honour.
+        """
+        if cfg.SOLVER.ACCUMULATE != 1:
+            raise OVDError(
+                f"SOLVER.ACCUMULATE is {cfg.SOLVER.ACCUMULATE}, but DefaultTrainer's steps are of "
+                "one batch: set it to 1, or train with ovd_d2.engine.OpenVocabTrainer."
+            )
+        self.check_evaluators(cfg)
+        super().__init__(cfg)
+        model = getattr(self.model, "module", self.model)
+        check_teacher(self.cfg, model)
+        if isinstance(self._trainer, AMPTrainer):
+            self._trainer.precision = amp_dtype(cfg.SOLVER.AMP.DTYPE, "cuda")
+        honour(model, "SOLVER.AMP.DTYPE", EVALUATION)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Detectron2's, in the memory layout of ``MODEL.CHANNELS_LAST``.
+
+        Raises:
+            OVDError: a part is named that no registry knows, or cannot be built from its keys.
+        """
+        with explained_build(cfg):
+            model = super().build_model(cfg)
+        return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """See :func:`ovd_d2.engine.optimizer.build_optimizer`."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        """Detectron2's.
+
+        Raises:
+            OVDError: the schedule does not fit together.
+        """
+        try:
+            return super().build_lr_scheduler(cfg, optimizer)
+        except (ValueError, AssertionError) as error:
+            raise OVDError(
+                "SOLVER.LR_SCHEDULER_NAME, STEPS, MAX_ITER and BASE_LR_END do not fit together: "
+                f"{error}."
+            ) from error
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """See :func:`ovd_d2.data.build.build_train_loader`."""
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        """See :func:`ovd_d2.data.build.build_test_loader`."""
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """The evaluator that the dataset's metadata asks for, writing to OUTPUT_DIR/inference."""
+        return build_evaluator(cfg, dataset_name)
+
+    @classmethod
+    def check_evaluators(cls, cfg: CfgNode) -> None:
+        """Raises OVDError if a data set of ``DATASETS.TEST`` cannot be evaluated; a subclass with a
+        ``build_evaluator`` of its own is taken at its word."""
+        if cls.build_evaluator.__func__ is OpenVocabTraining.build_evaluator.__func__:
+            for name in cfg.DATASETS.TEST:
+                check_evaluator(cfg, name)
+
+    def train(self) -> dict[str, Any] | None:
+        """``DefaultTrainer``'s, after a last look at the weights.
+
+        Raises:
+            OVDError: see :func:`ovd_d2.engine.teacher_check.check_weight_transfer`.
+        """
+        check_weight_transfer(self.model)
+        return super().train()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The trainer's and the place in the data."""
+        state = super().state_dict()
+        if hasattr(self.data_loader, "state_dict"):
+            state["data_loader"] = self.data_loader.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        super().load_state_dict(state_dict)
+        if "data_loader" in state_dict and hasattr(self.data_loader, "load_state_dict"):
+            self.data_loader.load_state_dict(state_dict["data_loader"])
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        """Evaluates on every dataset of ``DATASETS.TEST``, each with its own vocabulary.
+
+        Args:
+            cfg: the config.
+            model: holds the weights to evaluate.
+            evaluators: one per dataset instead of :meth:`build_evaluator`.
+
+        Returns:
+            {task: {metric: value}}, or one such dict per dataset name if there are several.
+        """
+        if isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        if evaluators is not None and len(evaluators) != len(cfg.DATASETS.TEST):
+            raise ValueError(f"{len(evaluators)} evaluators for {len(cfg.DATASETS.TEST)} datasets")
+        results: dict[str, Any] = OrderedDict()
+        for i, name in enumerate(cfg.DATASETS.TEST):
+            one = cfg.clone()
+            one.defrost()
+            one.DATASETS.TEST = (name,)
+            if cfg.MODEL.LOAD_PROPOSALS:
+                one.DATASETS.PROPOSAL_FILES_TEST = (cfg.DATASETS.PROPOSAL_FILES_TEST[i],)
+            one.freeze()
+            with vocabulary_for(cfg, model, name):
+                results[name] = super().test(one, model, evaluators and [evaluators[i]])
+        return next(iter(results.values())) if len(results) == 1 else results

@@ -1,0 +1,142 @@
+"""Class numbers of targets and of test data sets against those of the vocabulary.
+
+Letters: Ri target rows of image i, K classes of the vocabulary.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.structures import Instances
+from torch import Tensor
+
+from ovd_d2.errors import OVDError
+from ovd_d2.language import Vocabulary
+from ovd_d2.language.class_places import class_places
+from ovd_d2.structures.class_numbering import CLASS_NUMBERING, numbering_of
+
+logger = logging.getLogger(__name__)
+
+
+class ClassNumbers:
+    """Knows how the data sets number their classes: by ``thing_classes`` of their metadata.
+
+    Rows that a mapper has marked (``structures.class_numbering``) are of the vocabulary already.
+    Other rows are as the training data set numbers them, as everywhere in Detectron2; where that
+    does not name its classes, or there is none, they are taken to be of the vocabulary.
+    """
+
+    def __init__(self, train_dataset: str = "", test_datasets: Sequence[str] = ()) -> None:
+        """
+        Args:
+            train_dataset: names the classes of unmarked rows; "" for none.
+            test_datasets: what a trainer evaluates on.
+        """
+        self.train_dataset = train_dataset
+        self.test_datasets = tuple(test_datasets)
+        self._numbering: tuple[Vocabulary | None, int] = (None, 0)
+        self._places: tuple[Vocabulary | None, list[str], Tensor | None] = (None, [], None)
+
+    def of_vocabulary(self, rows: Sequence[Instances], vocabulary: Vocabulary) -> list[Instances]:
+        """The same rows with ``gt_classes`` in [0, K), which are left as they are where they
+        already are places in the vocabulary.
+
+        Args:
+            rows: per image, with ``gt_classes`` (Ri,) int64.
+            vocabulary: the model's K classes.
+
+        Raises:
+            OVDError: a number that no class has, a class that the vocabulary lacks, or rows that
+                were mapped to another vocabulary.
+        """
+        self._check_marked([r for r in rows if r.has(CLASS_NUMBERING)], vocabulary)
+        unmarked = [r for r in rows if not r.has(CLASS_NUMBERING)]
+        if not unmarked:
+            return list(rows)
+        names = _names_of(self.train_dataset)
+        if names is None:
+            _check_range(unmarked, len(vocabulary), "the model's vocabulary")
+            return list(rows)
+        _check_range(unmarked, len(names), f"DATASETS.TRAIN {self.train_dataset}")
+        places = self._places_in(vocabulary, names, unmarked[0].gt_classes.device)
+        if places is None:
+            return list(rows)
+        return [r if r.has(CLASS_NUMBERING) else _with_classes(r, places) for r in rows]
+
+    def numbered_otherwise(self, vocabulary: Vocabulary) -> tuple[str, list[str]] | None:
+        """The first test data set whose classes do not have the numbers of the model's, and their
+        names; None if all that is known of them fits. Names of the vocabulary behind those of the
+        data set do no harm."""
+        for dataset in self.test_datasets:
+            names = _names_of(dataset)
+            if names is not None and vocabulary.names[: len(names)] != tuple(names):
+                return dataset, names
+        return None
+
+    def _check_marked(self, rows: Sequence[Instances], vocabulary: Vocabulary) -> None:
+        if not rows:
+            return
+        if self._numbering[0] is not vocabulary:
+            self._numbering = (vocabulary, numbering_of(vocabulary.names))
+        marks = torch.cat([r.get(CLASS_NUMBERING) for r in rows])
+        if len(marks) and (marks != self._numbering[1]).any():
+            raise OVDError(
+                "The class numbers of the targets are places in another vocabulary than the "
+                f"model's {len(vocabulary)} names: build model and loader from one config, or give "
+                "the model its training vocabulary back before training goes on, as "
+                "ovd_d2.vocabulary_for does."
+            )
+        _check_range(rows, len(vocabulary), "the model's vocabulary")
+
+    def _places_in(
+        self, vocabulary: Vocabulary, names: list[str], device: torch.device
+    ) -> Tensor | None:
+        """(number of ``names``,) int64 places in the vocabulary; None if they are there already."""
+        before, for_names, places = self._places
+        if before is vocabulary and for_names == names:
+            return places
+        try:
+            found = class_places(self.train_dataset, names, vocabulary.names)
+        except OVDError as error:
+            raise OVDError(
+                f"{error} Targets that the vocabulary numbers already want DATASETS.TRAIN ()."
+            ) from None
+        places = None if found is None else torch.tensor(found, device=device)
+        if found is not None:
+            moved = next(number for number, place in enumerate(found) if place != number)
+            logger.warning(
+                "DATASETS.TRAIN %s numbers its classes otherwise than the model's vocabulary: they "
+                "are mapped by name (%s, number %d, becomes %d).",
+                self.train_dataset, names[moved], moved, found[moved],
+            )  # fmt: skip
+        self._places = (vocabulary, names, places)
+        return places
+
+
+def _names_of(dataset: str) -> list[str] | None:
+    """Its classes by its metadata, as far as that is known yet; nothing is loaded for it."""
+    names = (
+        MetadataCatalog.get(dataset).get("thing_classes") if dataset in MetadataCatalog else None
+    )
+    return None if names is None else list(names)
+
+
+def _check_range(rows: Sequence[Instances], count: int, whose: str) -> None:
+    classes = torch.cat([r.gt_classes for r in rows])
+    if not len(classes):
+        return
+    for number in torch.stack(classes.aminmax()).tolist():  # one copy to the host
+        if not 0 <= number < count:
+            raise OVDError(
+                f"A target has class number {number}, but {whose} has {count} classes, from 0 to "
+                f"{count - 1}: the mapper must give contiguous ones (category_id of the "
+                "records)."
+            )
+
+
+def _with_classes(rows: Instances, places: Tensor) -> Instances:
+    """A copy of ``rows`` that shares all fields but ``gt_classes``."""
+    mapped = Instances(rows.image_size, **rows.get_fields())
+    mapped.gt_classes = places[rows.gt_classes]
+    return mapped
