@@ -52,6 +52,9 @@ def _add_open_vocab(cfg: CN) -> None:
     # False (ViLD-image): no classification loss, the head learns from MODEL.REGION_DISTILLATION
     # alone; the score of a region is sqrt(softmax over the names x RPN objectness).
     _C.TRAIN_CLASSIFIER = True
+    # The score of a region is sqrt(its probability x the RPN's objectness), as in CenterNet2 and
+    # Detic on LVIS.
+    _C.MULT_PROPOSAL_SCORE = False
 
 
 def _add_distillation(cfg: CN) -> None:

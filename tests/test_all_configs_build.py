@@ -64,7 +64,7 @@ def load(path: Path, tmp_path: Path):
         cfg.MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS = str(table)
     for section in (cfg.MODEL.RESNETS, cfg.MODEL.FPN, cfg.MODEL.ROI_BOX_HEAD,
                     cfg.MODEL.ROI_MASK_HEAD):  # fmt: skip
-        section.NORM = section.NORM.replace("SyncBN", "BN")
+        section.NORM = "BN" if "SyncBN" in section.NORM else section.NORM
     return cfg
 
 
