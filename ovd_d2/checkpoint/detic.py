@@ -15,10 +15,10 @@ Deformable DETR             closed-set classifiers, as the "Base" config of Cent
 ==========================  ====================================================================
 
 Their classifiers are ``linear`` (with a bias of its own) and 50 x cosine with the columns of
-``zs_weight`` (D, K + 1), the last of which, background, is 0. None has the scalar ``cls_bias``: no
-published config sets ``USE_BIAS``, but a file that has it is converted with it. ``freq_weight`` (K,)
-is missing where there is no federated loss (the five configs of ImageNet-21K's 22047 classes).
-Configs with captions also save the text tower of CLIP, as ``text_encoder``.
+``zs_weight`` (D, K + 1), the last of which, background, is 0. None has the scalar ``cls_bias``,
+since no published config sets ``USE_BIAS``, but a file that has it is converted with it.
+``freq_weight`` (K,) is missing where there is no federated loss (the five configs of ImageNet-21K's
+22047 classes). Configs with captions also save the text tower of CLIP, as ``text_encoder``.
 """
 
 import re

@@ -106,8 +106,11 @@ def test_every_key_is_converted_or_named():
     left_out = sum(count for _, count, _ in parts.left_out)
     assert len(parts.weights) + left_out + classes_and_counts == len(state)
     assert {prefix: count for prefix, count, _ in parts.left_out} == {
-        "backbone.bottom_up.base.*": 2, "backbone.*": 4, "proposal_generator.*": 3, "roi_heads.*": 1,
-    }  # fmt: skip
+        "backbone.bottom_up.base.*": 2,
+        "backbone.*": 4,
+        "proposal_generator.*": 3,
+        "roi_heads.*": 1,
+    }
     assert parts.image_counts.tolist() == [0, 1, 4, 9, 16, 25, 10000]
 
 
