@@ -150,6 +150,12 @@ def _add_clip(cfg: CN) -> None:
 
 
 def _add_training(cfg: CN) -> None:
+    # Of all batch norms, set once the model is built; 0: each layer's own (torch: 0.1 and 1e-5).
+    # MOMENTUM is the share of a batch in the running statistics (TensorFlow's 0.997 is 0.003).
+    cfg.MODEL.BATCH_NORM = CN({"MOMENTUM": 0.0, "EPS": 0.0})
+    # For MODEL.RPN.HEAD_NAME RPNHeadWithNorm: norm of the hidden convolutions, one per level.
+    # ("BoxHeadWithNorm" and "MaskHeadWithNorm" put MODEL.ROI_*_HEAD.NORM after all their layers.)
+    cfg.MODEL.RPN.NORM = ""
     # Memory layout of convolutions; several times faster for depthwise nets on CPU.
     cfg.MODEL.CHANNELS_LAST = False
     # "SGD" (Detectron2's) or "ADAMW".
@@ -178,12 +184,15 @@ def _add_data_and_test(cfg: CN) -> None:
     cfg.DATASETS.TRAIN_REPEAT_FACTOR = []
     # Folder of the region store (`ovd regions build`) of the training images, "" for none.
     cfg.DATASETS.REGION_STORE = ""
-    # At most this many of its regions per image, drawn at random at every step; 0 all (ViLD 300).
+    # At most this many of its regions per image and step; 0 all (ViLD 300, RKD 5).
     cfg.DATASETS.REGIONS_PER_IMAGE = 300
+    # Which: "random", drawn anew at every step, or the "first" of the store, its best (RKD).
+    cfg.DATASETS.REGIONS_CHOICE = "random"
     # Training data of several kinds, mixed; empty: DATASETS.TRAIN alone. A list of mappings: NAME;
     # OPTS, [KEY, value, ...], keys of the data (DATASETS.TRAIN, DATASETS.REGION_STORE, INPUT.*,
     # DATALOADER.*, SOLVER.IMS_PER_BATCH, ...) that differ for this source; and for "alternate"
-    # RATIO (default 1). Classes are still those of VOCABULARY, or of DATASETS.TRAIN outside.
+    # RATIO (default 1), which counts batches, not images. Classes are still those of VOCABULARY, or
+    # of DATASETS.TRAIN outside.
     cfg.DATASETS.SOURCES = []
     # "alternate": each batch is of one source, as often as its RATIO says; "together": each batch
     # is one batch of every source, one behind the other.

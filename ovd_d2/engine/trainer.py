@@ -24,6 +24,7 @@ from ovd_d2.atomic_file import write_json
 from ovd_d2.data import random_state
 from ovd_d2.data.build import build_test_loader, build_train_loader
 from ovd_d2.errors import OVDError
+from ovd_d2.modeling.batch_norm import finish_model
 
 from . import hooks
 from .checkpoint import AtomicCheckpointer
@@ -90,7 +91,7 @@ class OpenVocabTrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Detectron2's, in the memory layout of ``MODEL.CHANNELS_LAST``.
+        """Detectron2's, with ``MODEL.BATCH_NORM`` and in the layout of ``MODEL.CHANNELS_LAST``.
 
         Raises:
             OVDError: a part is named that no registry knows.
@@ -101,7 +102,7 @@ class OpenVocabTrainer(DefaultTrainer):
             if "registry" not in str(error):
                 raise
             raise OVDError(f"MODEL names an unknown part: {error.args[0]}") from error
-        return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
+        return finish_model(model, cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -23,6 +23,7 @@ from ovd_d2.config_file import load_config
 from ovd_d2.errors import OVDError
 from ovd_d2.language import TextEmbeddingBank, Vocabulary
 from ovd_d2.modeling import get_vocabulary, set_vocabulary
+from ovd_d2.modeling.batch_norm import finish_model
 
 from .attributes import AttributeExpansion, attribute_phrases
 from .images import COLOUR_ORDERS, Picture, list_images, to_rgb
@@ -353,7 +354,7 @@ def _build(cfg: CfgNode, device: torch.device) -> nn.Module:
             raise
         raise OVDError(f"MODEL names an unknown part: {error.args[0]}") from error
     model.eval()
-    return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
+    return finish_model(model, cfg)
 
 
 def _load_state(model: nn.Module, state: dict[str, Tensor], weights: str) -> None:
