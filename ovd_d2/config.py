@@ -150,7 +150,8 @@ def _add_clip(cfg: CN) -> None:
 
 
 def _add_training(cfg: CN) -> None:
-    # Of all batch norms, set once the model is built; 0: each layer's own (torch: 0.1 and 1e-5).
+    # Of all batch norms; 0: each layer's own (torch: 0.1 and 1e-5). Our trainer and predictor set
+    # them once the model is built; after a plain build_model call modeling.batch_norm.finish_model.
     # MOMENTUM is the share of a batch in the running statistics (TensorFlow's 0.997 is 0.003).
     cfg.MODEL.BATCH_NORM = CN({"MOMENTUM": 0.0, "EPS": 0.0})
     # For MODEL.RPN.HEAD_NAME RPNHeadWithNorm: norm of the hidden convolutions, one per level.

@@ -129,14 +129,17 @@ def test_registering_again_is_refused_by_name_but_importing_again_is_not(monkeyp
         builtin.register_all("elsewhere")
 
 
-@pytest.mark.parametrize("name", [*builtin.LVIS_SPLITS, *builtin.COCO_SPLITS])
+@pytest.mark.parametrize(
+    "name", [*builtin.LVIS_SPLITS, *builtin.COCO_SPLITS, *builtin.COCO_SPLITS_OF_80]
+)
 def test_metadata_lengths_agree(name):
     metadata = MetadataCatalog.get(name)
     lvis_like = name.startswith("lvis")
-    num_classes = 1203 if lvis_like else 65
+    num_classes = 1203 if lvis_like else 80 if "_80_" in name else 65
+    unused = 15 if name == "coco_2017_ovd_80_train_base" else 0  # held out of training
     assert len(metadata.thing_classes) == len(set(metadata.thing_classes)) == num_classes
     assert len(metadata.is_novel) == num_classes
-    assert sum(metadata.is_novel) == (337 if lvis_like else 17)
+    assert sum(metadata.is_novel) == (337 if lvis_like else 17 + unused)
     assert metadata.evaluator_type == ("lvis" if lvis_like else "coco_ovd")
     if lvis_like:
         assert [len(x) for x in (metadata.synonyms, metadata.definitions)] == [1203, 1203]

@@ -9,6 +9,8 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY, StandardRPNHead
 from torch import Tensor, nn
 
+from ovd_d2.errors import OVDError
+
 
 @RPN_HEAD_REGISTRY.register()
 class RPNHeadWithNorm(StandardRPNHead):
@@ -19,10 +21,12 @@ class RPNHeadWithNorm(StandardRPNHead):
     def __init__(self, *, norm: str, num_levels: int, **kwargs):
         """
         Args:
-            norm: as for :func:`detectron2.layers.get_norm`.
+            norm: as for :func:`detectron2.layers.get_norm`; not empty.
             num_levels: of the feature maps.
             kwargs: of :class:`StandardRPNHead`.
         """
+        if not norm:
+            raise OVDError("MODEL.RPN.NORM is empty: RPNHeadWithNorm needs one, such as SyncBN.")
         super().__init__(**kwargs)
         self.norms = nn.ModuleList(
             nn.ModuleList(get_norm(norm, conv.out_channels) for conv in self._convolutions())
@@ -32,7 +36,7 @@ class RPNHeadWithNorm(StandardRPNHead):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
         ret = super().from_config(cfg, input_shape)
-        return {**ret, "norm": cfg.MODEL.RPN.NORM or "BN", "num_levels": len(input_shape)}
+        return {**ret, "norm": cfg.MODEL.RPN.NORM, "num_levels": len(input_shape)}
 
     def _get_rpn_conv(self, in_channels: int, out_channels: int) -> Conv2d:
         return Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
