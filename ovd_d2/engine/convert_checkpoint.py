@@ -141,7 +141,10 @@ def _write_embeddings(
     num_classes, dim = rows.shape
     left_out = f"left out the class embeddings of {num_classes} classes"
     if path is None:
-        return [f"{left_out} and their frequencies: the vocabulary is the config's (--embeddings)"]
+        return [
+            f"{left_out}, which it was trained with, and their frequencies: --embeddings FILE "
+            "writes them, and MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS FILE evaluates with them"
+        ]
     manifest = {"encoder_id": text_encoder_id(encoder)}
     if vocabulary:
         names = Vocabulary.load(vocabulary).names
@@ -153,7 +156,9 @@ def _write_embeddings(
         write_embedding_file(path, rows, manifest)
     except OSError as error:
         raise OVDError(f"--embeddings {path} cannot be written ({error}).") from error
-    return [f"wrote the class embeddings ({num_classes}, {dim}) to {path}"]
+    return [
+        f"wrote the class embeddings ({num_classes}, {dim}): MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS {path}"
+    ]
 
 
 def _check_count(num_names: int, num_rows: int, vocabulary: str) -> None:

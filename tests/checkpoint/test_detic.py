@@ -148,6 +148,7 @@ def test_command(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "left out proposal_generator.* (3 tensors): CenterNet" in printed
     assert "NAME OpenVocabCascadeROIHeads" in printed
+    assert f"MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS {table}" in printed
     assert "USE_BIAS False, MULT_PROPOSAL_SCORE True" in printed
     assert len(load_text_embeddings(table)) == CLASSES
     assert read_state_dict(str(out)).keys() == from_detic(detic_state()).weights.keys()
