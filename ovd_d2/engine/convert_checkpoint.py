@@ -157,7 +157,8 @@ def _write_embeddings(
     except OSError as error:
         raise OVDError(f"--embeddings {path} cannot be written ({error}).") from error
     return [
-        f"wrote the class embeddings ({num_classes}, {dim}): MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS {path}"
+        f"wrote the class embeddings ({num_classes}, {dim}), to evaluate with: "
+        f"MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS {path}"
     ]
 
 
