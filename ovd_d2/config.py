@@ -52,6 +52,9 @@ def _add_open_vocab(cfg: CN) -> None:
     # False (ViLD-image): no classification loss, the head learns from MODEL.REGION_DISTILLATION
     # alone; the score of a region is sqrt(softmax over the names x RPN objectness).
     _C.TRAIN_CLASSIFIER = True
+    # The score of a region is sqrt(its probability x the RPN's objectness), as in CenterNet2 and
+    # Detic on LVIS.
+    _C.MULT_PROPOSAL_SCORE = False
 
 
 def _add_distillation(cfg: CN) -> None:
@@ -147,6 +150,13 @@ def _add_clip(cfg: CN) -> None:
 
 
 def _add_training(cfg: CN) -> None:
+    # Of all batch norms; 0: each layer's own (torch: 0.1 and 1e-5). Our trainer and predictor set
+    # them once the model is built; after a plain build_model call modeling.batch_norm.finish_model.
+    # MOMENTUM is the share of a batch in the running statistics (TensorFlow's 0.997 is 0.003).
+    cfg.MODEL.BATCH_NORM = CN({"MOMENTUM": 0.0, "EPS": 0.0})
+    # For MODEL.RPN.HEAD_NAME RPNHeadWithNorm: norm of the hidden convolutions, one per level.
+    # ("BoxHeadWithNorm" and "MaskHeadWithNorm" put MODEL.ROI_*_HEAD.NORM after all their layers.)
+    cfg.MODEL.RPN.NORM = ""
     # Memory layout of convolutions; several times faster for depthwise nets on CPU.
     cfg.MODEL.CHANNELS_LAST = False
     # "SGD" (Detectron2's) or "ADAMW".
@@ -175,8 +185,10 @@ def _add_data_and_test(cfg: CN) -> None:
     cfg.DATASETS.TRAIN_REPEAT_FACTOR = []
     # Folder of the region store (`ovd regions build`) of the training images, "" for none.
     cfg.DATASETS.REGION_STORE = ""
-    # At most this many of its regions per image, drawn at random at every step; 0 all (ViLD 300).
+    # At most this many of its regions per image and step; 0 all (ViLD 300, RKD 5).
     cfg.DATASETS.REGIONS_PER_IMAGE = 300
+    # Which: "random", drawn anew at every step, or the "first" of the store, its best (RKD).
+    cfg.DATASETS.REGIONS_CHOICE = "random"
     # Names of classes that are novel, or .txt and .json files of such names: held out of training,
     # boxes and all, and counted in AP_novel. Empty: the data sets' own is_novel says.
     cfg.DATASETS.NOVEL_NAMES = []
@@ -186,7 +198,8 @@ def _add_data_and_test(cfg: CN) -> None:
     # Training data of several kinds, mixed; empty: DATASETS.TRAIN alone. A list of mappings: NAME;
     # OPTS, [KEY, value, ...], keys of the data (DATASETS.TRAIN, DATASETS.REGION_STORE, INPUT.*,
     # DATALOADER.*, SOLVER.IMS_PER_BATCH, ...) that differ for this source; and for "alternate"
-    # RATIO (default 1). Classes are still those of VOCABULARY, or of DATASETS.TRAIN outside.
+    # RATIO (default 1), which counts batches, not images. Classes are still those of VOCABULARY, or
+    # of DATASETS.TRAIN outside.
     cfg.DATASETS.SOURCES = []
     # "alternate": each batch is of one source, as often as its RATIO says; "together": each batch
     # is one batch of every source, one behind the other.

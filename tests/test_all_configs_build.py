@@ -62,9 +62,9 @@ def load(path: Path, tmp_path: Path):
         values = np.random.default_rng(0).normal(size=(len(names), cfg.MODEL.OPEN_VOCAB.EMBED_DIM))
         np.save(table, values.astype(np.float16))
         cfg.MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS = str(table)
-    for section in (cfg.MODEL.RESNETS, cfg.MODEL.FPN, cfg.MODEL.ROI_BOX_HEAD,
+    for section in (cfg.MODEL.RESNETS, cfg.MODEL.FPN, cfg.MODEL.RPN, cfg.MODEL.ROI_BOX_HEAD,
                     cfg.MODEL.ROI_MASK_HEAD):  # fmt: skip
-        section.NORM = section.NORM.replace("SyncBN", "BN")
+        section.NORM = "BN" if "SyncBN" in section.NORM else section.NORM
     return cfg
 
 

@@ -58,12 +58,14 @@ class ConvertedCheckpoint:
         image_counts: (K,) int64 training images per class; None if the checkpoint does not say.
         weight_transfer: whether it is of a model with ``MODEL.OPEN_VOCAB.PROJECTION``
             "weight_transfer".
+        has_bias: whether it is of a model with ``MODEL.OPEN_VOCAB.USE_BIAS``.
     """
 
     weights: dict[str, Tensor]
     class_embeddings: Tensor
     image_counts: Tensor | None
     weight_transfer: bool
+    has_bias: bool
 
 
 def from_object_centric_ovd(state_dict: Mapping[str, Tensor]) -> ConvertedCheckpoint:
@@ -95,6 +97,7 @@ def from_object_centric_ovd(state_dict: Mapping[str, Tensor]) -> ConvertedCheckp
         classes[:, :-1].T.contiguous(),
         image_counts_of(state_dict.get(FREQUENCY_WEIGHT)),
         transfer,
+        CLASSIFIER + "cls_bias" in state_dict,
     )
 
 

@@ -63,7 +63,8 @@ def detic(
     trust: bool = _TRUST,
     registered: list[str] = REGISTER,
 ) -> None:
-    """The cascade of a Detic detector for OpenVocabCascadeROIHeads; says what does not fit."""
+    """A Detic detector: OVD-COCO's C4 and ViLD_200e whole, of CenterNet2 the cascade; says which
+    keys of the config it wants and what does not fit."""
     from ovd_d2.engine.convert_checkpoint import convert_detic
 
     out = _prepare(source, out, trust)

@@ -10,8 +10,10 @@
           RATIO: 4
           OPTS: [DATASETS.TRAIN, ["labels:labels.json"], SOLVER.IMS_PER_BATCH, 64]
 
-A source's loader is that of the whole config with its OPTS merged in. ``DATASETS.TRAIN`` of the
-whole config names the classes as ever, but is trained on only by sources that leave it as it is.
+RATIO counts batches, not images: with batches of 16 and 64 images, as here, RATIO 1 for both is 1:4
+in images. A source's loader is that of the whole config with its OPTS merged in. ``DATASETS.TRAIN``
+of the whole config names the classes as ever, but is trained on only by sources that leave it as it
+is.
 """
 
 import logging
@@ -36,7 +38,8 @@ MODES = ("alternate", "together")
 _LOADER_KEYS = (
     "DATASETS.TRAIN", "DATASETS.TRAIN_REPEAT_FACTOR", "DATASETS.PROPOSAL_FILES_TRAIN",
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN", "DATASETS.REGION_STORE",
-    "DATASETS.REGIONS_PER_IMAGE", "INPUT.", "DATALOADER.", "SOLVER.IMS_PER_BATCH",
+    "DATASETS.REGIONS_PER_IMAGE", "DATASETS.REGIONS_CHOICE", "INPUT.", "DATALOADER.",
+    "SOLVER.IMS_PER_BATCH",
 )  # fmt: skip
 # Below INPUT, but the model's or of testing.
 _OTHER_KEYS = ("INPUT.FORMAT", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST")

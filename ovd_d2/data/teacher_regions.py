@@ -27,30 +27,38 @@ class TeacherRegions:
     The store is opened by the process that first reads from it: cheap to hand to workers.
     """
 
-    def __init__(self, store: str | os.PathLike, max_regions: int = 300) -> None:
+    def __init__(
+        self, store: str | os.PathLike, max_regions: int = 300, choice: str = "random"
+    ) -> None:
         """
         Args:
             store: folder of a finished region store.
-            max_regions: at most this many per image and step, drawn at random without replacement
-                from those of the image; 0: all.
+            max_regions: at most this many per image and step; 0: all.
+            choice: "random", drawn without replacement from those of the image, or "first": as the
+                store has them, which is best first.
 
         Raises:
-            OVDError: ``max_regions`` is negative.
+            OVDError: ``max_regions`` is negative, or an unknown ``choice``.
         """
+        if choice not in ("random", "first"):
+            raise OVDError(f'DATASETS.REGIONS_CHOICE is {choice!r}; use "random" or "first".')
         if max_regions < 0:
             raise OVDError(
                 f"DATASETS.REGIONS_PER_IMAGE is {max_regions}; it must be 0 (all) or more."
             )
         self.path = os.fspath(store)
         self.max_regions = max_regions
+        self.choice = choice
         self._store: RegionStore | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "TeacherRegions | None":
-        """As ``DATASETS.REGION_STORE`` and ``REGIONS_PER_IMAGE`` say; None without a store."""
-        if not cfg.DATASETS.REGION_STORE:
+        """As ``DATASETS.REGION_STORE``, ``REGIONS_PER_IMAGE`` and ``REGIONS_CHOICE`` say; None
+        without a store."""
+        data = cfg.DATASETS
+        if not data.REGION_STORE:
             return None
-        return cls(cfg.DATASETS.REGION_STORE, cfg.DATASETS.REGIONS_PER_IMAGE)
+        return cls(data.REGION_STORE, data.REGIONS_PER_IMAGE, data.REGIONS_CHOICE)
 
     @property
     def store(self) -> RegionStore:
@@ -121,7 +129,9 @@ class TeacherRegions:
         """
         regions = self.store[image_id]
         if 0 < self.max_regions < len(regions):
-            regions = regions[torch.randperm(len(regions))[: self.max_regions]]
+            random = self.choice == "random"
+            order = torch.randperm(len(regions)) if random else torch.arange(len(regions))
+            regions = regions[order[: self.max_regions]]
         boxes, left = boxes_in_frame(regions.boxes, transforms, targets.image_size)
         classes = torch.full((len(boxes),), NO_CLASS, dtype=torch.int64)
         rows = followed_by(targets, boxes, classes, Supervision.TEACHER_REGION)

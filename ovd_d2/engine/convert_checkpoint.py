@@ -58,7 +58,10 @@ def convert_object_centric_ovd(
     _check_paths(source, out, embeddings, vocabulary)
     found = from_object_centric_ovd(read_state_dict(str(source)))
     kind = "weight_transfer" if found.weight_transfer else "linear"
-    facts = [f"its projection is {kind} (MODEL.OPEN_VOCAB.PROJECTION)"]
+    facts = [
+        f"its projection is {kind} (MODEL.OPEN_VOCAB.PROJECTION)",
+        f"MODEL.OPEN_VOCAB.USE_BIAS {found.has_bias}",
+    ]
     facts += _write_embeddings(
         embeddings, found.class_embeddings, found.image_counts, vocabulary, encoder
     )
@@ -102,13 +105,21 @@ def convert_to_object_centric_ovd(
 def convert_detic(
     source: Path, out: Path, embeddings: Path | None, vocabulary: str, encoder: str
 ) -> Conversion:
-    """The parts of Detic's checkpoint that OpenVocabCascadeROIHeads can take.
+    """The parts of Detic's checkpoint that a detector of ours can take: all of OVD-COCO's and of
+    ViLD_200e's, the cascade of CenterNet2's.
 
     Arguments and errors as for :func:`convert_object_centric_ovd`.
     """
     _check_paths(source, out, embeddings, vocabulary)
     found = from_detic(read_state_dict(str(source)))
-    facts = _write_embeddings(
+    # CenterNet2's configs alone multiply with the proposal's score.
+    multiplied = found.heads == "OpenVocabCascadeROIHeads"
+    facts = [
+        f"for MODEL.ROI_HEADS.NAME {found.heads} with MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE True and, "
+        "under MODEL.OPEN_VOCAB, LOGIT_SCALE 50, BACKGROUND zero, BOX_MLP True, USE_BIAS "
+        f"{found.has_bias}, MULT_PROPOSAL_SCORE {multiplied}"
+    ]
+    facts += _write_embeddings(
         embeddings, found.class_embeddings, found.image_counts, vocabulary, encoder
     )
     facts += [f"left out {prefix} ({n} tensors): {why}" for prefix, n, why in found.left_out]
@@ -143,7 +154,10 @@ def _write_embeddings(
     num_classes, dim = rows.shape
     left_out = f"left out the class embeddings of {num_classes} classes"
     if path is None:
-        return [f"{left_out} and their frequencies: the vocabulary is the config's (--embeddings)"]
+        return [
+            f"{left_out}, which it was trained with, and their frequencies: --embeddings FILE "
+            "writes them, and MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS FILE evaluates with them"
+        ]
     manifest = {"encoder_id": text_encoder_id(encoder)}
     if vocabulary:
         names = Vocabulary.load(vocabulary).names
@@ -155,7 +169,10 @@ def _write_embeddings(
         write_embedding_file(path, rows, manifest)
     except OSError as error:
         raise OVDError(f"--embeddings {path} cannot be written ({error}).") from error
-    return [f"wrote the class embeddings ({num_classes}, {dim}) to {path}"]
+    return [
+        f"wrote the class embeddings ({num_classes}, {dim}), to evaluate with: "
+        f"MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS {path}"
+    ]
 
 
 def _check_count(num_names: int, num_rows: int, vocabulary: str) -> None:

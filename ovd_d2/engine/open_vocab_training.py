@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from ovd_d2.data.build import build_test_loader, build_train_loader
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation import build_evaluator, check_evaluator
+from ovd_d2.modeling.batch_norm import finish_model
 from ovd_d2.modeling.build import explained_build
 from ovd_d2.modeling.roi_heads import EVALUATION, honour
 
@@ -70,14 +71,14 @@ class OpenVocabTraining:
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Detectron2's, in the memory layout of ``MODEL.CHANNELS_LAST``.
+        """Detectron2's, with ``MODEL.BATCH_NORM`` and in the layout of ``MODEL.CHANNELS_LAST``.
 
         Raises:
             OVDError: a part is named that no registry knows, or cannot be built from its keys.
         """
         with explained_build(cfg):
             model = super().build_model(cfg)
-        return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
+        return finish_model(model, cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -84,6 +84,7 @@ class COCOOpenVocabEvaluator(CheckedCOCOEvaluator):
 
     Base and novel names compete ("generalised" setting): only the categories in the data set's
     ``thing_dataset_id_to_contiguous_id`` count, and only images that hold at least one of them.
+    Where its metadata has ``is_scored``, (K,) bools, the other classes compete and do not count.
 
     ``evaluate()`` returns ``{"bbox": metrics}`` (and "segm" if the model predicts masks) with
     Detectron2's metrics (AP, AP50, AP75, APs, APm, APl, AP-<class>) and AP_base, AP_novel,
@@ -123,14 +124,22 @@ class COCOOpenVocabEvaluator(CheckedCOCOEvaluator):
                     "the novel classes in DATASETS.NOVEL_NAMES."
                 )
         ids = metadata.thing_dataset_id_to_contiguous_id
-        self._is_novel = novel_mask(metadata, len(ids), is_novel)
+        self._is_scored = np.array(metadata.get("is_scored") or [True] * len(ids))
+        if len(self._is_scored) != len(ids):
+            raise OVDError(
+                f"The metadata of data set '{dataset_name}' has {len(self._is_scored)} entries in "
+                f"is_scored for {len(ids)} classes: they must agree."
+            )
+        self._is_novel = novel_mask(metadata, len(ids), is_novel)[self._is_scored]
         # Detectron2's compiled evaluator is not to be relied on: official code only.
         super().__init__(dataset_name, tasks, distributed, output_dir, use_fast_impl=False)
 
     def _read(self, metadata: Metadata) -> dict[str, Any]:
-        """Annotations of the data set's classes, and the images that have some."""
+        """Annotations of the data set's scored classes, and the images that have some."""
         ids = metadata.thing_dataset_id_to_contiguous_id
-        content = read_coco_json(metadata.json_file, ids, metadata.get("readme_section"), TRUTH)
+        scored_ids = {i: place for i, place in ids.items() if self._is_scored[place]}
+        section = metadata.get("readme_section")
+        content = read_coco_json(metadata.json_file, scored_ids, section, TRUTH)
         if not content["images"]:
             raise OVDError(
                 f"{metadata.json_file} holds no image with annotations of the classes of "
@@ -147,13 +156,15 @@ class COCOOpenVocabEvaluator(CheckedCOCOEvaluator):
         for output in outputs:
             if "instances" in output and len(output["instances"]) > 0:
                 largest = int(output["instances"].pred_classes.max())
-                check_predicted_classes(largest, len(self._is_novel), self._metadata.name)
+                check_predicted_classes(largest, len(self._is_scored), self._metadata.name)
         super().process(inputs, outputs)
 
     def _derive_coco_results(
         self, coco_eval: COCOeval | None, iou_type: str, class_names: list[str] | None = None
     ) -> dict[str, float]:
-        """Adds the base and novel means to the parent's results."""
+        """Adds the base and novel means to the parent's results, all over the scored classes."""
+        if class_names is not None:
+            class_names = [n for n, scored in zip(class_names, self._is_scored) if scored]
         results = super()._derive_coco_results(coco_eval, iou_type, class_names)
         splits = {"base": ~self._is_novel, "novel": self._is_novel}
         # (T, R, K) for all areas and the largest number of detections; K in the order of ids,

@@ -24,6 +24,7 @@ from ovd_d2.config_file import load_config
 from ovd_d2.errors import OVDError
 from ovd_d2.language import TextEmbeddingBank, Vocabulary, read_novel_names
 from ovd_d2.modeling import get_vocabulary, set_vocabulary
+from ovd_d2.modeling.batch_norm import finish_model
 from ovd_d2.modeling.build import explained_build
 
 from .arguments import (
@@ -346,7 +347,7 @@ def _build(cfg: CfgNode, device: torch.device) -> nn.Module:
     with explained_build(cfg):
         model = build_model(cfg)
     model.eval()
-    return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
+    return finish_model(model, cfg)
 
 
 def _sample(image: np.ndarray, cfg: CfgNode) -> dict[str, Any]:

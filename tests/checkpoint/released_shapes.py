@@ -3,8 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
 
+from ovd_d2 import add_ovd_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 GOLDEN = Path(__file__).parents[1] / "golden" / "rkd" / "state_dict_shapes.json"
 SHAPES = json.loads(GOLDEN.read_text())
 # Released configuration -> (our recipe, weight transfer)
@@ -31,3 +37,16 @@ def released(name: str) -> dict[str, torch.Tensor]:
     counts = torch.randint(0, 2000, (classes.shape[1] - 1,), generator=generator)
     state["roi_heads.box_predictor.freq_weight"] = counts.float() ** 0.5
     return state
+
+
+def our_config(recipe: str, folder: Path) -> CfgNode:
+    """A recipe below configs/ on CPU, with random class embeddings in ``folder``."""
+    cfg = get_cfg()
+    add_ovd_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / recipe))
+    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
+    table = folder / "embeddings.npy"
+    np.save(table, np.random.default_rng(0).normal(size=(len(names), 512)).astype(np.float16))
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS = str(table)
+    return cfg

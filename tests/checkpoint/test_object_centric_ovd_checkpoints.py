@@ -7,15 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
-from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
-from released_shapes import CLASSIFIER, RECIPES, SHAPES, released
+from released_shapes import CLASSIFIER, RECIPES, SHAPES, our_config, released
 
-from ovd_d2 import add_ovd_config
 from ovd_d2.checkpoint import (
     TRUST_VARIABLE,
     from_object_centric_ovd,
@@ -27,21 +23,8 @@ from ovd_d2.engine.checkpoint import AtomicCheckpointer
 from ovd_d2.errors import OVDError
 from ovd_d2.language import load_text_embeddings
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 OVD = str(Path(sys.executable).with_name("ovd"))
 PREDICTOR = "roi_heads.box_predictor."
-
-
-def our_model(recipe: str, tmp_path):
-    cfg = get_cfg()
-    add_ovd_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / recipe))
-    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
-    table = tmp_path / "embeddings.npy"
-    np.save(table, np.random.default_rng(0).normal(size=(len(names), 512)).astype(np.float16))
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS = str(table)
-    return build_model(cfg)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -49,7 +32,7 @@ def test_our_models_have_exactly_the_converted_keys_and_shapes(name, tmp_path):
     recipe, transfer = RECIPES[name]
     found = from_object_centric_ovd(released(name))
     assert found.weight_transfer == transfer
-    model = our_model(recipe, tmp_path)
+    model = build_model(our_config(recipe, tmp_path))
     ours = {k: v.shape for k, v in model.state_dict().items()}
     assert ours.pop(CLASSIFIER + "encoder_id_bytes") == (160,)
     assert ours == {k: v.shape for k, v in found.weights.items()}

@@ -129,14 +129,17 @@ def test_registering_again_is_refused_by_name_but_importing_again_is_not(monkeyp
         builtin.register_all("elsewhere")
 
 
-@pytest.mark.parametrize("name", [*builtin.LVIS_SPLITS, *builtin.COCO_SPLITS])
+@pytest.mark.parametrize(
+    "name", [*builtin.LVIS_SPLITS, *builtin.COCO_SPLITS, *builtin.COCO_SPLITS_OF_80]
+)
 def test_metadata_lengths_agree(name):
     metadata = MetadataCatalog.get(name)
     lvis_like = name.startswith("lvis")
-    num_classes = 1203 if lvis_like else 65
+    num_classes = 1203 if lvis_like else 80 if "_80_" in name else 65
+    unused = 15 if name == "coco_2017_ovd_80_train_base" else 0  # held out of training
     assert len(metadata.thing_classes) == len(set(metadata.thing_classes)) == num_classes
     assert len(metadata.is_novel) == num_classes
-    assert sum(metadata.is_novel) == (337 if lvis_like else 17)
+    assert sum(metadata.is_novel) == (337 if lvis_like else 17 + unused)
     assert metadata.evaluator_type == ("lvis" if lvis_like else "coco_ovd")
     if lvis_like:
         assert [len(x) for x in (metadata.synonyms, metadata.definitions)] == [1203, 1203]
@@ -159,6 +162,7 @@ def test_coco_lists_are_disjoint_and_partly_leave_out_coco():
     assert base | novel <= all_names
     metadata = coco_ovd.coco_ovd_metadata()
     names = np.array(metadata["thing_classes"])
+    assert metadata == coco_ovd.coco_ovd_metadata(train=True)
     assert set(names[metadata["is_novel"]]) == novel
     ids = metadata["thing_dataset_id_to_contiguous_id"]
     assert list(ids) == sorted(ids)
@@ -240,6 +244,50 @@ def test_coco_base_training_keeps_images_with_base_boxes_only(tmp_path):
     assert crowd["iscrowd"] == 1
     assert mask_utils.area(crowd["segmentation"]) == 60
     assert records[0]["file_name"] == str(tmp_path / "val2017/000000000004.jpg")
+
+
+@pytest.mark.parametrize("base_only", [False, True])
+def test_among_80_names_coco_has_the_same_images_and_boxes(tmp_path, base_only):
+    records = load_coco(tmp_path, coco_content(), base_only=base_only)
+    path = write(tmp_path, coco_content())
+    folder = str(tmp_path / "val2017")
+    of_80 = coco_ovd.load_coco_ovd(path, folder, base_only=base_only, all_names=True)
+    names_of = [coco_ovd.coco_ovd_metadata(all_names=a)["thing_classes"] for a in (False, True)]
+    assert [r["image_id"] for r in of_80] == [r["image_id"] for r in records]
+    for one, other in zip(records, of_80):
+        named = [
+            [{**a, "category_id": names[a["category_id"]]} for a in r["annotations"]]
+            for names, r in zip(names_of, (one, other))
+        ]
+        assert named[0] == named[1]
+
+
+def test_coco_synonyms_are_lvis_words_for_the_same_class():
+    """41 words of 21 of the 65 classes (and 14 of 8 unused ones), by lvis-api's mapping."""
+    from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
+
+    synsets = {
+        "bicycle": "bicycle.n.01", "fire hydrant": "fireplug.n.01", "handbag": "bag.n.04",
+        "tie": "necktie.n.01", "suitcase": "bag.n.06", "skis": "ski.n.01", "mouse": "mouse.n.04",
+        "sports ball": "ball.n.06", "hot dog": "sausage.n.01", "donut": "doughnut.n.02",
+        "wine glass": "wineglass.n.01", "couch": "sofa.n.01", "potted plant": "pot.n.04",
+        "tv": "television_receiver.n.01", "remote": "remote_control.n.01",
+        "keyboard": "computer_keyboard.n.01", "cell phone": "cellular_telephone.n.01",
+        "microwave": "microwave.n.02", "hair drier": "hand_blower.n.01",
+    }  # fmt: skip
+    words_of = {
+        c["synset"]: [w.split("(")[0].replace("_", " ").strip().lower() for w in c["synonyms"]]
+        for c in LVIS_CATEGORIES
+    }
+    for name, words in coco_ovd.SYNONYMS.items():
+        synset = synsets.get(name, f"{name.replace(' ', '_')}.n.01")
+        assert [w for w in words_of[synset] if w != name] == list(words), name
+    scored = {*coco_ovd.BASE_CLASSES, *coco_ovd.NOVEL_CLASSES}
+    counts = [len(words) for name, words in coco_ovd.SYNONYMS.items() if name in scored]
+    assert (len(counts), sum(counts)) == (21, 41)
+    metadata = MetadataCatalog.get("coco_2017_ovd_80_train_base")
+    words = dict(zip(metadata.thing_classes, metadata.synonyms))
+    assert words["couch"] == ["couch", "sofa", "lounge"] and words["cat"] == ["cat"]
 
 
 def test_coco_agrees_with_detectron2s_own_loader(tmp_path):

@@ -104,6 +104,23 @@ def test_boxes_follow_a_flip(cfg, tmp_path):
     assert seen == {True, False}
 
 
+def test_the_first_regions_or_random_ones(cfg, tmp_path):
+    """RKD takes the first of a published file, the best; ViLD draws among 300 anew every time."""
+    cfg.DATASETS.REGIONS_PER_IMAGE = 2
+    drawn = {choice: set() for choice in ("random", "first")}
+    for choice, found in drawn.items():
+        cfg.DATASETS.REGIONS_CHOICE = choice
+        mapper = build_mapper(cfg, is_train=True)
+        for seed in range(12):
+            torch.manual_seed(seed)
+            embeddings = regions_of(mapper(record(tmp_path))).teacher_embedding
+            found.add(tuple(int(i) for i in (embeddings @ unit(4).T).argmax(dim=1)))
+    assert drawn["first"] == {(0, 1)} and len(drawn["random"]) > 3
+    cfg.DATASETS.REGIONS_CHOICE = "best"
+    with pytest.raises(OVDError, match="DATASETS.REGIONS_CHOICE is 'best'"):
+        build_mapper(cfg, is_train=True)
+
+
 def test_boxes_outside_a_crop_are_dropped_and_others_cut(store):
     crop = T.TransformList([T.CropTransform(0, 0, 32, 24)])
     rows = TeacherRegions(store).append_to(no_targets((24, 32)), 1, crop)

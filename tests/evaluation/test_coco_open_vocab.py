@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from ovd_d2.data.datasets import coco_ovd
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation import COCOOpenVocabEvaluator
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "evaluators"
 METADATA = coco_ovd.coco_ovd_metadata()
 CLASSES = METADATA["thing_classes"]
 IDS = {c["name"]: c["id"] for c in coco_ovd.COCO_CATEGORIES if c["isthing"]}
@@ -216,3 +218,46 @@ def test_wrong_set_ups_are_one_sentence(register):
         COCOOpenVocabEvaluator(register(broken), distributed=False)
     with pytest.raises(OVDError, match="nothing to evaluate"):
         COCOOpenVocabEvaluator(register({**content(), "annotations": []}), distributed=False)
+    with pytest.raises(OVDError, match="has 2 entries in is_scored for 65 classes"):
+        COCOOpenVocabEvaluator(register(content(), is_scored=[True, False]), distributed=False)
+
+
+def test_with_80_names_the_public_evaluators_numbers_come_out(register):
+    """Detic's on the same annotations and predictions of all 80 classes: 15 of them compete and
+    are not scored."""
+    truth = json.loads((GOLDEN / "coco_ovd_instances.json").read_text())
+    name = register(truth, **coco_ovd.coco_ovd_metadata(all_names=True))
+    stored = np.load(GOLDEN / "coco_ovd_predictions.npz")
+    predictions = {}
+    path = MetadataCatalog.get(name).json_file
+    ids = METADATA["thing_dataset_id_to_contiguous_id"]
+    for image in coco_ovd.read_coco_json(path, ids)["images"]:  # those of the data set
+        rows = stored["image_id"] == image["id"]
+        found = Instances((image["height"], image["width"]))
+        found.pred_boxes = Boxes(torch.from_numpy(stored["boxes_xyxy"][rows]))
+        found.pred_classes = torch.from_numpy(stored["class_index_of_80"][rows].astype(np.int64))
+        found.scores = torch.from_numpy(stored["scores"][rows])
+        predictions[image["id"]] = found
+    metrics = evaluate(name, predictions)["bbox"]
+    assert sum(key.startswith("AP-") for key in metrics) == 65
+    expected = json.loads((GOLDEN / "coco_ovd_detic.json").read_text())
+    theirs = {"AP50-seen": "AP50_base", "AP50-unseen": "AP50_novel"}
+    compared = 0
+    for key, value in expected.items():
+        if value is not None:  # of an unused class
+            assert metrics[theirs.get(key, key)] == pytest.approx(value, abs=1e-9), key
+            compared += 1
+    assert compared >= 65 + 6
+
+
+def test_two_protocols_differ_in_names_alone():
+    """The same ids of base and novel classes; unused ones have no box, in training they are held
+    out as novel ones are, in evaluation they are neither."""
+    of_80 = coco_ovd.coco_ovd_metadata(all_names=True)
+    scored = np.array(of_80["is_scored"])
+    assert (len(scored), scored.sum(), len(CLASSES)) == (80, 65, 65)
+    assert [n for n, s in zip(of_80["thing_classes"], scored) if s] == CLASSES
+    novel = np.array(of_80["is_novel"])
+    assert novel.sum() == 17 and not novel[~scored].any()
+    in_training = np.array(coco_ovd.coco_ovd_metadata(all_names=True, train=True)["is_novel"])
+    assert (in_training == (novel | ~scored)).all()

@@ -292,3 +292,13 @@ def test_full_size_model_zoo_detector_builds_and_steps(build, kind):
         found = model(make_batch(two_images()))[0]["instances"]
     assert found.image_size == (96, 128)
     assert kind == "c4" or found.has("pred_masks")
+
+
+def test_first_values_of_the_box_layers_are_those_of_the_public_code(build):
+    """c2_xavier_fill, then std 0.001; both biases 0 (Detic, RKD)."""
+    first, _, last = build(
+        "c4", 5, "MODEL.OPEN_VOCAB.BOX_MLP", True
+    ).roi_heads.box_predictor.bbox_pred
+    assert first.weight.std().item() == pytest.approx(first.in_features**-0.5, rel=0.03)
+    assert last.weight.std().item() == pytest.approx(0.001, rel=0.1)
+    assert not first.bias.any() and not last.bias.any()

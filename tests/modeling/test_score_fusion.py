@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, ImageList
 from small_detectors import DIM, KINDS, make_batch, make_embeddings, make_target, make_vocabulary
 
@@ -330,3 +331,27 @@ def test_boxes_that_are_not_finite_do_not_reach_the_teacher():
 def test_another_image_format_is_refused():
     with pytest.raises(OVDError, match="INPUT.FORMAT"):
         TeacherOnCrops(lambda d: None, pixel_mean=[0.0], pixel_std=[1.0], input_format="L")
+
+
+@pytest.mark.parametrize("kind", ["fpn", "cascade", "c4"])
+def test_scores_times_those_of_the_proposals(build, kind):
+    """MODEL.OPEN_VOCAB.MULT_PROPOSAL_SCORE of any head: sqrt(probability x objectness)."""
+    found = []
+    for multiply in (False, True):
+        model = build(kind, 5, "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", True,
+                      "MODEL.OPEN_VOCAB.MULT_PROPOSAL_SCORE", multiply).eval()  # fmt: skip
+        batch = make_batch([make_target([[10, 10, 60, 60]], [0])])
+        with torch.no_grad():
+            images = model.preprocess_image(batch)
+            features = model.backbone(images.tensor)
+            proposals, _ = model.proposal_generator(images, features)
+            found.append(model.roi_heads.boxes_and_scores(images, features, proposals)[1][0])
+    objectness = proposals[0].objectness_logits.sigmoid()
+    expected = (found[0][:, :-1] * objectness[:, None]).sqrt()
+    torch.testing.assert_close(found[1][:, :-1], expected)
+
+
+def test_scores_of_two_branches_are_not_multiplied_again(zoo_cfg):
+    with pytest.raises(OVDError, match="MULT_PROPOSAL_SCORE True are for a single head"):
+        build_model(zoo_cfg("fpn", 5, "MODEL.IMAGE_BRANCH.NAME", "DistilledImageBranch",
+                            "MODEL.OPEN_VOCAB.MULT_PROPOSAL_SCORE", True))  # fmt: skip

@@ -113,3 +113,15 @@ def test_any_vocabulary_can_be_looked_for(raw):
     find = CaptionLabeller(vocabulary)
     for name in raw:
         assert set(find(name)) <= set(range(len(raw)))
+
+
+def test_cocos_classes_are_found_by_lviss_words_for_them():
+    """As in RKD's labels: a man is a person; among all 80 names a sausage is a hot dog."""
+    import ovd_d2
+
+    ovd_d2.register()
+    for name, sausage in (("coco_2017_ovd_train_base", []), ("coco_2017_ovd_80_val", ["hot dog"])):
+        vocabulary = Vocabulary.load(f"dataset:{name}")
+        caption = "Two women on a sofa watch an aeroplane, one eats a sausage."
+        found = [vocabulary.names[k] for k in CaptionLabeller(vocabulary)(caption)]
+        assert found == ["person", "airplane", *sausage, "couch"]

@@ -5,6 +5,7 @@ files are there shows when a data set is used.
 """
 
 import os
+from functools import partial
 
 from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
@@ -27,6 +28,10 @@ COCO_SPLITS = {
     ),
     "coco_2017_ovd_val": ("coco/annotations/instances_val2017.json", "coco/val2017", False),
 }
+# The same images and boxes among all 80 names of COCO.
+COCO_SPLITS_OF_80 = {
+    name.replace("_ovd_", "_ovd_80_"): split for name, split in COCO_SPLITS.items()
+}
 
 
 def datasets_root() -> str:
@@ -36,7 +41,12 @@ def datasets_root() -> str:
 
 def register_all(root: str) -> None:
     """Registers LVIS, COCO, mini and Objects365 under the folder ``root``."""
-    for splits, register in ((LVIS_SPLITS, register_lvis_ovd), (COCO_SPLITS, register_coco_ovd)):
+    registrations = (
+        (LVIS_SPLITS, register_lvis_ovd),
+        (COCO_SPLITS, register_coco_ovd),
+        (COCO_SPLITS_OF_80, partial(register_coco_ovd, all_names=True)),
+    )
+    for splits, register in registrations:
         for name, (json_file, image_root, train) in splits.items():
             register(
                 name, os.path.join(root, json_file), os.path.join(root, image_root), train=train

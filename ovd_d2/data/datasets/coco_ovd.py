@@ -1,9 +1,14 @@
 """COCO for open-vocabulary detection: 48 base and 17 novel classes (Bansal et al. 2018).
 
 Filtered at load time from the standard instances_train2017.json and instances_val2017.json. The
-other 15 classes are unused. Training keeps the images with at least one base box, and only base
-boxes; the generalised evaluation keeps the images with base or novel boxes, and base and novel
-names compete. K = 65 in both, in the order of COCO's category ids.
+other 15 classes are unused: they have no boxes in either. Training keeps the images with at least
+one base box, and only base boxes; the generalised evaluation keeps the images with base or novel
+boxes, and is over base and novel classes.
+
+What the names are that compete is the one difference between two protocols: the 65 base and novel
+ones (K = 65), or all 80 of COCO (K = 80), as in the public code of Detic and object-centric-ovd,
+where detections of unused classes take places among the 100 of an image and are not scored. Both
+are in the order of COCO's category ids.
 """
 
 from collections.abc import Collection
@@ -31,21 +36,64 @@ NOVEL_CLASSES = (
     *("airplane", "bus", "cat", "dog", "cow", "elephant", "umbrella", "tie", "snowboard"),
     *("skateboard", "cup", "knife", "cake", "couch", "keyboard", "sink", "scissors"),
 )
+# What LVIS v1 also calls the class that is COCO's by the mapping of lvis-api (coco_to_synset.json).
+# RKD looks for these words in captions.
+SYNONYMS = {
+    "person": ("baby", "child", "boy", "girl", "man", "woman", "human"),
+    "bicycle": ("bike",),
+    "car": ("auto", "automobile"),
+    "airplane": ("aeroplane",),
+    "bus": ("autobus", "charabanc", "double-decker", "motorbus", "motorcoach"),
+    "train": ("railroad train",),
+    "boat": ("ship",),
+    "fire hydrant": ("fireplug", "hydrant"),
+    "backpack": ("knapsack", "packsack", "rucksack", "haversack"),
+    "handbag": ("purse", "pocketbook"),
+    "tie": ("necktie",),
+    "suitcase": ("baggage", "luggage"),
+    "skis": ("ski",),
+    "sports ball": ("ball",),
+    "baseball glove": ("baseball mitt",),
+    "wine glass": ("wineglass",),
+    "hot dog": ("sausage",),
+    "donut": ("doughnut",),
+    "couch": ("sofa", "lounge"),
+    "potted plant": ("flowerpot",),
+    "tv": ("television set", "tv set"),
+    "laptop": ("laptop computer", "notebook computer"),
+    "mouse": ("computer mouse",),
+    "remote": ("remote control",),
+    "keyboard": ("computer keyboard",),
+    "cell phone": (
+        *("cellular telephone", "cellular phone", "cellphone", "mobile phone", "smart phone"),
+    ),
+    "microwave": ("microwave oven",),
+    "clock": ("timepiece", "timekeeper"),
+    "hair drier": ("hair dryer",),
+}
 
 
-def coco_ovd_metadata() -> dict[str, Any]:
-    """Metadata of the 65 classes.
+def coco_ovd_metadata(*, all_names: bool = False, train: bool = False) -> dict[str, Any]:
+    """Metadata of the 65 classes, or of all 80.
+
+    Args:
+        all_names: the 15 unused classes are among them.
+        train: for the base training split: there unused classes are held out as novel ones are.
 
     Returns:
-        ``thing_classes`` and ``is_novel`` (length 65), ``thing_dataset_id_to_contiguous_id`` (COCO
-        category id to 0..64) and ``readme_section``.
+        ``thing_classes``, ``synonyms``, ``is_novel`` and ``is_scored`` (False for unused classes)
+        of length K, ``thing_dataset_id_to_contiguous_id`` (COCO category id to 0..K - 1) and
+        ``readme_section``.
     """
-    used = set(BASE_CLASSES) | set(NOVEL_CLASSES)
-    categories = [c for c in COCO_CATEGORIES if c["isthing"] and c["name"] in used]
-    categories.sort(key=lambda c: c["id"])
+    scored = set(BASE_CLASSES) | set(NOVEL_CLASSES)
+    things = sorted((c for c in COCO_CATEGORIES if c["isthing"]), key=lambda c: c["id"])
+    categories = [c for c in things if all_names or c["name"] in scored]
+    names = [c["name"] for c in categories]
     return {
-        "thing_classes": [c["name"] for c in categories],
-        "is_novel": [c["name"] in NOVEL_CLASSES for c in categories],
+        "thing_classes": names,
+        "synonyms": [[name, *SYNONYMS.get(name, ())] for name in names],
+        "is_novel": [n in NOVEL_CLASSES or (train and n not in scored) for n in names],
+        "is_scored": [name in scored for name in names],
         "thing_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(categories)},
         "readme_section": README_SECTION,
     }
@@ -92,37 +140,51 @@ def read_coco_json(
     }
 
 
-def load_coco_ovd(json_file: str, image_root: str, *, base_only: bool) -> list[dict[str, Any]]:
+def load_coco_ovd(
+    json_file: str, image_root: str, *, base_only: bool, all_names: bool = False
+) -> list[dict[str, Any]]:
     """Records in Detectron2's format from a standard COCO instances json.
 
     Args:
         json_file: instances_train2017.json or instances_val2017.json.
         image_root: the folder of its images.
         base_only: keep only annotations of base classes (for training).
+        all_names: count the classes as :func:`coco_ovd_metadata` does with ``all_names``.
 
     Returns:
         One dict per image with at least one annotation, in the order of image ids;
-        ``category_id`` is in 0..64 and boxes are x, y, width, height in pixels.
+        ``category_id`` is in 0..K - 1 and boxes are x, y, width, height in pixels.
 
     Raises:
         OVDError: the file or the image folder is missing, broken or empty.
     """
-    metadata = coco_ovd_metadata()
-    is_novel = metadata["is_novel"]
+    metadata = coco_ovd_metadata(all_names=all_names)
+    is_novel, is_scored = metadata["is_novel"], metadata["is_scored"]
     contiguous = metadata["thing_dataset_id_to_contiguous_id"]
-    kept = {i: c for i, c in contiguous.items() if not (base_only and is_novel[c])}
+    kept = {
+        i: c for i, c in contiguous.items() if is_scored[c] and not (base_only and is_novel[c])
+    }
     content = read_coco_json(json_file, kept)
     records = coco_records(content, image_root, kept)
     check_records(records, json_file, README_SECTION)
     return records
 
 
-def register_coco_ovd(name: str, json_file: str, image_root: str, *, train: bool) -> None:
-    """Registers a base training split (``train``) or a generalised evaluation split.
+def register_coco_ovd(
+    name: str, json_file: str, image_root: str, *, train: bool, all_names: bool = False
+) -> None:
+    """Registers a base training split (``train``) or a generalised evaluation split, in which 65 or
+    (``all_names``) 80 names compete.
 
     Reads no file.
     """
-    DatasetCatalog.register(name, lambda: load_coco_ovd(json_file, image_root, base_only=train))
+    DatasetCatalog.register(
+        name,
+        lambda: load_coco_ovd(json_file, image_root, base_only=train, all_names=all_names),
+    )
     MetadataCatalog.get(name).set(
-        json_file=json_file, image_root=image_root, evaluator_type="coco_ovd", **coco_ovd_metadata()
+        json_file=json_file,
+        image_root=image_root,
+        evaluator_type="coco_ovd",
+        **coco_ovd_metadata(all_names=all_names, train=train),
     )

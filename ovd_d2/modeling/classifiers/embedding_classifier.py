@@ -3,6 +3,7 @@
 Letters: R regions over the batch, K classes, D embedding width.
 """
 
+import logging
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from ovd_d2.errors import OVDError
 
 from .projections import linear_projection
+
+logger = logging.getLogger(__name__)
 
 _ENCODER_ID_BYTES = 160
 
@@ -39,7 +42,8 @@ class EmbeddingClassifier(nn.Module):
 
     With ``background="learned"`` and softmax this is ViLD's classifier (section 3.2; the learned
     background vector is normalised before use, initial std 0.01, no bias). With
-    ``background="zero"``, sigmoid and ``bias_init=-4.6`` it is that of RKD / Detic on LVIS.
+    ``background="zero"`` and sigmoid it is that of RKD and Detic; RKD on LVIS has
+    ``bias_init=-4.6``, the others no bias.
 
     The class embeddings are no part of the state dict: a checkpoint can not replace the configured
     vocabulary, and one checkpoint serves any number of classes. What the state dict holds is the
@@ -156,7 +160,8 @@ class EmbeddingClassifier(nn.Module):
         return self.logits(self.embed(x))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """A checkpoint without an encoder id (a foreign one) loads; one with another is refused."""
+        """A checkpoint without an encoder id (a foreign one) loads; one with another is refused.
+        One of a classifier without bias is that of one whose bias is 0."""
         key = prefix + "encoder_id_bytes"
         stored = _from_bytes(state_dict[key]) if key in state_dict else ""
         if encoders_differ(self.encoder_id, stored):
@@ -167,4 +172,12 @@ class EmbeddingClassifier(nn.Module):
             )
         if not stored or stored.startswith("file:"):
             state_dict[key] = self.encoder_id_bytes.clone()
+        has_classifier = any(name.startswith(prefix + "projection.") for name in state_dict)
+        if self.bias is not None and has_classifier and prefix + "bias" not in state_dict:
+            logger.warning(
+                "The checkpoint's classifier has no bias, so %sbias becomes 0, not %g: "
+                "MODEL.OPEN_VOCAB.USE_BIAS False is what it was trained with.",
+                prefix, self.bias.item(),
+            )  # fmt: skip
+            state_dict[prefix + "bias"] = torch.zeros_like(self.bias)
         super()._load_from_state_dict(state_dict, prefix, *args)

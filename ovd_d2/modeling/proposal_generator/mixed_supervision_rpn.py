@@ -1,10 +1,13 @@
 """An RPN for batches in which not every target row is a box."""
 
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from ovd_d2.errors import OVDError
 from ovd_d2.structures import Supervision, is_box_supervised, rows_with
 
 
@@ -16,6 +19,15 @@ class MixedSupervisionRPN(RPN):
     about where no object is. It still counts in the losses' normaliser (anchors per image x
     images), so a weak image dilutes the RPN losses of its batch instead of amplifying the others.
     """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        if cfg.MODEL.RPN.NORM and cfg.MODEL.RPN.HEAD_NAME == "StandardRPNHead":
+            raise OVDError(
+                f"MODEL.RPN.NORM is {cfg.MODEL.RPN.NORM!r}, but Detectron2's StandardRPNHead has "
+                "no norm: set MODEL.RPN.HEAD_NAME RPNHeadWithNorm."
+            )
+        return super().from_config(cfg, input_shape)
 
     def label_and_sample_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]

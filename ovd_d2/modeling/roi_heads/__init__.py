@@ -1,5 +1,6 @@
 """Box predictor and ROI heads whose classes are text."""
 
+from .heads_with_norm import BoxHeadWithNorm, MaskHeadWithNorm
 from .image_branch import IMAGE_BRANCH_REGISTRY, DistilledImageBranch, LabelledImageBranch
 from .open_vocab_box_predictor import OpenVocabBoxPredictor
 from .open_vocab_mixin import OpenVocabROIHeadsMixin
@@ -17,8 +18,10 @@ from .top_pairs_inference import top_pairs_inference
 __all__ = [
     "EVALUATION",
     "IMAGE_BRANCH_REGISTRY",
+    "BoxHeadWithNorm",
     "DistilledImageBranch",
     "LabelledImageBranch",
+    "MaskHeadWithNorm",
     "OpenVocabBoxPredictor",
     "OpenVocabCascadeROIHeads",
     "OpenVocabROIHeads",

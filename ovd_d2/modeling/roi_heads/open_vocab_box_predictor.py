@@ -13,6 +13,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import (
     fast_rcnn_inference,
 )
 from detectron2.structures import Instances
+from fvcore.nn import weight_init
 from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
@@ -85,9 +86,9 @@ class OpenVocabBoxPredictor(FastRCNNOutputLayers):
         self.cls_score = classifier
         if box_mlp:
             width = self.bbox_pred.in_features
-            self.bbox_pred = nn.Sequential(
-                nn.Linear(width, width), nn.ReLU(inplace=True), self.bbox_pred
-            )
+            hidden = nn.Linear(width, width)
+            weight_init.c2_xavier_fill(hidden)  # as in Detic and RKD
+            self.bbox_pred = nn.Sequential(hidden, nn.ReLU(inplace=True), self.bbox_pred)
         self.train_classifier = train_classifier
         self.use_fed_loss = use_fed_loss
         self.fed_loss_num_classes = fed_loss_num_classes

@@ -132,6 +132,7 @@ class OpenVocabROIHeadsMixin:
     ) -> dict:
         """Distiller, image branch, image labels and score rule as ``cfg`` asks for them."""
         name, train_classifier = cfg.MODEL.IMAGE_BRANCH.NAME, cfg.MODEL.OPEN_VOCAB.TRAIN_CLASSIFIER
+        by_objectness = cfg.MODEL.OPEN_VOCAB.MULT_PROPOSAL_SCORE or not train_classifier
         has_labels = cfg.MODEL.IMAGE_LABELS.WEIGHT != 0
         parts = {"image_labels": ImageLabelSupervision(cfg) if has_labels else None}
         if not name:
@@ -141,12 +142,12 @@ class OpenVocabROIHeadsMixin:
             return {
                 **parts,
                 "distiller": RegionDistiller(cfg) if learns else None,
-                "score_rule": None if train_classifier else ScoreRule(combine="objectness"),
+                "score_rule": ScoreRule(combine="objectness") if by_objectness else None,
             }
-        if not train_classifier:
+        if by_objectness:
             raise OVDError(
-                "MODEL.OPEN_VOCAB.TRAIN_CLASSIFIER False is for a single head: set "
-                'MODEL.IMAGE_BRANCH.NAME "".'
+                "MODEL.OPEN_VOCAB.TRAIN_CLASSIFIER False and MULT_PROPOSAL_SCORE True are for a "
+                'single head: set MODEL.IMAGE_BRANCH.NAME "".'
             )
         branch = image_branch_class(name)
         head, width = cls._second_head(stock_cfg, input_shape) if branch.has_head else (None, 0)

@@ -50,9 +50,10 @@ def with_objectness(probabilities: Tensor, objectness: Tensor) -> Tensor:
 
     ViLD's for CLIP on cropped proposals. Used for ViLD-image too, whose head is trained by
     distillation alone: its softmax over the names is as sure on background as anywhere else.
+    CenterNet2 and Detic on LVIS combine sigmoids so (``MODEL.OPEN_VOCAB.MULT_PROPOSAL_SCORE``).
 
     Args:
-        probabilities: (R, K), rows summing to 1.
+        probabilities: (R, K) in [0, 1].
         objectness: (R,) in [0, 1], sigmoid of the RPN's logit.
     """
     return (probabilities * objectness[:, None]).sqrt()
