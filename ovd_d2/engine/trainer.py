@@ -28,6 +28,7 @@ from ovd_d2.errors import OVDError
 from . import hooks
 from .checkpoint import AtomicCheckpointer
 from .dataset_vocabulary import dataset_vocabulary
+from .divergence import remedy_for_divergence
 from .optimizer import build_optimizer
 from .teacher_check import check_teacher, check_weight_transfer
 from .train_loop import TrainLoop, amp_dtype
@@ -76,6 +77,7 @@ class OpenVocabTrainer(DefaultTrainer):
             device_type=device.type,
             autocast_dtype=amp_dtype(amp.DTYPE, device.type) if amp.ENABLED else None,
             accumulate=cfg.SOLVER.ACCUMULATE,
+            remedy=remedy_for_divergence(cfg, model),
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = AtomicCheckpointer(
