@@ -57,6 +57,7 @@ class TrainLoop(SimpleTrainer):
         device_type: str,
         autocast_dtype: torch.dtype | None = None,
         accumulate: int = 1,
+        remedy: str = "lower the learning rate, clip the gradients",
     ) -> None:
         """
         Args:
@@ -66,12 +67,14 @@ class TrainLoop(SimpleTrainer):
             device_type: "cuda", "mps" or "cpu".
             autocast_dtype: for mixed precision; None for full precision.
             accumulate: batches per optimizer step.
+            remedy: what a user should change when a loss or gradient is not finite.
         """
         super().__init__(model, data_loader, optimizer)
         honour(model, "SOLVER.ACCUMULATE", "SOLVER.AMP.DTYPE")
         self.device_type = device_type
         self.autocast_dtype = autocast_dtype
         self.accumulate = accumulate
+        self.remedy = remedy
         scaled = autocast_dtype == torch.float16
         self.grad_scaler = torch.amp.GradScaler(device_type, enabled=scaled)
 
@@ -128,8 +131,8 @@ class TrainLoop(SimpleTrainer):
         problems = [p for _, _, p in gathered if p] or list(filter(None, [gradient_problem]))
         if problems:
             raise NonFiniteLossError(
-                f"{' '.join(problems)} The weights are unharmed: lower SOLVER.BASE_LR, lengthen "
-                "SOLVER.WARMUP_ITERS, turn on SOLVER.CLIP_GRADIENTS, or look at those images."
+                f"{' '.join(problems)} The weights are unharmed: {self.remedy}, or look at those "
+                "images."
             )
         if comm.is_main_process():
             extra = {"data_time": max(seconds for _, seconds, _ in gathered)}

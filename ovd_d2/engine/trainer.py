@@ -23,6 +23,7 @@ from ovd_d2.modeling.roi_heads import EVALUATION, honour
 
 from . import hooks
 from .checkpoint import AtomicCheckpointer
+from .divergence import remedy_for_divergence
 from .open_vocab_training import OpenVocabTraining
 from .teacher_check import check_teacher, check_weight_transfer
 from .train_loop import TrainLoop, amp_dtype
@@ -72,6 +73,7 @@ class OpenVocabTrainer(OpenVocabTraining, DefaultTrainer):
             device_type=device.type,
             autocast_dtype=amp_dtype(amp.DTYPE, device.type) if amp.ENABLED else None,
             accumulate=cfg.SOLVER.ACCUMULATE,
+            remedy=remedy_for_divergence(cfg, model),
         )
         honour(model, EVALUATION)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)

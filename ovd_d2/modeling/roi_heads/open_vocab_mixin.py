@@ -37,9 +37,11 @@ class OpenVocabROIHeadsMixin:
 
     Target rows may carry ``supervision`` (Ri,): Detectron2's own losses see the BOX rows only, and
     images that have nothing but image-level labels contribute no proposals to them. Without the
-    field, losses and their random numbers are Detectron2's, bit by bit; rows of TEACHER_REGION do
-    not change them either (batch norm in the box head excepted, whose statistics then are over
-    proposals and regions).
+    field, losses and their random numbers are Detectron2's, bit by bit. Rows of TEACHER_REGION
+    change neither sampled proposals nor random numbers, and the losses by rounding at most: they
+    go through the same layers together, and a convolution (C4's res5, on some CPUs) or a matrix
+    product over another number of rows need not be equal in the last bit. Batch norm in the box
+    head is the exception: its statistics then are over proposals and regions.
 
     Teacher regions and sampled proposals share one pooling pass. Who learns from the regions:
 
