@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from ovd_d2.atomic_file import write_json
 from ovd_d2.data import random_state
-from ovd_d2.data.build import build_test_loader, build_train_loader
+from ovd_d2.data.build import build_test_loader, build_train_loader, register_named_files
 from ovd_d2.errors import OVDError
 
 from . import hooks
@@ -95,6 +95,8 @@ class OpenVocabTrainer(DefaultTrainer):
         Raises:
             OVDError: a part is named that no registry knows.
         """
+        for name in cfg.DATASETS.TRAIN:  # heads ask for the names of its classes
+            register_named_files(name)
         try:
             model = super().build_model(cfg)
         except KeyError as error:

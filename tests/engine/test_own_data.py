@@ -114,16 +114,15 @@ def test_train_net_names_the_wrong_annotation(own):
 def test_boxes_of_novel_classes_are_held_out(own, caplog):
     _, words, folder = own
     cfg = tiny_config(folder / "out", *words, "DATASETS.NOVEL_NAMES", "['blue', 'purple']")
-    setup_like = run_trainer(cfg)
-    head = setup_like.model.roi_heads
-    assert head.vocabulary.is_novel == (False, False, True, True)
+    trainer = run_trainer(cfg)
+    assert trainer.model.roi_heads.vocabulary.is_novel == (False, False, True, True)
     with caplog.at_level(logging.INFO):
         loader = build_train_loader(cfg)
     assert "train as negatives" not in caplog.text
     for batch, _ in zip(loader, range(10)):
         for sample in batch:
             assert len(sample["instances"]) and 2 not in sample["instances"].gt_classes
-    results = setup_like._last_eval_results["bbox"]
+    results = trainer._last_eval_results["bbox"]
     assert "AP_novel" in results and "AP_base" in results
 
 
@@ -184,14 +183,12 @@ def test_a_yaml_alone_runs_no_code(own, monkeypatch):
     assert (folder / "marker").read_text() == "ran "
 
 
-def test_the_key_on_the_command_line_is_asked_for(own, caplog):
+def test_the_key_on_the_command_line_is_asked_for(own, capsys):
     _, words, folder = own
     code = write_code(folder)
-    with caplog.at_level(logging.WARNING):
-        setup(parse(*OPTIONS, *words, "OUTPUT_DIR", folder / "out", "DATASETS.REGISTER",
-                    f"['{code}']"))  # fmt: skip
+    setup(parse(*OPTIONS, *words, "OUTPUT_DIR", folder / "out", "DATASETS.REGISTER", f"['{code}']"))
     assert (folder / "marker").read_text() == "ran "
-    assert "DATASETS.REGISTER runs the Python code of" in caplog.text
+    assert "DATASETS.REGISTER runs the Python code of" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
