@@ -10,8 +10,8 @@ from torch import nn
 
 from ovd_d2.cli.app import main
 from ovd_d2.errors import OVDError
-from ovd_d2.evaluation.labelled_crops import load_labelled_crops
 from ovd_d2.evaluation import probe_report as probe_report_module
+from ovd_d2.evaluation.labelled_crops import load_labelled_crops
 from ovd_d2.evaluation.linear_probe import (
     MOST_FITS,
     few_shot_probe,
