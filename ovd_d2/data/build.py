@@ -258,12 +258,10 @@ def dataset_errors(key: str, names: Sequence[str]) -> Iterator[None]:
 
 
 def check_registered(key: str, names: Sequence[str]) -> None:
-    """Raises OVDError unless every name is registered in Detectron2's catalogue, or is "pairs:PATH"
-    (image-text pairs), "labels:FILE" (image labels) or "coco:FOLDER:FILE" (a COCO json), which are
-    registered here."""
+    """Raises OVDError unless every name is registered in Detectron2's catalogue, or can be, see
+    :func:`register_named_files`."""
     for name in names:
-        found = register_pairs(name) or register_image_labels(name) or register_coco_files(name)
-        if not found and name not in DatasetCatalog.list():
+        if not register_named_files(name) and name not in DatasetCatalog.list():
             close = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
             hint = (
                 f"did you mean {' or '.join(close)}?"
@@ -274,6 +272,16 @@ def check_registered(key: str, names: Sequence[str]) -> None:
                 )
             )
             raise OVDError(f"{key} names the dataset {name!r}, which is not registered: {hint}")
+
+
+def register_named_files(name: str) -> bool:
+    """Registers a data set that is named by its files: "pairs:PATH" (image-text pairs),
+    "labels:FILE" (image labels) or "coco:FOLDER:FILE" (a COCO json).
+
+    Returns:
+        whether ``name`` is of that kind; if not, nothing happens.
+    """
+    return register_pairs(name) or register_image_labels(name) or register_coco_files(name)
 
 
 def check_stock_file(name: str) -> None:

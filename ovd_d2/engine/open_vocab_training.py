@@ -10,7 +10,7 @@ from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ovd_d2.data.build import build_test_loader, build_train_loader
+from ovd_d2.data.build import build_test_loader, build_train_loader, register_named_files
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation import build_evaluator, check_evaluator
 from ovd_d2.modeling.batch_norm import finish_model
@@ -76,6 +76,8 @@ class OpenVocabTraining:
         Raises:
             OVDError: a part is named that no registry knows, or cannot be built from its keys.
         """
+        for name in cfg.DATASETS.TRAIN:  # heads ask for the names of its classes
+            register_named_files(name)
         with explained_build(cfg):
             model = super().build_model(cfg)
         return finish_model(model, cfg)

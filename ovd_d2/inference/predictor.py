@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ovd_d2.checkpoint import check_trusted, load_weights, read_weights_file, state_dict_in
 from ovd_d2.config_file import load_config
+from ovd_d2.data.build import register_named_files
 from ovd_d2.errors import OVDError
 from ovd_d2.language import TextEmbeddingBank, Vocabulary, read_novel_names
 from ovd_d2.modeling import get_vocabulary, set_vocabulary
@@ -304,6 +305,8 @@ def _own_vocabulary(cfg: CfgNode) -> Vocabulary | None:
     if not spec and not cfg.DATASETS.TRAIN:
         return None
     try:
+        for name in () if spec else cfg.DATASETS.TRAIN[:1]:
+            register_named_files(name)
         found = Vocabulary.load(spec or f"dataset:{cfg.DATASETS.TRAIN[0]}")
         return found.with_novel(read_novel_names(cfg.DATASETS.NOVEL_NAMES))
     except OVDError:

@@ -78,7 +78,7 @@ class RestrictedUnpickler(pickle._Unpickler):
         """``function(*args)``, its size taken from what is left for the file."""
         result = function(*args)
         if isinstance(result, torch.TypedStorage):
-            self._left -= result.untyped().nbytes()
+            self._left -= len(args[0])  # torch has found all of it there
         elif isinstance(result, np.ndarray | bytes):
             self._left -= len(result) if isinstance(result, bytes) else result.nbytes
         elif isinstance(result, OrderedDict):

@@ -130,6 +130,12 @@ def test_missing_and_empty_places(tmp_path):
         load_pairs(tmp_path)
 
 
+@pytest.mark.parametrize("last", ["999999999", "9" * 18, "9" * 5000])
+def test_a_range_without_end_ends_at_the_first_that_is_missing(tmp_path, last):
+    with pytest.raises(OVDError, match="does not exist|is too large"):
+        load_pairs(f"{tmp_path}/{{0..{last}}}.tar")
+
+
 def test_shards_one_many_and_a_range(tmp_path):
     for number in range(3):
         shard(tmp_path / f"{number:05d}.tar", count=2, first=2 * number)

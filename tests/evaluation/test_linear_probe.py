@@ -10,6 +10,7 @@ from torch import nn
 
 from ovd_d2.cli.app import main
 from ovd_d2.errors import OVDError
+from ovd_d2.evaluation import probe_report as probe_report_module
 from ovd_d2.evaluation.labelled_crops import load_labelled_crops
 from ovd_d2.evaluation.linear_probe import (
     MOST_FITS,
@@ -152,6 +153,18 @@ def test_command_on_a_folder(folder, tiny_clip, capsys, monkeypatch):
     table = capsys.readouterr().out
     for text in ("zero-shot, prompts vild63", "linear probe", "4 per class", str(out)):
         assert text in table
+
+
+def test_too_many_shots_are_refused_before_anything_is_encoded(folder, monkeypatch):
+    def encode(*_):
+        raise AssertionError("an image was encoded")
+
+    monkeypatch.setattr(probe_report_module, "encode_crops", encode)
+    names = {name: str(folder / name) for name in ("train", "test")}
+    with pytest.raises(OVDError, match="fewer than the 999999 shots"):
+        probe_report_module.probe_report(
+            None, **names, validation=str(folder / "val"), shots=(1, 999999)
+        )
 
 
 @pytest.mark.parametrize(

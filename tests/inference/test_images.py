@@ -1,11 +1,14 @@
 """Every kind of picture becomes the same (H, W, 3) RGB bytes, or one sentence."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from random_models import make_pixels
 
+from ovd_d2.data.dataset_mapper import read_image
 from ovd_d2.errors import OVDError
 from ovd_d2.inference.images import list_images, to_rgb
 
@@ -165,6 +168,15 @@ def test_broken_files_are_named(tmp_path):
             to_rgb(tmp_path / name)
     with pytest.raises(OVDError, match="Cannot use the image"):
         to_rgb(tmp_path)
+
+
+def test_pipes_and_devices_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", "/dev/zero"):
+        with pytest.raises(OVDError, match="it is no plain file but a pipe or a device"):
+            to_rgb(path)
+        with pytest.raises(OVDError, match="it is no plain file but a pipe or a device"):
+            read_image(str(path), "RGB")
 
 
 def test_huge_files_are_refused_before_decoding(tmp_path, monkeypatch):

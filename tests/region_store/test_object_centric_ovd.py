@@ -1,8 +1,10 @@
 """Importing published pickles: what they hold arrives, and nothing of them is run."""
 
+import contextlib
 import json
 import os
 import pickle
+import resource
 from collections import OrderedDict
 
 import numpy as np
@@ -143,6 +145,42 @@ def test_a_small_file_does_not_become_a_large_array(tmp_path):
     path.write_bytes(pickle.dumps(box_and(torch.ones(1).expand(10**9))))
     with pytest.raises(OVDError, match="larger than its storage"):
         read_regions(path, D)
+
+
+def nested(depth):
+    """Lists in lists, each shared ten times: 10 ** depth values in a few bytes."""
+    values = [0] * 10
+    for _ in range(depth):
+        values = [values] * 10
+    return values
+
+
+CALL = b"c_codecs\nencode\nq\x00X\x50\xc3\x00\x00" + b"x" * 50_000 + b"q\x01"
+CALL += b"X\x06\x00\x00\x00latin1q\x02"
+BOMBS = {
+    "a memo of 2 ** 28 places": b"\x80\x04]r\x00\x00\x00\x10.",
+    "8 GB of bytes": b"\x80\x04\x8e\x00\x00\x00\x00\x02\x00\x00\x00abc.",
+    "lists in lists": pickle.dumps(nested(8)),
+    "one text, many times": b"\x80\x02" + CALL + b"](" + b"h\x00h\x01h\x02\x86R" * 2000 + b"e.",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_small_file_takes_little_memory(tmp_path, bomb):
+    path = tmp_path / "bomb.pkl"
+    path.write_bytes(BOMBS[bomb])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with contextlib.suppress(OVDError):
+        assert read_restricted_pickle(path) == []  # of a memo in Python, a dict, nothing is left
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000  # KB
+
+
+def test_what_is_shared_stays_shared(tmp_path):
+    path = tmp_path / "shared.pkl"
+    box = [1.0, 2.0, 3.0, 4.0]
+    path.write_bytes(pickle.dumps([box] * 50))
+    found = read_restricted_pickle(path)
+    assert found == [box] * 50 and found[0] is found[49]
 
 
 def test_names_that_do_not_decide_are_refused(tmp_path):

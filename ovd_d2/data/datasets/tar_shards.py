@@ -17,7 +17,8 @@ from tqdm import tqdm
 from ovd_d2.errors import OVDError
 
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-_RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_MOST_DIGITS = 18  # of a number in a range
 _BLOCK = 512  # bytes; tar ends with a block of zeros
 _PROGRESS_AFTER = 5.0  # seconds
 
@@ -31,6 +32,8 @@ def expand_shards(path: str) -> list[Path]:
     found = _RANGE.search(path)
     if found:
         first, last = found.groups()
+        if max(len(first), len(last)) > _MOST_DIGITS:
+            raise OVDError(f"image-text pairs: the range {found[0][:40]}... is too large.")
         shards = []
         for number in range(int(first), int(last) + 1):
             name = path[: found.start()] + str(number).zfill(len(first)) + path[found.end() :]
