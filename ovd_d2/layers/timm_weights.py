@@ -43,18 +43,37 @@ def load_timm_weights(net: nn.Module, name: str, source: str, key: str) -> int:
                 f'{key} names no file: {source}. Use "", "timm", a .safetensors or '
                 f".pth file, or packaged:{{{', '.join(_PACKAGED)}}}."
             )
+        state = _read(path, key)
+    wanted = net.state_dict()
+    missing = sorted(wanted.keys() - state.keys())
+    if missing:
+        raise OVDError(f"{path} lacks {len(missing)} weights of {name}, such as {missing[0]}.")
+    for weight, value in wanted.items():
+        mine = state[weight]
+        fits = isinstance(mine, Tensor) and not mine.is_meta and mine.layout is torch.strided
+        if not fits or mine.is_complex() or mine.shape != value.shape:
+            raise OVDError(
+                f"{path}: {weight} is no dense, real tensor of shape {tuple(value.shape)}, so it "
+                f"is not of {name}: give {key} that network's weights."
+            )
+    net.load_state_dict({weight: state[weight] for weight in wanted})
+    return len(wanted)
+
+
+def _read(path: Path, key: str) -> dict[str, Tensor]:
+    try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             state = load_file(path)
         else:
             state = torch.load(path, weights_only=True, map_location="cpu")
-    wanted = net.state_dict()
-    missing = sorted(wanted.keys() - state.keys())
-    if missing:
-        raise OVDError(f"{path} lacks {len(missing)} weights of {name}, such as {missing[0]}.")
-    net.load_state_dict({key: state[key] for key in wanted})
-    return len(wanted)
+    except Exception as error:  # torch and safetensors raise anything on broken data
+        text = " ".join(str(error).split())[:200]
+        raise OVDError(f"{key} {path} cannot be read as weights: {text}") from error
+    if not isinstance(state, dict):
+        raise OVDError(f"{key} {path} holds no weights, but a {type(state).__name__}.")
+    return state
 
 
 def _packaged_state(packaged: str, name: str, key: str) -> tuple[Path, dict[str, Tensor]]:
