@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader
 
 from ovd_d2.atomic_file import write_json
 from ovd_d2.data import random_state
-from ovd_d2.data.build import build_test_loader, build_train_loader, register_named_files
+from ovd_d2.data.build import build_test_loader, build_train_loader
+from ovd_d2.data.named_datasets import register_named_files
 from ovd_d2.errors import OVDError
 
 from . import hooks

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 
 from ovd_d2.config import add_ovd_config
 from ovd_d2.data.build import build_train_loader, check_registered
-from ovd_d2.data.datasets.annotation_check import LABELS, check_annotations, checked_results
+from ovd_d2.data.datasets.annotation_check import LABELS, check_annotations
 from ovd_d2.data.datasets.annotation_files import read_annotations, read_json
 from ovd_d2.data.datasets.coco_files import load_coco_file
 from ovd_d2.data.datasets.image_labels import load_image_labels
 from ovd_d2.data.datasets.lvis import load_lvis_v1
+from ovd_d2.data.datasets.record_check import checked_results
 from ovd_d2.engine.region_proposals import FileProposals
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation.coco_open_vocab import CheckedCOCOEvaluator
