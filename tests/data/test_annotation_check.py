@@ -399,18 +399,18 @@ def test_results_are_checked_or_usable(key, value):
 
 
 def test_a_million_boxes_take_seconds():
-    """A tenth of LVIS's training set, with its 60 numbers per polygon."""
+    """A fortieth of LVIS's training set, with its 60 numbers per polygon."""
     polygon = [[float(i % 40) for i in range(60)]]
     images = [{"id": i, "file_name": "x", "height": 40, "width": 50} for i in range(10_000)]
     annotations = [
         {"id": i, "image_id": i % 10_000, "category_id": 1, "bbox": [1.5, 2.5, 3.0, 4.0],
-         "area": 12.0, "segmentation": polygon} for i in range(120_000)
+         "area": 12.0, "segmentation": polygon} for i in range(30_000)
     ]  # fmt: skip
     whole = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "a"}]}
     start = time.process_time()
     check_annotations(whole, "x")
     check_annotations(whole, "x", LABELS)
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 4
 
 
 def test_compressed_masks_are_read_as_pycocotools_reads_them(folder):

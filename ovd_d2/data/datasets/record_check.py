@@ -99,5 +99,5 @@ def _record_problem(annotation: Mapping[str, Any], num_classes: int | None) -> s
     category = category.item() if hasattr(category, "item") else category
     if type(category) is not int or category < 0 or (num_classes and category >= num_classes):
         upper = f"0 to {num_classes - 1}" if num_classes else "from 0 on"
-        return f"has category_id {short(category)}; the classes of its data set are {upper}"
+        return f"has category_id={short(category)}; the classes of its data set are {upper}"
     return None
