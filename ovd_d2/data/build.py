@@ -1,10 +1,8 @@
 """Loaders picked by the config: one for training that resumes exactly, one for testing."""
 
-import difflib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,13 +25,9 @@ from ovd_d2.errors import OVDError
 from . import image_text_mapper as _image_text_mapper  # noqa: F401 (registers its mapper)
 from . import random_state
 from .dataset_mapper import UnreadableImageError, build_mapper
-from .datasets.annotation_check import COCO, LVIS, check_dataset_records
-from .datasets.annotation_files import read_annotations
-from .datasets.coco_files import register_coco_files
-from .datasets.image_labels import register_image_labels
-from .datasets.image_text_pairs import register_pairs
 from .held_out import warn_of_names_without_boxes, without_novel_boxes
 from .mixing import MixedLoader, read_sources, with_seed
+from .named_datasets import check_own_records, check_registered, dataset_errors  # noqa: F401
 from .samplers import ResumableBatchSampler, aspect_ratio_groups
 
 logger = logging.getLogger(__name__)
@@ -42,10 +36,6 @@ logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 10
 # Field under which a sample reports the images it stands in for, [(file name, reason)].
 UNREADABLE = "unreadable_images"
-# Loading functions of these packages get files that have been checked, or check them.
-_LOADERS_THAT_CHECK = ("detectron2.", "ovd_d2.")
-# Annotation files that were found in order: (path, size, time of the last change).
-_CHECKED: set[tuple[str, int, int]] = set()
 
 
 class EndWithParent:
@@ -233,86 +223,6 @@ class ResumableLoader:
                 )  # fmt: skip
 
 
-@contextmanager
-def dataset_errors(key: str, names: Sequence[str]) -> Iterator[None]:
-    """Turns what goes wrong while reading datasets into sentences that name ``key``."""
-    check_registered(key, names)
-    try:
-        for name in names:
-            check_stock_file(name)
-        yield
-    except FileNotFoundError as error:
-        raise OVDError(
-            f"{key} {', '.join(names)} needs the file {error.filename or error}, which does not "
-            "exist: set DETECTRON2_DATASETS or prepare it as datasets/README.md says."
-        ) from error
-    except AssertionError as error:
-        raise OVDError(f"{key} {', '.join(names)} cannot be used: {error}") from error
-    except ValueError as error:
-        if "different metadata" not in str(error):
-            raise
-        raise OVDError(
-            f"{key} {', '.join(names)} have different classes, so they cannot be one data set: "
-            "make each a source of DATASETS.SOURCES."
-        ) from error
-
-
-def check_registered(key: str, names: Sequence[str]) -> None:
-    """Raises OVDError unless every name is registered in Detectron2's catalogue, or can be, see
-    :func:`register_named_files`."""
-    for name in names:
-        if not register_named_files(name) and name not in DatasetCatalog.list():
-            close = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
-            hint = (
-                f"did you mean {' or '.join(close)}?"
-                if close
-                else (
-                    "register it by a file of yours (--register my_data.py), or name its files: "
-                    "coco:IMAGE_FOLDER:LABELS.json."
-                )
-            )
-            raise OVDError(f"{key} names the dataset {name!r}, which is not registered: {hint}")
-
-
-def register_named_files(name: str) -> bool:
-    """Registers a data set that is named by its files: "pairs:PATH" (image-text pairs),
-    "labels:FILE" (image labels) or "coco:FOLDER:FILE" (a COCO json).
-
-    Returns:
-        whether ``name`` is of that kind; if not, nothing happens.
-    """
-    return register_pairs(name) or register_image_labels(name) or register_coco_files(name)
-
-
-def check_stock_file(name: str) -> None:
-    """Checks the annotation file of a data set that one of Detectron2's own loaders will read; ours
-    check what they read themselves. A file is checked once as long as it stays as it is.
-
-    Raises:
-        OVDError: see ``read_annotations``.
-    """
-    module = _loading_module(name)
-    metadata = MetadataCatalog.get(name)
-    path = metadata.get("json_file")
-    if not path or "://" in path or not module.startswith("detectron2.data.datasets."):
-        return
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return  # its loader says so
-    state = (os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
-    if state not in _CHECKED:
-        kind = LVIS if module.endswith(".lvis") else COCO
-        section = metadata.get("readme_section")
-        read_annotations(path, section, kind, needs_annotations=False)
-        _CHECKED.add(state)
-
-
-def _loading_module(name: str) -> str:
-    """The module of the function that loads a data set."""
-    return getattr(DatasetCatalog[name], "__module__", None) or ""
-
-
 def build_train_loader(
     cfg: CfgNode, mapper: Callable | None = None
 ) -> "ResumableLoader | MixedLoader":
@@ -382,21 +292,13 @@ def _training_records(cfg: CfgNode) -> Any:
             )
         except (AssertionError, TypeError, ValueError):
             for name in names:  # a better sentence, if the records are to blame
-                _check_own_records([name], DatasetCatalog.get(name))
+                check_own_records([name], DatasetCatalog.get(name))
             raise
     if not isinstance(records, list):
         return records
-    _check_own_records(names, records)
+    check_own_records(names, records)
     warn_of_names_without_boxes(cfg, records, names[0])  # Detectron2 has compared their classes
     return without_novel_boxes(cfg, records, names[0])
-
-
-def _check_own_records(names: Sequence[str], records: Any) -> None:
-    """Checks records of data sets of the same classes, if a loading function is a user's own."""
-    own = not all(_loading_module(name).startswith(_LOADERS_THAT_CHECK) for name in names)
-    if own and isinstance(records, list):
-        classes = MetadataCatalog.get(names[0]).get("thing_classes")
-        check_dataset_records(records, f"data set {', '.join(names)}", classes and len(classes))
 
 
 def _image_ids(records: Sequence[dict], datasets: Sequence[str]) -> list[int | str]:

@@ -10,7 +10,8 @@ from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ovd_d2.data.build import build_test_loader, build_train_loader, register_named_files
+from ovd_d2.data.build import build_test_loader, build_train_loader
+from ovd_d2.data.named_datasets import register_named_files
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation import build_evaluator, check_evaluator
 from ovd_d2.modeling.batch_norm import finish_model

@@ -13,8 +13,8 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import Tensor
 
-from ovd_d2.data.datasets.annotation_check import checked_results
 from ovd_d2.data.datasets.annotation_files import read_json
+from ovd_d2.data.datasets.record_check import checked_results
 from ovd_d2.data.held_out import novel_mask
 from ovd_d2.data.mixing import training_datasets
 from ovd_d2.errors import OVDError

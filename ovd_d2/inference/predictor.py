@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ovd_d2.checkpoint import check_trusted, load_weights, read_weights_file, state_dict_in
 from ovd_d2.config_file import load_config
-from ovd_d2.data.build import register_named_files
+from ovd_d2.data.named_datasets import register_named_files
 from ovd_d2.errors import OVDError
 from ovd_d2.language import TextEmbeddingBank, Vocabulary, read_novel_names
 from ovd_d2.modeling import get_vocabulary, set_vocabulary

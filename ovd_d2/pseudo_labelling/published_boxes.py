@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ovd_d2.data.datasets.annotation_check import checked_results
 from ovd_d2.data.datasets.annotation_files import read_json
+from ovd_d2.data.datasets.record_check import checked_results
 from ovd_d2.errors import OVDError
 from ovd_d2.language.weights_digest import file_digest
 from ovd_d2.region_store.object_centric_ovd import pickles_by_name, published_name

@@ -1,29 +1,19 @@
 """What must hold in annotation files, checked in one pass before anything is made of them.
 
-One function per kind of file, whoever opens it: :func:`check_annotations` for COCO's, LVIS's and
-our label files, :func:`checked_results` for detections, :func:`check_dataset_records` for what a
-data set of anybody's own gives. What cannot be meant is refused, what Detectron2 leaves out without
-a word is said in a warning: both are counted, and the first are named by id and field.
+COCO's, LVIS's and our label files, whoever opens them; ``record_check`` is for detections and for
+data sets in Python. What cannot be meant is refused, what Detectron2 leaves out without a word is
+said in a warning: both are counted, and the first are named by id and field.
 """
 
-import logging
-import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from detectron2.structures import BoxMode
-
 from ovd_d2.errors import OVDError
 
-logger = logging.getLogger(__name__)
+from .findings import BOX_RULE, LARGEST, NUMBERS, Findings, is_box, is_id, is_number, short
 
-_NUMBERS = (int, float)  # and nothing else: True is none
-_LARGEST = 2.0**31  # of a coordinate, in pixels
-_LARGEST_ID = 2**63
 _MASK_PIXELS = 2**30  # of a run-length mask, which pycocotools unpacks
-_NAMED_AT_MOST = 3
-_BOX = "it must be [x, y, width, height] in pixels: four finite numbers, no side below 0"
 
 
 @dataclass(frozen=True)
@@ -47,83 +37,6 @@ COCO = FileKind()
 LVIS = FileKind(image_field="coco_url", counts_from_one=True)
 TRUTH = FileKind(image_field="")  # of COCO or LVIS, read by an evaluator
 LABELS = FileKind(with_ids=False, boxes_optional=True)
-
-
-class Findings:
-    """What is wrong with a file or data set, and what of it will not be used.
-
-    Args:
-        what: the file or data set, for messages.
-    """
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-        self._wrong, self._named = 0, []
-        self._left_out: dict[str, list[str]] = {}
-
-    def wrong(self, where: str, problem: str) -> None:
-        """Notes that the entry ``where`` cannot be meant."""
-        self._wrong += 1
-        if self._wrong <= _NAMED_AT_MOST:
-            self._named.append(f"{where} {problem}")
-
-    def left_out(self, reason: str, where: str) -> None:
-        """Notes that the entry ``where`` will not be used."""
-        self._left_out.setdefault(reason, []).append(where)
-
-    def refuse(self) -> None:
-        """Raises OVDError if anything is wrong."""
-        if not self._wrong:
-            return
-        more = self._wrong - len(self._named)
-        tail = f"; and {more} more of the kind" if more > 0 else ""
-        raise OVDError(
-            f"{self.what}: {'; '.join(self._named)}{tail}. Correct or remove "
-            f"{'it' if self._wrong == 1 else 'them'}."
-        )
-
-    def tell(self) -> None:
-        """A warning for each reason to leave entries out."""
-        for reason, places in self._left_out.items():
-            logger.warning("%s: %d %s, such as %s.", self.what, len(places), reason, places[0])
-
-
-class _Short(reprlib.Repr):
-    """Values as a message shows them: cut, and never an error themselves."""
-
-    def repr_int(self, x: int, level: int) -> str:
-        return repr(x) if abs(x) < 10**20 else "a number of more than 20 digits"
-
-
-_SHORT = _Short()
-_SHORT.maxstring = _SHORT.maxother = 60
-short = _SHORT.repr
-
-
-def is_number(value: Any) -> bool:
-    """Whether ``value`` is a finite int or float that can be a coordinate."""
-    return type(value) in _NUMBERS and -_LARGEST < value < _LARGEST
-
-
-def is_box(box: Any) -> bool:
-    """Whether ``box`` is [x, y, width, height]."""
-    return (
-        isinstance(box, list | tuple)
-        and len(box) == 4
-        and all(map(is_number, box))
-        and box[2] >= 0
-        and box[3] >= 0
-    )
-
-
-def is_id(value: Any) -> bool:
-    """Whether ``value`` can be the id of an image, category or annotation."""
-    if type(value) is int:
-        return -_LARGEST_ID <= value < _LARGEST_ID
-    return type(value) is str
-
-
-# ---- annotation files
 
 
 def check_annotations(content: Any, path: str, kind: FileKind = COCO) -> None:
@@ -227,7 +140,7 @@ def _image_problem(
         if key not in image:
             return f"lacks the entry {key!r}"
     height, width = image["height"], image["width"]
-    if not all(type(side) is int and 0 < side < _LARGEST for side in (height, width)):
+    if not all(type(side) is int and 0 < side < LARGEST for side in (height, width)):
         return (
             f"is {short(width)} x {short(height)} pixels large; give width and height as whole "
             "numbers"
@@ -288,16 +201,16 @@ def _annotation_problem(
         return f"is of category {short(category_id)}, which `categories` does not list"
     box = annotation.get("bbox")
     if box is None and not kind.boxes_optional:
-        return f"has no bbox; {_BOX}"
+        return f"has no bbox; {BOX_RULE}"
     if box is not None and not is_box(box):
-        return f"has the bbox {short(box)}; {_BOX}"
+        return f"has the bbox {short(box)}; {BOX_RULE}"
     return None
 
 
 def _extras_problem(annotation: dict[str, Any], image: dict[str, Any]) -> str | None:
     """What is wrong with what an annotation may have."""
     area, crowd = annotation.get("area", 0), annotation.get("iscrowd", 0)
-    if not (type(area) in _NUMBERS and 0 <= area < _LARGEST**2):
+    if not (type(area) in NUMBERS and 0 <= area < LARGEST**2):
         return f"has the area {short(area)}; give a finite number of pixels, or leave it out"
     if type(crowd) not in (bool, int, float) or crowd not in (0, 1):
         return f"has iscrowd {short(crowd)}; it must be 0 or 1"
@@ -326,7 +239,7 @@ def _is_polygon(polygon: Any) -> bool:
     """Whether it is a list of finite numbers, however many; fast, since LVIS has 80 million."""
     if type(polygon) is not list or not set(map(type, polygon)) <= {int, float}:
         return False
-    return not polygon or -_LARGEST < min(polygon) <= max(polygon) < _LARGEST and _ordered(polygon)
+    return not polygon or -LARGEST < min(polygon) <= max(polygon) < LARGEST and _ordered(polygon)
 
 
 def _ordered(numbers: list) -> bool:
@@ -423,102 +336,3 @@ def _check_annotation_ids(annotations: list, found: Findings) -> None:
             found.wrong(f"annotation {annotation['id']}", "has the id of another one")
         else:
             seen.add(annotation["id"])
-
-
-# ---- detections
-
-
-def checked_results(
-    entries: Any, path: str, *, scored: bool, category_ids: Collection[Any] | None = None
-) -> list[dict[str, Any]]:
-    """The entries of a json of detections, as COCO's and LVIS's results are written.
-
-    Args:
-        entries: a list of {"image_id", "bbox": [x, y, width, height], "score"}, or a mapping whose
-            "annotations" are one.
-        path: of the file.
-        scored: every entry needs a score, else it may be missing.
-        category_ids: every entry needs a category_id, and those of other ones are counted in a
-            warning; None: it is ignored.
-
-    Raises:
-        OVDError: naming the file, the first wrong entries by their numbers from 0, and how many
-            there are.
-    """
-    if type(entries) is dict and "annotations" in entries:
-        entries = entries["annotations"]
-    if type(entries) is not list:
-        raise OVDError(f"{path} must hold a list of results, as COCO's; it is another kind of json")
-    found = Findings(path)
-    for number, entry in enumerate(entries):
-        problem = _result_problem(entry, scored, with_category=category_ids is not None)
-        if problem:
-            found.wrong(f"entry {number} is no result:", problem)
-        elif category_ids is not None and entry["category_id"] not in category_ids:
-            found.left_out("results are of categories that nobody asked for", f"entry {number}")
-    found.refuse()
-    found.tell()
-    return entries
-
-
-def _result_problem(entry: Any, scored: bool, with_category: bool) -> str | None:
-    if type(entry) is not dict:
-        return f"it is {short(entry)}"
-    if not is_id(entry.get("image_id")):
-        return f"its image_id is {short(entry.get('image_id'))}"
-    if not is_box(entry.get("bbox")):
-        return f"its bbox is {short(entry.get('bbox'))}; {_BOX}"
-    score = entry.get("score")
-    if not is_number(score) and (scored or score is not None):
-        return f"its score is {short(score)}; give a finite number"
-    if with_category and not is_id(entry.get("category_id")):
-        return f"its category_id is {short(entry.get('category_id'))}"
-    return None
-
-
-# ---- records of anybody's data sets
-
-
-def check_dataset_records(
-    records: Sequence[Mapping[str, Any]], what: str, num_classes: int | None
-) -> None:
-    """Checks records in Detectron2's dataset format, as functions of users' own give them.
-
-    Args:
-        records: one mapping per image.
-        what: the data set, for messages.
-        num_classes: K; None if the data set does not name its classes.
-
-    Raises:
-        OVDError: naming the data set, the first wrong annotations by image, and how many there are.
-    """
-    found = Findings(what)
-    for number, record in enumerate(records):
-        for place, annotation in enumerate(record.get("annotations") or ()):
-            problem = _record_problem(annotation, num_classes)
-            if problem:
-                image = record.get("image_id", record.get("file_name", f"number {number}"))
-                found.wrong(f"annotation {place} of image {short(image)}", problem)
-    found.refuse()
-
-
-def _record_problem(annotation: Mapping[str, Any], num_classes: int | None) -> str | None:
-    """What is wrong with an annotation of a record, whose numbers may be numpy's."""
-    category, box = annotation.get("category_id"), annotation.get("bbox")
-    if box is None or "bbox_mode" not in annotation:
-        return "has no bbox or no bbox_mode"
-    values = box.tolist() if hasattr(box, "tolist") else list(box)
-    values = [v.item() if hasattr(v, "item") else v for v in values]
-    # Rotated boxes have five numbers.
-    good = len(values) in (4, 5) and all(map(is_number, values))
-    if good and annotation["bbox_mode"] == BoxMode.XYWH_ABS:
-        good = is_box(values)
-    if good and annotation["bbox_mode"] == BoxMode.XYXY_ABS:
-        good = values[0] <= values[2] and values[1] <= values[3]
-    if not good:
-        return f"has the bbox {short(values)}; it must be four finite numbers, no side below 0"
-    category = category.item() if hasattr(category, "item") else category
-    if type(category) is not int or category < 0 or (num_classes and category >= num_classes):
-        upper = f"0 to {num_classes - 1}" if num_classes else "from 0 on"
-        return f"has category_id {short(category)}; the classes of its data set are {upper}"
-    return None
