@@ -136,7 +136,10 @@ BAD = {
     "sparse tensor": (torch.zeros(3, 4, 5, dtype=torch.uint8).to_sparse(), "sparse.*to_dense"),
     "meta tensor": (torch.zeros(3, 4, 5, dtype=torch.uint8, device="meta"), "device meta"),
     "bfloat16 tensor": (torch.zeros(3, 4, 5, dtype=torch.bfloat16), "type bfloat16"),
-    "nested tensor": (torch.nested.nested_tensor([torch.zeros(3, 4, 5)]), "nested"),
+    "nested tensor": (
+        torch.nested.nested_tensor([torch.zeros(3, 4, 5)], layout=torch.jagged),
+        "nested",
+    ),
     "a number": (7, "int is no picture"),
     "none": (None, "NoneType is no picture"),
     "float image": (Image.new("F", (3, 3)), "floating-point"),
