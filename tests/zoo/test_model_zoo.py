@@ -8,9 +8,8 @@ layers here (their groups, widths and norms as published). All else is the zoo's
 import numpy as np
 import pytest
 import torch
-from detectron2 import model_zoo
+from detectron2 import layers, model_zoo
 from detectron2.config import get_cfg, instantiate
-from detectron2.layers import CNNBlockBase, DeformConv
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 from detectron2.utils.events import EventStorage
@@ -59,7 +58,7 @@ SECOND = Vocabulary.from_names("owl, lamp, kite, snail, drum, blue chair, hat")
 
 def can_deform() -> bool:
     try:
-        DeformConv(4, 4, 3)
+        layers.DeformConv(4, 4, 3)
     except ImportError:
         return False
     return True
@@ -156,7 +155,7 @@ def tame(model):
     """Random weights under norms that do nothing yet double the features in every residual block;
     after sixteen of them boxes leave the image and softmaxes are one-hot."""
     for module in model.modules():
-        if isinstance(module, CNNBlockBase) and hasattr(module, "conv3"):
+        if isinstance(module, layers.CNNBlockBase) and hasattr(module, "conv3"):
             torch.nn.init.constant_(module.conv3.norm.weight, 0.1)
 
 
