@@ -81,9 +81,8 @@ class Vocabulary:
     @classmethod
     def from_names(cls, names: Sequence[str] | str) -> "Vocabulary":
         """From a list of names, or from one string with names between commas."""
-        if isinstance(names, str):
-            names = names.split(",")
-        return cls(names=tuple(name.strip() if isinstance(name, str) else name for name in names))
+        names = _strings(names.split(",") if isinstance(names, str) else names, "names")
+        return cls(names=tuple(name.strip() for name in names))
 
     @classmethod
     def from_file(cls, path: str | PathLike) -> "Vocabulary":
@@ -102,7 +101,7 @@ class Vocabulary:
             raise OVDError(f"vocabulary file {path} must end in .txt or .json")
         try:
             text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # no UTF-8, or a NUL in the name
             raise OVDError(
                 f"cannot read vocabulary file {path} ({_reason(error)}); "
                 "give an existing UTF-8 text or JSON file"
@@ -173,6 +172,8 @@ class Vocabulary:
         Raises:
             OVDError: ``spec`` is empty or names something that is not there.
         """
+        if not isinstance(spec, str):
+            raise OVDError(f"a vocabulary is described by a text, not {spec!r}")
         spec = spec.strip()
         if not spec:
             raise OVDError(
