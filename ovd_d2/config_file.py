@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+from typing import Any
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
@@ -12,6 +13,8 @@ from ovd_d2.config import add_ovd_config
 from ovd_d2.errors import OVDError
 
 _HEADS = "MODEL.ROI_HEADS.NAME"
+# Nodes of a yaml with its aliases written out; ours have a few hundred.
+_MOST_NODES = 100_000
 
 
 def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode:
@@ -29,6 +32,7 @@ def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode
     if config_file:
         if not os.path.isfile(config_file):
             raise OVDError(f"--config-file {config_file} does not exist.")
+        _check_yaml(config_file, cfg)
         try:
             cfg.merge_from_file(config_file, allow_unsafe=False)
         except Exception as error:
@@ -77,6 +81,52 @@ def _head_names(config_file: str) -> list[str]:
     return [*names, name] if name else names
 
 
+def _check_yaml(file: str, cfg: CfgNode, within: tuple[str, ...] = ()) -> None:
+    """Raises OVDError for what fvcore would fail on deep inside, or never finish: files that are
+    not a mapping, and aliases and ``_BASE_`` files that go on and on.
+
+    Args:
+        file: a yaml.
+        cfg: the config it is for.
+        within: the files whose ``_BASE_`` led here.
+    """
+    where = f"{within[0]}: its _BASE_ file {file}" if within else file
+    if os.path.realpath(file) in map(os.path.realpath, within):
+        raise OVDError(f"{within[0]}: its _BASE_ files refer to each other in a circle.")
+    if not os.path.isfile(file):
+        raise OVDError(f"{where} does not exist.")
+    try:
+        with open(file, encoding="utf-8") as stream:
+            content = yaml.safe_load(stream)
+    except Exception as error:
+        raise OVDError(explain_config_error(where, error, cfg)) from error
+    if not isinstance(content, dict):
+        raise OVDError(f"{where} is not a mapping of config keys.")
+    if _has_more_nodes(content, _MOST_NODES):
+        raise OVDError(
+            f"{where} stands for more than {_MOST_NODES} values once its aliases (*name) are "
+            "written out: write out the few that are meant."
+        )
+    bases = content.get("_BASE_", [])
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str) or not base:
+            raise OVDError(f"{where}: _BASE_ is {base!r}; it must name a yaml file, or several.")
+        if not base.startswith(("https://", "http://")):
+            base = os.path.join(os.path.dirname(file), os.path.expanduser(base))
+            _check_yaml(base, cfg, (*within, file))
+
+
+def _has_more_nodes(content: Any, limit: int) -> bool:
+    """Whether a tree has more than ``limit`` nodes, counting shared ones wherever they appear."""
+    waiting, count = [content], 0
+    while waiting and count <= limit:
+        node = waiting.pop()
+        count += 1
+        if isinstance(node, dict | list):
+            waiting.extend(node.values() if isinstance(node, dict) else node)
+    return count > limit
+
+
 def explain_config_error(where: str, error: Exception, cfg: CfgNode) -> str:
     """One sentence for anything that yaml, yacs or fvcore raise on a config.
 
@@ -91,14 +141,13 @@ def explain_config_error(where: str, error: Exception, cfg: CfgNode) -> str:
         close = difflib.get_close_matches(unknown[1], _all_keys(cfg), n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         return f"{where}: there is no config key {unknown[1]}{hint}."
-    if isinstance(error, yaml.constructor.ConstructorError):
+    runs_code = isinstance(error, yaml.constructor.ConstructorError) and "tag" in error.problem
+    if runs_code:
         return f"{where} holds a yaml tag that could run code, which is refused: {error.problem}."
     if isinstance(error, yaml.YAMLError | UnicodeDecodeError):
         return f"{where} is not readable yaml: {' '.join(str(error).split())}."
-    if isinstance(error, FileNotFoundError):
-        return f"{where}: its _BASE_ file {error.filename} does not exist."
-    if isinstance(error, RecursionError):
-        return f"{where}: its _BASE_ files refer to each other in a circle."
+    if isinstance(error, RecursionError | MemoryError):
+        return f"{where}: a value is nested too deeply."
     if isinstance(error, TypeError | AttributeError):
         return f"{where} is not a mapping of config keys ({text})."
     return f"{where}: {text.rstrip('.')}."

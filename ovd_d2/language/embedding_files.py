@@ -70,7 +70,7 @@ def read_embedding_file(path: Path) -> tuple[Tensor, dict[str, Any]]:
     """
     if path.suffix not in (".npy", ".safetensors"):
         raise OVDError(f"text embeddings {path} must be a .npy or .safetensors file")
-    if not path.is_file():
+    if not os.path.isfile(path):  # False, too, for names too long to be one
         raise OVDError(f"text embeddings {path} do not exist; give an existing file")
     manifest = _read_manifest(path)
     try:
@@ -83,23 +83,31 @@ def read_embedding_file(path: Path) -> tuple[Tensor, dict[str, Any]]:
             f"text embeddings {path} cannot be read ({reason}); copy or build the file again"
         ) from error
     _check_values(path, content)
-    names = manifest.get("names")
-    if names is not None and (not isinstance(names, list) or len(names) != len(content)):
+    if not _name_the_rows(manifest.get("names"), len(content)):
         raise OVDError(
-            f"{manifest_path(path)} does not name each of the {len(content)} rows of {path.name}; "
-            "build the file again"
+            f"{manifest_path(path)} does not name each of the {len(content)} rows of {path.name} "
+            "by a text of its own; build the file again"
         )
     return content, manifest
 
 
+def _name_the_rows(names: Any, count: int) -> bool:
+    """Whether ``names`` are ``count`` distinct texts, or not given (None)."""
+    if names is None:
+        return True
+    texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return texts and len(set(names)) == len(names) == count
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
     file = manifest_path(path)
-    if not file.is_file():
+    if not os.path.isfile(file):
         if path.suffix == ".npy":
             return {}
         raise OVDError(f"text embeddings {path} lack their manifest {file.name}; build them again")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
+        json.dumps(manifest, ensure_ascii=False).encode()  # ValueError: half a surrogate pair
     except (OSError, ValueError, RecursionError) as error:
         raise OVDError(f"manifest {file} cannot be read ({error}); build it again") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("encoder_id"), str):
@@ -136,6 +144,8 @@ def _read_safetensors(path: Path, manifest: dict[str, Any]) -> Tensor:
     if set(content) != {"embeddings"}:
         raise OVDError(f"text embeddings {path} must hold one tensor 'embeddings'; build it again")
     embeddings = content["embeddings"]
+    if not embeddings.is_floating_point():
+        raise OVDError(f"text embeddings {path} hold {embeddings.dtype}, not floating point")
     if list(embeddings.shape) != manifest.get("shape", list(embeddings.shape)):
         raise OVDError(f"text embeddings {path} have another shape than their manifest says")
     return embeddings.float()

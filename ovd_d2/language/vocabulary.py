@@ -82,9 +82,8 @@ class Vocabulary:
     @classmethod
     def from_names(cls, names: Sequence[str] | str) -> "Vocabulary":
         """From a list of names, or from one string with names between commas."""
-        if isinstance(names, str):
-            names = names.split(",")
-        return cls(names=tuple(name.strip() if isinstance(name, str) else name for name in names))
+        names = _strings(names.split(",") if isinstance(names, str) else names, "names")
+        return cls(names=tuple(name.strip() for name in names))
 
     @classmethod
     def from_file(cls, path: str | PathLike) -> "Vocabulary":
@@ -189,6 +188,8 @@ class Vocabulary:
         Raises:
             OVDError: ``spec`` is empty or names something that is not there.
         """
+        if not isinstance(spec, str):
+            raise OVDError(f"a vocabulary is described by a text, not {spec!r}")
         spec = spec.strip()
         if not spec:
             raise OVDError(
