@@ -34,7 +34,7 @@ def _add_open_vocab(cfg: CN) -> None:
     # D, the width of the text embeddings; checked against the encoder or file.
     _C.EMBED_DIM = 512
     # Logits are LOGIT_SCALE * cosine (no exp applied): ViLD 100 (temperature 0.01), RKD 50.
-    # Gradients grow with it: set SOLVER.CLIP_GRADIENTS.ENABLED True for small batches.
+    # Gradients grow with it: warm up for long, or clip them by norm (SOLVER.CLIP_GRADIENTS).
     _C.LOGIT_SCALE = 100.0
     # Background column: "learned" unit vector (ViLD) or "zero" (RKD: background logit 0 + bias).
     # MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE picks sigmoid (RKD) over softmax (ViLD).

@@ -12,17 +12,20 @@ LARGE_LOGIT_SCALE = 20.0
 def remedy_for_divergence(cfg: CfgNode, model: nn.Module) -> str:
     """The keys to turn, most promising first: "lower SOLVER.BASE_LR, ...".
 
-    The gradient that a text head sends into region features is proportional to its logit scale,
-    times 1 / |embedding|: 50 or 100 wants gradient clipping at least while training begins.
+    The gradient that a text head sends into region features is proportional to its logit scale:
+    50 or 100 wants a long warm-up or gradients clipped by their norm. Clipping each value, as
+    Detectron2 does unless told otherwise, bounds a gradient of n values by sqrt(n) only.
 
     Args:
         cfg: of the training.
         model: whose classifiers say their logit scale.
     """
-    if cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
+    clipping = cfg.SOLVER.CLIP_GRADIENTS
+    if clipping.ENABLED and clipping.CLIP_TYPE != "value":
         first = "lower SOLVER.CLIP_GRADIENTS.CLIP_VALUE"
     else:
-        first = "set SOLVER.CLIP_GRADIENTS.ENABLED True"
+        enable = "" if clipping.ENABLED else "SOLVER.CLIP_GRADIENTS.ENABLED True and "
+        first = f'set {enable}SOLVER.CLIP_GRADIENTS.CLIP_TYPE "full_model"'
         scales = [m.logit_scale for m in model.modules() if isinstance(m, EmbeddingClassifier)]
         largest = max(scales, default=0.0)
         if largest >= LARGE_LOGIT_SCALE:

@@ -29,6 +29,13 @@ def text_head(tmp_path_factory):
     )  # fmt: skip
 
 
+def clip(kind):
+    """Options that limit gradients to 1.0, each parameter's ("norm"), all together ("full_model")
+    or each value."""
+    return ("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", kind,
+            "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0)  # fmt: skip
+
+
 def late_loss(cfg, iterations=50):
     """The median loss of the last ten iterations."""
     torch.manual_seed(1)
@@ -53,12 +60,11 @@ def test_a_scale_of_100_trains_with_clipping_where_it_fails_without(tmp_path, te
     stock = late_loss(tiny_config(tmp_path, *text_head, *schedule,
                                   "MODEL.ROI_HEADS.NAME", "StandardROIHeads"))  # fmt: skip
     bare = late_loss(tiny_config(tmp_path, *text_head, *schedule))
-    clipped = late_loss(tiny_config(tmp_path, *text_head, *schedule,
-                                    "SOLVER.CLIP_GRADIENTS.ENABLED", True))  # fmt: skip
+    clipped = late_loss(tiny_config(tmp_path, *text_head, *schedule, *clip("norm")))
     assert stock < 3 and clipped < 5 < bare, (stock, bare, clipped)
 
 
-@pytest.mark.parametrize("clipped", [False, True])
+@pytest.mark.parametrize("clipped", ["", "value", "full_model"])
 @pytest.mark.parametrize("scale", [None, 1.0, 50.0])
 def test_the_remedy_names_logit_scale_and_clipping_where_they_help(
     tmp_path, text_head, scale, clipped
@@ -71,12 +77,14 @@ def test_the_remedy_names_logit_scale_and_clipping_where_they_help(
             super().before_train()
             self.model.roi_heads.box_predictor.loss_weight = {"loss_cls": math.nan}
 
-    cfg = tiny_config(tmp_path, *text_head, *head, "SOLVER.CLIP_GRADIENTS.ENABLED", clipped)
+    cfg = tiny_config(tmp_path, *text_head, *head, *(clip(clipped) if clipped else ()))
     with pytest.raises(NonFiniteLossError) as caught:
         run_trainer(cfg, trainer_class=Poisoned)
     message = str(caught.value)
+    by_norm = clipped == "full_model"
     assert ("SOLVER.CLIP_GRADIENTS.ENABLED True" in message) == (not clipped)
-    assert ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE" in message) == clipped
-    assert ("LOGIT_SCALE, which is 50" in message) == (scale == 50.0 and not clipped)
+    assert ('SOLVER.CLIP_GRADIENTS.CLIP_TYPE "full_model"' in message) == (not by_norm)
+    assert ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE" in message) == by_norm
+    assert ("LOGIT_SCALE, which is 50" in message) == (scale == 50.0 and not by_norm)
     assert "SOLVER.BASE_LR" in message and "SOLVER.WARMUP_ITERS" in message
     assert message.endswith("look at those images.")
