@@ -192,6 +192,12 @@ def test_a_sound_file_passes(folder, door, caplog):
     assert "left out" not in caplog.text
 
 
+@pytest.mark.parametrize("nothing", [None, [], {}, ""])
+def test_an_object_without_mask_has_none(folder, nothing):
+    path = written(folder, on_box(segmentation=nothing))
+    assert "segmentation" not in through_coco_files(path, folder)[1]["annotations"][0]
+
+
 def test_wrong_entries_are_counted_and_the_first_are_named(folder):
     def change(c):
         c["annotations"] = [{**c["annotations"][0], "id": i, "bbox": [1]} for i in range(10, 15)]

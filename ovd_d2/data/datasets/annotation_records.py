@@ -70,7 +70,7 @@ def _annotation(annotation: Mapping[str, Any], category: int) -> dict[str, Any] 
     converted = {key: annotation[key] for key in _COPIED if key in annotation}
     converted |= {"category_id": category, "bbox_mode": BoxMode.XYWH_ABS}
     mask = annotation.get("segmentation")
-    if isinstance(mask, dict):
+    if isinstance(mask, dict) and mask:
         if isinstance(mask["counts"], list):  # uncompressed, as COCO stores crowds
             mask = mask_utils.frPyObjects(mask, *mask["size"])
     elif mask:
