@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,23 +97,26 @@ def config_digest(config_file: str | os.PathLike, *settings: str | Iterable[str]
         OVDError: a file is missing or not readable yaml.
     """
     digest = hashlib.sha256()
-    path: Path | None = Path(config_file)
-    seen: set[Path] = set()
-    while path is not None:
-        if path in seen:
-            raise OVDError(f"{config_file}: its _BASE_ files refer to each other in a circle.")
-        seen.add(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-            base = (yaml.safe_load(text) or {}).get("_BASE_")
-        except OSError as error:
-            raise OVDError(f"The config {path} cannot be read: {error.strerror}.") from error
-        except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
-            raise OVDError(f"The config {path} is not a yaml mapping.") from error
+    for text in _texts_with_bases(Path(config_file)):
         digest.update(text.encode() + b"\0")
-        path = path.parent / base if base else None
     digest.update(json.dumps(settings, default=list).encode())
     return digest.hexdigest()
+
+
+def _texts_with_bases(path: Path, within: tuple[Path, ...] = ()) -> Iterator[str]:
+    """The yaml at ``path``, which the ``_BASE_`` of those ``within`` led to, then its own bases."""
+    if path in within:
+        raise OVDError(f"{within[0]}: its _BASE_ files refer to each other in a circle.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        bases = (yaml.safe_load(text) or {}).get("_BASE_") or []
+    except OSError as error:
+        raise OVDError(f"The config {path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, AttributeError, ValueError, RecursionError) as error:
+        raise OVDError(f"The config {path} is not a yaml mapping.") from error
+    yield text
+    for base in bases if isinstance(bases, list) else [bases]:
+        yield from _texts_with_bases(path.parent / str(base), (*within, path))
 
 
 def _max_iter(folder: str | os.PathLike) -> int:

@@ -88,6 +88,11 @@ def test_digest_sees_base_files_and_settings(tmp_path):
     assert first != config_digest(config, ["A", "2"])
     (tmp_path / "base.yaml").write_text("SEED: 2\n")
     assert first != config_digest(config, ["A", "1"])
+    config.write_text("_BASE_: [base.yaml, more.yaml]\n")  # several, as fvcore reads them
+    (tmp_path / "more.yaml").write_text("_BASE_: base.yaml\n")
+    several = config_digest(config)
+    (tmp_path / "more.yaml").write_text("_BASE_: base.yaml\nSEED: 4\n")
+    assert several != config_digest(config)
 
 
 @pytest.mark.parametrize(
