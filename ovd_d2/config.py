@@ -205,7 +205,7 @@ def _add_data_and_test(cfg: CN) -> None:
     # "alternate": each batch is of one source, as often as its RATIO says; "together": each batch
     # is one batch of every source, one behind the other.
     cfg.DATASETS.MIXING = "alternate"
-    # Name in ovd_d2.data.dataset_mapper.DATASET_MAPPER_REGISTRY: what makes samples of records.
+    # Name in ovd_d2.data.mappers.detection.DATASET_MAPPER_REGISTRY: what makes samples of records.
     cfg.INPUT.MAPPER = "OpenVocabDatasetMapper"
     # Images with more pixels are refused before decoding (0: no limit).
     cfg.INPUT.MAX_PIXELS = 50_000_000

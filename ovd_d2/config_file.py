@@ -1,8 +1,12 @@
 """Reads the yaml of a model: defaults, file, overrides, and one sentence for what is wrong."""
 
 import difflib
+import hashlib
+import json
 import os
 import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -160,3 +164,16 @@ def _all_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
         if isinstance(value, CfgNode):
             keys += _all_keys(value, f"{prefix}{key}.")
     return keys
+
+
+def config_digest(config_file: str | os.PathLike, *settings: str | Iterable[str]) -> str:
+    """Digest of a yaml, of the ``_BASE_`` files it stands on, and of further ``settings``.
+
+    Raises:
+        OVDError: a file is missing or not readable yaml.
+    """
+    digest = hashlib.sha256()
+    for text in _texts_with_bases(Path(config_file)):
+        digest.update(text.encode() + b"\0")
+    digest.update(json.dumps(settings, default=list).encode())
+    return digest.hexdigest()

@@ -45,7 +45,7 @@ def mini_root() -> Path:
     """The mini benchmark's folder under ``$DETECTRON2_DATASETS``, built if it is not there."""
     from filelock import FileLock
 
-    from ovd_d2.data.datasets.mini.build import build_mini
+    from ovd_d2.benchmarks.mini.build import build_mini
 
     datasets = Path(os.environ["DETECTRON2_DATASETS"])
     datasets.mkdir(parents=True, exist_ok=True)

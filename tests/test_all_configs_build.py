@@ -14,7 +14,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from ovd_d2 import add_ovd_config
-from ovd_d2.data.teacher_regions import TeacherRegions
+from ovd_d2.data.mappers.teacher_regions import TeacherRegions
 from ovd_d2.region_store import RegionStoreWriter, StoreFacts
 from ovd_d2.structures import PartialMasks, RegionEmbeddings, Supervision, supervision_of
 

@@ -5,7 +5,8 @@ import os
 import pytest
 from PIL import Image
 
-from ovd_d2.atomic_file import (
+from ovd_d2.errors import OVDError
+from ovd_d2.files.atomic import (
     atomic_write,
     beside,
     check_output,
@@ -16,7 +17,6 @@ from ovd_d2.atomic_file import (
     write_json,
     write_picture,
 )
-from ovd_d2.errors import OVDError
 
 
 @pytest.fixture

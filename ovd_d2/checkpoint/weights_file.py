@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ovd_d2.atomic_file import atomic_write
 from ovd_d2.errors import OVDError
+from ovd_d2.files.atomic import atomic_write
 
 from .fit import describe_tensor
 

@@ -14,7 +14,7 @@ from ovd_d2.errors import OVDError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ovd_d2.inference.bench_inference import Cell
+    from ovd_d2.benchmarks.speed.detection_postprocessing import Cell
 
 app = typer.Typer(
     help="Measure our way and the usual one side by side, on this machine.", no_args_is_help=True
@@ -45,7 +45,7 @@ def inference(
     numbers = _numbers("--classes", classes)
     from rich.console import Console
 
-    from ovd_d2.inference.bench_inference import measure_inference
+    from ovd_d2.benchmarks.speed.detection_postprocessing import measure_inference
 
     console = Console(stderr=True)
     with console.status("") as status:
@@ -88,7 +88,7 @@ def regions(
 
     from rich.console import Console
 
-    from ovd_d2.engine.bench_regions import SIDES, measure_regions, random_vit_b32
+    from ovd_d2.benchmarks.speed.region_embedding import SIDES, measure_regions, random_vit_b32
 
     results = []
     with Console(stderr=True).status("builds the model") as status:
@@ -173,7 +173,7 @@ def store(
 
     from rich.console import Console
 
-    from ovd_d2.region_store.bench_store import bench_store
+    from ovd_d2.benchmarks.speed.region_store import bench_store
 
     with Console(stderr=True).status("writes and reads both ways"):
         result = bench_store(images, regions, dim, folder)
@@ -223,8 +223,8 @@ def step(
     from tqdm import tqdm
 
     import ovd_d2
-    from ovd_d2.engine.bench_roi_part import measure_roi_part
-    from ovd_d2.engine.bench_step import PLAIN, measure_step
+    from ovd_d2.benchmarks.speed.roi_pass import measure_roi_part
+    from ovd_d2.benchmarks.speed.train_step import PLAIN, measure_step
     from ovd_d2.engine.setup import load_config, use_cpu_without_gpu
 
     ovd_d2.register()
@@ -313,7 +313,7 @@ def _inference_table(cells: list["Cell"], setting: dict[str, Any]) -> "Table":
     from rich import box
     from rich.table import Table
 
-    from ovd_d2.inference.bench_inference import SCORE_THRESH
+    from ovd_d2.benchmarks.speed.detection_postprocessing import SCORE_THRESH
 
     thresholds = ", ".join(f"{name} {value:g}" for name, value in SCORE_THRESH.items())
     table = Table(

@@ -15,11 +15,16 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ovd_d2 import __version__
-
-from .typed_commands import build_regions, device_settings, label_captions, ovd_script, say
+from ovd_d2.benchmarks.recipes.commands import (
+    build_regions,
+    device_settings,
+    label_captions,
+    ovd_script,
+    say,
+)
 
 if TYPE_CHECKING:
-    from ovd_d2.engine.recipe_runs import Run
+    from ovd_d2.benchmarks.recipes.runs import Run
 
 
 @dataclass(frozen=True)
@@ -79,9 +84,9 @@ def command(
     jobs: int = typer.Option(0, min=0, help="Trainings at once; 0: as many as there are cores."),
 ) -> None:
     """Train and evaluate every variant of ViLD and RKD on mini; write a table of means."""
-    from ovd_d2.atomic_file import check_output_folder
-    from ovd_d2.engine import recipe_runs
+    from ovd_d2.benchmarks.recipes import runs as recipe_runs
     from ovd_d2.errors import OVDError
+    from ovd_d2.files.atomic import check_output_folder
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave no training behind
     root = recipe_runs.find_checkout("ovd benchmark")
@@ -111,8 +116,8 @@ def _one_seed(
     names: Sequence[str], seed: int, out: Path, root: Path, jobs: int
 ) -> "dict[str, Run]":
     """Trains and evaluates every row with one seed, parents before their children."""
+    from ovd_d2.benchmarks.recipes import runs as recipe_runs
     from ovd_d2.cli.training_progress import watch
-    from ovd_d2.engine import recipe_runs
 
     finished: dict[str, Run] = {}
     stores: dict[str, Path] = {}
@@ -153,7 +158,7 @@ def _prepared(
 ) -> "Run":
     """The run of a row, after its region store and labels, those of seed 1, have been made; both
     are kept in ``stores`` and ``labels`` by the row they come from."""
-    from ovd_d2.engine import recipe_runs
+    from ovd_d2.benchmarks.recipes import runs as recipe_runs
 
     row, settings = ROWS[name], ["SEED", str(seed)]
     of_seed_1 = {key: replace(run, folder=out / f"{key}-seed1") for key, run in finished.items()}
@@ -189,10 +194,10 @@ def _boxes_and(labels: Path) -> list[dict[str, Any]]:
 
 def _report(done: "Mapping[str, Sequence[Run]]", out: Path, root: Path, seconds: float) -> None:
     """Writes summary.json, table.md and average_precision.png; prints the table."""
-    from ovd_d2.atomic_file import atomic_write, write_json
-    from ovd_d2.engine.recipe_runs import collect
-    from ovd_d2.evaluation.seeds import markdown_table, mean_and_spread
-    from ovd_d2.inference.visualize import plot_average_precision
+    from ovd_d2.benchmarks.recipes.runs import collect
+    from ovd_d2.benchmarks.recipes.seeds import markdown_table, mean_and_spread
+    from ovd_d2.files.atomic import atomic_write, write_json
+    from ovd_d2.visualization.training_plots import plot_average_precision
 
     rows: dict[str, dict[str, Any]] = {}
     for name, runs in done.items():
@@ -219,8 +224,8 @@ def _print_table(rows: Mapping[str, Any], dataset: str, seeds: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ovd_d2.evaluation.seeds import cell
-    from ovd_d2.evaluation.summary import METRICS
+    from ovd_d2.benchmarks.recipes.seeds import cell
+    from ovd_d2.benchmarks.recipes.summary import METRICS
 
     title = f"Box AP in percent on {dataset}, mean of {seeds} seed(s) (range)"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")

@@ -21,8 +21,8 @@ def export(
 ) -> None:
     """Write a CLIP model with a locked text tower as a file for mini-teacher:FILE."""
     from ovd_d2 import register
-    from ovd_d2.engine.teacher_export import export_checkpoint
     from ovd_d2.errors import OVDError
+    from ovd_d2.jobs.export_teacher import export_checkpoint
 
     register()
     for entry in note:
@@ -56,10 +56,10 @@ def probe(
 ) -> None:  # fmt: skip
     """Zero-shot, linear-probe and few-shot accuracy of a model's frozen image features."""
     from ovd_d2 import register
-    from ovd_d2.atomic_file import check_output, write_json
-    from ovd_d2.clip import build_image_text_model
+    from ovd_d2.encoders import build_image_text_model
     from ovd_d2.errors import OVDError
     from ovd_d2.evaluation.probe_report import probe_report, report_rows
+    from ovd_d2.files.atomic import check_output, write_json
 
     register()
     if folder is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from ovd_d2.engine.convert_checkpoint import Conversion
+    from ovd_d2.jobs.convert_checkpoint import Conversion
 
 from .register_option import REGISTER
 
@@ -40,7 +40,7 @@ def object_centric_ovd(
     registered: list[str] = REGISTER,
 ) -> None:
     """A released detector of object-centric-ovd, for configs/rkd/*.yaml; or ours for their code."""
-    from ovd_d2.engine.convert_checkpoint import (
+    from ovd_d2.jobs.convert_checkpoint import (
         convert_object_centric_ovd,
         convert_to_object_centric_ovd,
     )
@@ -65,7 +65,7 @@ def detic(
 ) -> None:
     """A Detic detector: OVD-COCO's C4 and ViLD_200e whole, of CenterNet2 the cascade; says which
     keys of the config it wants and what does not fit."""
-    from ovd_d2.engine.convert_checkpoint import convert_detic
+    from ovd_d2.jobs.convert_checkpoint import convert_detic
 
     out = _prepare(source, out, trust)
     _report(out, convert_detic(source, out, embeddings, vocabulary, encoder))

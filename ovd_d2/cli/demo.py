@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ovd_d2 import __version__
+from ovd_d2.benchmarks.recipes.commands import build_regions, device_settings, ovd_script, say
 from ovd_d2.errors import OVDError
 
-from .typed_commands import build_regions, device_settings, ovd_script, say
-
 if TYPE_CHECKING:
-    from ovd_d2.engine.recipe_runs import Run
+    from ovd_d2.benchmarks.recipes.runs import Run
 
 # name (of configs/mini/<name>.yaml): what the table calls it
 MODELS = {
@@ -44,9 +43,9 @@ def command(
     jobs: int = typer.Option(0, min=0, help="Trainings at once; 0: as many as there are cores."),
 ) -> None:
     """Build mini, train and evaluate its models side by side; write a table and pictures."""
-    from ovd_d2.atomic_file import check_output_folder
+    from ovd_d2.benchmarks.recipes import runs as recipe_runs
     from ovd_d2.cli.training_progress import watch
-    from ovd_d2.engine import recipe_runs
+    from ovd_d2.files.atomic import check_output_folder
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave no training behind
     started = time.monotonic()
@@ -92,11 +91,11 @@ def command(
 
 def _report(runs: "list[Run]", out: Path, root: Path, seconds: float) -> None:
     """Prints the table; writes summary.json and the pictures."""
-    from ovd_d2.atomic_file import write_json
-    from ovd_d2.engine.recipe_runs import collect
-    from ovd_d2.engine.run_folder import find_predictions, read_metrics
-    from ovd_d2.evaluation.seeds import mean_and_spread
-    from ovd_d2.inference.visualize import (
+    from ovd_d2.benchmarks.recipes.run_folder import find_predictions, read_metrics
+    from ovd_d2.benchmarks.recipes.runs import collect
+    from ovd_d2.benchmarks.recipes.seeds import mean_and_spread
+    from ovd_d2.files.atomic import write_json
+    from ovd_d2.visualization.training_plots import (
         draw_comparison,
         plot_average_precision,
         plot_loss_curves,
@@ -128,7 +127,7 @@ def print_table(models: dict[str, dict[str, Any]], dataset: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ovd_d2.evaluation.summary import METRICS, TASKS
+    from ovd_d2.benchmarks.recipes.summary import METRICS, TASKS
 
     table = Table(title=f"AP in percent on {dataset}", box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("model", no_wrap=True)

@@ -27,7 +27,7 @@ def build(
     force: bool = typer.Option(False, "--force", help="Build anew and replace what is there."),
 ) -> None:
     """Build mini-v1: about 110 MB, less than a minute; instant when it is there and intact."""
-    from ovd_d2.data.datasets.mini.build import build_mini
+    from ovd_d2.benchmarks.mini.build import build_mini
 
     start = time.perf_counter()
     folder, built = build_mini(
@@ -49,7 +49,7 @@ def show(
     num: int = typer.Option(12, help="Number of samples."),
 ) -> None:
     """Draw a sheet of samples with boxes, masks and names; novel categories in orange."""
-    from ovd_d2.data.datasets.mini.show import draw_sheet
+    from ovd_d2.benchmarks.mini.show import draw_sheet
 
     out = out or Path("output") / f"mini_{split}.png"
     print(f"wrote {draw_sheet(_datasets_root(root), split, out, num=num)}")

@@ -9,7 +9,7 @@ import typer
 from .register_option import REGISTER
 
 if TYPE_CHECKING:
-    from ovd_d2.engine.pseudo_label import LabellingSettings
+    from ovd_d2.jobs.pseudo_label import LabellingSettings
 
 _OUT = typer.Option(..., help="The json to write; an interrupted run goes on.")
 _DETECTOR = typer.Option(
@@ -75,7 +75,7 @@ def command(
     ovd_d2.register()
     from detectron2.utils.logger import setup_logger
 
-    from ovd_d2.engine.pseudo_label import LabellingSettings, pseudo_label
+    from ovd_d2.jobs.pseudo_label import LabellingSettings, pseudo_label
 
     from .regions import ImageBar
 
@@ -102,7 +102,7 @@ def command(
         device=device,
     )
     if show is not None:
-        from ovd_d2.atomic_file import check_picture
+        from ovd_d2.files.atomic import check_picture
 
         check_picture("--show", show, _inputs(settings) if show.is_file() else ())
     with ImageBar(rank == 0) as bar, ImageBar(rank == 0) as region_bar:
@@ -123,14 +123,14 @@ def command(
     if report.regions is not None:
         print(f"{region_store}: {report.regions} regions added")
     if show is not None:
-        from ovd_d2.inference.label_sheet import draw_label_sheet
+        from ovd_d2.visualization.label_sheet import draw_label_sheet
 
         print(f"wrote {draw_label_sheet(out, show, num=num)}")
 
 
 def _inputs(settings: "LabellingSettings") -> list[str]:
     """The files that ``settings`` name, and the images."""
-    from ovd_d2.engine.image_labels import load_images
+    from ovd_d2.pseudo_labelling.label_sources import load_images
 
     values = (settings.detector, settings.labels, settings.vocabulary, settings.other_phrases)
     named = [part for value in values for part in (value, value.partition(":")[2])]

@@ -52,7 +52,7 @@ def build(
     ovd_d2.register()
     from detectron2.utils.logger import setup_logger
 
-    from ovd_d2.engine.build_region_store import BuildSettings, build_region_store
+    from ovd_d2.jobs.build_region_store import BuildSettings, build_region_store
 
     settings = BuildSettings(
         dataset, proposals, encoder, out, topk, crops, batch, device, save_every
@@ -179,8 +179,8 @@ def import_(
     """Make a region store of what another project published. Nothing of the files is run."""
     from tqdm import tqdm
 
+    from ovd_d2.encoders import text_encoder_id
     from ovd_d2.errors import OVDError
-    from ovd_d2.language import text_encoder_id
     from ovd_d2.region_store.object_centric_ovd import import_object_centric_ovd
 
     if format != "object-centric-ovd":

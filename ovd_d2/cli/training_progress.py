@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from ovd_d2.engine.run_folder import Progress, read_progress
-from ovd_d2.engine.side_by_side import Job
+from ovd_d2.benchmarks.recipes.processes import Job
+from ovd_d2.benchmarks.recipes.run_folder import Progress, read_progress
 
 LINE_PERIOD = 15.0  # seconds between progress lines where the output is no terminal
 

@@ -20,11 +20,11 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from ovd_d2.data.mappers import image_text_pairs as _image_text_mapper  # noqa: F401
+from ovd_d2.data.mappers.detection import UnreadableImageError, build_mapper
 from ovd_d2.errors import OVDError
 
-from . import image_text_mapper as _image_text_mapper  # noqa: F401 (registers its mapper)
 from . import random_state
-from .dataset_mapper import UnreadableImageError, build_mapper
 from .held_out import warn_of_names_without_boxes, without_novel_boxes
 from .mixing import MixedLoader, read_sources, with_seed
 from .named_datasets import check_own_records, check_registered, dataset_errors  # noqa: F401

@@ -1,8 +1,8 @@
 """Training and evaluation: :class:`OpenVocabTrainer` and what ``train_net.py`` is made of."""
 
+from ovd_d2.checkpoint.atomic_checkpointer import AtomicCheckpointer
 from ovd_d2.config_file import load_config
 
-from .checkpoint import AtomicCheckpointer
 from .launch import launch
 from .open_vocab_training import OpenVocabTraining
 from .setup import argument_parser, error_sentence, open_output_dir, setup

@@ -13,10 +13,9 @@ from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 
-from ovd_d2.atomic_file import atomic_write
+from ovd_d2.checkpoint.atomic_checkpointer import AtomicCheckpointer
 from ovd_d2.data import random_state
-
-from .checkpoint import AtomicCheckpointer
+from ovd_d2.files.atomic import atomic_write
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from ovd_d2.atomic_file import atomic_write
 from ovd_d2.checkpoint import TRUST_VARIABLE, check_trusted
+from ovd_d2.checkpoint.atomic_checkpointer import AtomicCheckpointer
 from ovd_d2.config_file import load_config
 from ovd_d2.data.build import check_registered
 from ovd_d2.data.held_out import check_novel_names
@@ -24,10 +24,10 @@ from ovd_d2.data.mixing import read_sources, training_datasets
 from ovd_d2.data.model_kind import check_heads_are_used
 from ovd_d2.data.user_code import run_registration
 from ovd_d2.errors import OVDError
+from ovd_d2.files.atomic import atomic_write
 from ovd_d2.layers.device import usable_device
 from ovd_d2.modeling.roi_heads.head_checks import check_head_name
 
-from .checkpoint import AtomicCheckpointer
 from .config_rules import check_values
 
 logger = logging.getLogger(__name__)

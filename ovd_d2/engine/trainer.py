@@ -16,13 +16,13 @@ from detectron2.utils.events import EventStorage, EventWriter
 from detectron2.utils.logger import setup_logger
 from fvcore.nn.precise_bn import get_bn_modules
 
-from ovd_d2.atomic_file import write_json
+from ovd_d2.checkpoint.atomic_checkpointer import AtomicCheckpointer
 from ovd_d2.data import random_state
 from ovd_d2.errors import OVDError
+from ovd_d2.files.atomic import write_json
 from ovd_d2.modeling.roi_heads import EVALUATION, honour
 
 from . import hooks
-from .checkpoint import AtomicCheckpointer
 from .divergence import remedy_for_divergence
 from .open_vocab_training import OpenVocabTraining
 from .teacher_check import check_teacher, check_weight_transfer

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ovd_d2.data.build import check_registered, dataset_errors
 from ovd_d2.data.datasets.image_text_pairs import IMAGE_SUFFIXES
-from ovd_d2.data.image_text_mapper import ImageTextPairMapper
+from ovd_d2.data.mappers.image_text_pairs import ImageTextPairMapper
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation.zero_shot_classification import ZeroShotClassificationEvaluator
 from ovd_d2.language import TextEmbeddingBank, Vocabulary

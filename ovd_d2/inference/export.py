@@ -13,7 +13,13 @@ from detectron2.config import CfgNode, get_cfg
 from torch import Tensor
 
 from ovd_d2 import __version__
-from ovd_d2.atomic_file import (
+from ovd_d2.checkpoint import read_weights_file
+from ovd_d2.config import add_ovd_config
+from ovd_d2.config_file import load_config
+from ovd_d2.data.build import check_registered
+from ovd_d2.data.mixing import training_datasets
+from ovd_d2.errors import OVDError
+from ovd_d2.files.atomic import (
     PARTIAL_SUFFIX,
     beside,
     check_output_folder,
@@ -21,12 +27,6 @@ from ovd_d2.atomic_file import (
     remove_empty,
     write_json,
 )
-from ovd_d2.checkpoint import read_weights_file
-from ovd_d2.config import add_ovd_config
-from ovd_d2.config_file import load_config
-from ovd_d2.data.build import check_registered
-from ovd_d2.data.mixing import training_datasets
-from ovd_d2.errors import OVDError
 from ovd_d2.modeling import get_vocabulary
 
 from .arguments import check_score_threshold

@@ -13,11 +13,11 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from ovd_d2 import __version__
-from ovd_d2.atomic_file import atomic_write, check_output, check_output_folder, write_json
 from ovd_d2.errors import OVDError
+from ovd_d2.files.atomic import atomic_write, check_output, check_output_folder, write_json
+from ovd_d2.files.images import list_images
+from ovd_d2.visualization.detections import draw_detections
 
-from .draw import draw_detections
-from .images import list_images
 from .predictor import OpenVocabPredictor, Prediction
 
 _JPEG_MAX_SIDE = 65_000  # what the format can hold, nearly

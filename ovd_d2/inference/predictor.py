@@ -23,6 +23,7 @@ from ovd_d2.checkpoint import check_trusted, load_weights, read_weights_file, st
 from ovd_d2.config_file import load_config
 from ovd_d2.data.named_datasets import register_named_files
 from ovd_d2.errors import OVDError
+from ovd_d2.files.images import COLOUR_ORDERS, Picture, list_images, to_rgb
 from ovd_d2.language import TextEmbeddingBank, Vocabulary, read_novel_names
 from ovd_d2.modeling import get_vocabulary, set_vocabulary
 from ovd_d2.modeling.batch_norm import finish_model
@@ -36,7 +37,6 @@ from .arguments import (
     find_device,
 )
 from .attributes import AttributeExpansion, attribute_phrases
-from .images import COLOUR_ORDERS, Picture, list_images, to_rgb
 from .model_folders import config_of, model_folder, read_facts, weights_of
 
 logger = logging.getLogger(__name__)
@@ -221,7 +221,7 @@ class OpenVocabPredictor:
 
         Args:
             images: a file, a PIL image, an array (H, W, 3), a tensor (3, H, W), uint8 each (see
-                :func:`~ovd_d2.inference.images.to_rgb` for grey, alpha, 16 bits); or a folder, or a
+                :func:`~ovd_d2.files.images.to_rgb` for grey, alpha, 16 bits); or a folder, or a
                 list of all these.
             input_format: colour order of arrays and tensors; None: the predictor's.
 

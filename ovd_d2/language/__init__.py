@@ -1,5 +1,12 @@
 """Words to vectors: vocabularies, prompts, text encoders and the cached bank of embeddings."""
 
+from ovd_d2.encoders.registry import (
+    TextEncoder,
+    TextEncoderScheme,
+    build_text_encoder,
+    register_text_encoder,
+    text_encoder_id,
+)
 from ovd_d2.language.attributes import (
     attribute_probabilities,
     expand_with_attributes,
@@ -13,13 +20,6 @@ from ovd_d2.language.text_embeddings import (
     TextEmbeddings,
     build_class_embeddings,
     load_text_embeddings,
-)
-from ovd_d2.language.text_encoders import (
-    TextEncoder,
-    TextEncoderScheme,
-    build_text_encoder,
-    register_text_encoder,
-    text_encoder_id,
 )
 from ovd_d2.language.vocabulary import Vocabulary
 

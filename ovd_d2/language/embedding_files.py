@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ovd_d2.atomic_file import beside
 from ovd_d2.errors import OVDError
+from ovd_d2.files.atomic import beside
 
 FORMAT_VERSION = 1
 

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ovd_d2.encoders.registry import TextEncoder, build_text_encoder, text_encoder_id
 from ovd_d2.errors import OVDError
+from ovd_d2.files.digests import file_digest
 from ovd_d2.language.embedding_files import read_embedding_file, write_embedding_file
 from ovd_d2.language.novel_names import read_novel_names
 from ovd_d2.language.prompts import clean_name, fill, load_prompts
-from ovd_d2.language.text_encoders import TextEncoder, build_text_encoder, text_encoder_id
 from ovd_d2.language.vocabulary import Vocabulary
-from ovd_d2.language.weights_digest import file_digest
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ovd_d2.atomic_file import is_special_file
 from ovd_d2.errors import OVDError
+from ovd_d2.files.atomic import is_special_file
 
 _FILE_SUFFIXES = (".txt", ".json")
 _LOOKS_LIKE_A_FILE = (*_FILE_SUFFIXES, ".csv", ".tsv", ".yaml", ".yml", ".npy", ".pkl", ".pt")

@@ -1,5 +1,7 @@
 """Everything registered in Detectron2's registries."""
 
+from ovd_d2.modeling.open_vocabulary import get_vocabulary, set_vocabulary
+
 from . import test_time_augmentation
 from .backbone import build_timm_fpn_backbone
 from .meta_arch import CLIP
@@ -10,7 +12,6 @@ from .roi_heads import (
     OpenVocabRes5ROIHeads,
     OpenVocabROIHeads,
 )
-from .vocabulary_swap import get_vocabulary, set_vocabulary
 
 test_time_augmentation.register()
 

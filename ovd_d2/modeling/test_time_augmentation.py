@@ -11,7 +11,7 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from .vocabulary_swap import get_vocabulary
+from ovd_d2.modeling.open_vocabulary import get_vocabulary
 
 _detectron2s_merge = GeneralizedRCNNWithTTA._merge_detections
 _LEAST_SCORE = 1e-8  # Detectron2's

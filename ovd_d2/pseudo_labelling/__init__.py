@@ -11,7 +11,6 @@ from .box_choice import (
     choose_for_label,
     choose_objects,
 )
-from .box_sources import AskedForLabels, AskedForObjects, BoxSource, QueryDetector
 from .caption_labels import CaptionLabeller
 from .folder_labels import FolderLabeller
 from .label_file import (
@@ -23,7 +22,6 @@ from .label_file import (
     read_label_file,
     write_label_file,
 )
-from .published_boxes import PickledBoxes, ResultsFile
 
 __all__ = [
     "CLASS_QUERY",
@@ -31,16 +29,10 @@ __all__ = [
     "OBJECTS_KIND",
     "OBJECT_CATEGORY",
     "OBJECT_QUERIES",
-    "AskedForLabels",
-    "AskedForObjects",
-    "BoxSource",
     "CaptionLabeller",
     "FolderLabeller",
     "Found",
     "LabelledImage",
-    "PickledBoxes",
-    "QueryDetector",
-    "ResultsFile",
     "choose_for_label",
     "choose_objects",
     "labelled_image",

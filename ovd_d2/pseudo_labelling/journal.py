@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from ovd_d2.atomic_file import beside, missing_folders, remove_empty, write_json
 from ovd_d2.errors import OVDError
+from ovd_d2.files.atomic import beside, missing_folders, remove_empty, write_json
 
 from .label_file import LabelledImage
 

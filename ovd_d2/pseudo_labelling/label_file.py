@@ -17,10 +17,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ovd_d2.atomic_file import atomic_write
 from ovd_d2.data.datasets.annotation_check import LABELS, check_annotations
 from ovd_d2.data.datasets.annotation_files import read_json
 from ovd_d2.errors import OVDError
+from ovd_d2.files.atomic import atomic_write
 
 from .box_choice import Found
 

@@ -15,8 +15,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from ovd_d2.atomic_file import missing_folders, remove_empty
 from ovd_d2.errors import OVDError
+from ovd_d2.files.atomic import missing_folders, remove_empty
 from ovd_d2.structures import RegionEmbeddings
 
 from .manifest import (

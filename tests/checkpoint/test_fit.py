@@ -9,7 +9,7 @@ from torch import nn
 
 from ovd_d2 import add_ovd_config
 from ovd_d2.checkpoint import TRUST_VARIABLE, load_weights
-from ovd_d2.engine.checkpoint import AtomicCheckpointer
+from ovd_d2.checkpoint.atomic_checkpointer import AtomicCheckpointer
 from ovd_d2.errors import OVDError
 
 FASTER = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"

@@ -18,8 +18,8 @@ from ovd_d2.checkpoint import (
     read_state_dict,
     to_object_centric_ovd,
 )
+from ovd_d2.checkpoint.atomic_checkpointer import AtomicCheckpointer
 from ovd_d2.cli.app import main
-from ovd_d2.engine.checkpoint import AtomicCheckpointer
 from ovd_d2.errors import OVDError
 from ovd_d2.language import load_text_embeddings
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ovd_d2.cli import benchmark, demo, typed_commands
+from ovd_d2.benchmarks.recipes import commands as typed_commands
+from ovd_d2.cli import benchmark, demo
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "inference"))
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ovd_d2.benchmarks.speed import detection_postprocessing as bench_inference
 from ovd_d2.cli.app import main
-from ovd_d2.inference import bench_inference
 
 OVD = str(Path(sys.executable).with_name("ovd"))
 

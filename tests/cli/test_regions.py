@@ -127,7 +127,7 @@ def test_progress_with_speed_and_rest(tmp_path, capsys, monkeypatch):
 
 def test_inspect_and_verify_a_built_store(tmp_path, mini_root, capsys, monkeypatch, encoder):
     """From the command that builds to those that look."""
-    from ovd_d2.engine import build_region_store as module
+    from ovd_d2.jobs import build_region_store as module
 
     monkeypatch.delenv("RANK", raising=False)
     write = module.write_regions

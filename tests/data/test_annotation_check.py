@@ -26,10 +26,11 @@ from ovd_d2.data.datasets.coco_files import load_coco_file
 from ovd_d2.data.datasets.image_labels import load_image_labels
 from ovd_d2.data.datasets.lvis import load_lvis_v1
 from ovd_d2.data.datasets.record_check import checked_results
-from ovd_d2.engine.region_proposals import FileProposals
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation.coco_open_vocab import CheckedCOCOEvaluator
-from ovd_d2.pseudo_labelling import ResultsFile, read_label_file
+from ovd_d2.proposals.build import FileProposals
+from ovd_d2.proposals.published_boxes import ResultsFile
+from ovd_d2.pseudo_labelling import read_label_file
 
 MASK = {"size": [40, 50], "counts": [0, 100, 1900]}
 NAN, INF = float("nan"), float("inf")

@@ -19,10 +19,10 @@ from PIL import Image
 
 from ovd_d2.config import add_ovd_config
 from ovd_d2.data.build import build_train_loader, check_registered
-from ovd_d2.data.class_alignment import class_map
-from ovd_d2.data.dataset_mapper import OpenVocabDatasetMapper, build_mapper, read_image
 from ovd_d2.data.datasets.image_labels import load_image_labels, register_image_labels
-from ovd_d2.engine.read_ahead import read_record as read_for_regions
+from ovd_d2.data.mappers.class_alignment import class_map
+from ovd_d2.data.mappers.detection import OpenVocabDatasetMapper, build_mapper, read_image
+from ovd_d2.data.prefetch import read_record as read_for_regions
 from ovd_d2.errors import OVDError
 from ovd_d2.region_store import RegionStoreWriter, StoreFacts
 from ovd_d2.structures import (
@@ -532,7 +532,7 @@ def test_labels_regions_and_training_see_the_same_frame(cfg, tmp_path, orientati
 
 
 def test_no_box_of_the_transform_is_needed(cfg):
-    from ovd_d2.data.target_rows import boxes_in_frame
+    from ovd_d2.data.mappers.target_rows import boxes_in_frame
 
     boxes, left = boxes_in_frame(torch.zeros(0, 4).double(), T.NoOpTransform(), (3, 4))
     assert boxes.shape == (0, 4) and boxes.dtype == torch.float32 and len(left) == 0

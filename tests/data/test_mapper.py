@@ -12,7 +12,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from ovd_d2.config import add_ovd_config
-from ovd_d2.data.dataset_mapper import (
+from ovd_d2.data.mappers.detection import (
     OpenVocabDatasetMapper,
     UnreadableImageError,
     build_mapper,

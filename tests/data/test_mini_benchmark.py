@@ -9,7 +9,7 @@ import pycocotools.mask as mask_utils
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from ovd_d2.data.datasets.mini import manifest
+from ovd_d2.benchmarks.mini import manifest
 from ovd_d2.data.datasets.mini.categories import load_categories
 from ovd_d2.data.datasets.mini.registration import load_mini
 from ovd_d2.data.datasets.mini.splits import ANNOTATION_SETS, SPLITS

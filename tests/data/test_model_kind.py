@@ -7,8 +7,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, RetinaNet
 from torch import nn
 
 from ovd_d2 import add_ovd_config
-from ovd_d2.data.class_alignment import class_map, trained_names
-from ovd_d2.data.dataset_mapper import OpenVocabDatasetMapper
+from ovd_d2.data.mappers.class_alignment import class_map, trained_names
+from ovd_d2.data.mappers.detection import OpenVocabDatasetMapper
 from ovd_d2.data.model_kind import check_heads_are_used, has_open_vocabulary
 from ovd_d2.errors import OVDError
 

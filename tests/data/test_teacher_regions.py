@@ -13,9 +13,9 @@ from PIL import Image
 
 from ovd_d2.config import add_ovd_config
 from ovd_d2.data.build import ResumableLoader
-from ovd_d2.data.dataset_mapper import OpenVocabDatasetMapper, build_mapper
-from ovd_d2.data.target_rows import no_targets
-from ovd_d2.data.teacher_regions import TeacherRegions
+from ovd_d2.data.mappers.detection import OpenVocabDatasetMapper, build_mapper
+from ovd_d2.data.mappers.target_rows import no_targets
+from ovd_d2.data.mappers.teacher_regions import TeacherRegions
 from ovd_d2.errors import OVDError
 from ovd_d2.region_store import RegionStoreWriter, StoreFacts
 from ovd_d2.structures import PartialMasks, RegionEmbeddings, Supervision, rows_with

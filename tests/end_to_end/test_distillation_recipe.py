@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ovd_d2.language import text_encoder_id
+from ovd_d2.encoders import text_encoder_id
 from ovd_d2.region_store import RegionStoreWriter, StoreFacts
 from ovd_d2.structures import RegionEmbeddings
 

@@ -10,12 +10,12 @@ from PIL import Image
 from tiny_detector import TRAIN, register, write_dataset
 from tiny_image_text import D, tiny_model
 
-from ovd_d2.clip import CropRegionEncoder
-from ovd_d2.data.dataset_mapper import read_image
-from ovd_d2.engine import build_region_store as module
-from ovd_d2.engine.build_region_store import BuildSettings, build_region_store, write_regions
-from ovd_d2.engine.region_proposals import GroundTruthProposals
+from ovd_d2.data.mappers.detection import read_image
+from ovd_d2.encoders import CropRegionEncoder
 from ovd_d2.errors import OVDError
+from ovd_d2.jobs import build_region_store as module
+from ovd_d2.jobs.build_region_store import BuildSettings, build_region_store, write_regions
+from ovd_d2.proposals.build import GroundTruthProposals
 from ovd_d2.region_store import RegionStore, merge_manifests, verify
 
 

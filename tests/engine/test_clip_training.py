@@ -11,13 +11,12 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-import ovd_d2.language.text_encoders as schemes
+import ovd_d2.encoders.registry as schemes
 from ovd_d2.cli.app import main
-from ovd_d2.clip import build_image_text_model
+from ovd_d2.encoders import TextEncoderScheme, build_image_text_model
 from ovd_d2.engine import OpenVocabTrainer
 from ovd_d2.engine.setup import check_config, load_config
 from ovd_d2.errors import OVDError
-from ovd_d2.language import TextEncoderScheme
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = {"red": (210, 40, 40), "green": (40, 190, 50), "blue": (40, 60, 220)}
@@ -137,7 +136,7 @@ def test_export_command_and_what_it_writes(trained, tmp_path, capsys):
 def test_an_export_replaces_nothing_else_and_leaves_nothing_half(
     trained, tmp_path, capsys, monkeypatch
 ):
-    from ovd_d2.engine import teacher_export
+    from ovd_d2.jobs import export_teacher as teacher_export
 
     checkpoint = str(Path(trained.cfg.OUTPUT_DIR) / "model_final.pth")
     (tmp_path / "results.json").write_text('{"AP": 1}')

@@ -20,9 +20,10 @@ from detectron2.engine.train_loop import AMPTrainer
 from tiny_detector import ROOT, weights
 
 import ovd_d2
+from ovd_d2.encoders import TextEncoderScheme, register_text_encoder
 from ovd_d2.engine import OpenVocabTrainer
 from ovd_d2.errors import OVDError
-from ovd_d2.language import TextEmbeddings, TextEncoderScheme, Vocabulary, register_text_encoder
+from ovd_d2.language import TextEmbeddings, Vocabulary
 from ovd_d2.modeling import OpenVocabBoxPredictor, OpenVocabROIHeads, get_vocabulary, set_vocabulary
 
 sys.path.append(str(ROOT / "tests/language"))

@@ -32,10 +32,10 @@ from label_files import write_labels
 
 from ovd_d2.data.mixing import MixedLoader
 from ovd_d2.engine import OpenVocabTrainer
-from ovd_d2.engine import build_region_store as builder
 from ovd_d2.engine.setup import check_config
 from ovd_d2.engine.teacher_check import check_teacher
 from ovd_d2.errors import OVDError
+from ovd_d2.jobs import build_region_store as builder
 from ovd_d2.region_store import RegionStoreWriter, StoreFacts
 from ovd_d2.structures import RegionEmbeddings
 

@@ -12,11 +12,11 @@ from PIL import Image
 from tiny_detector import TRAIN, register, write_dataset
 from tiny_image_text import tiny_model
 
-from ovd_d2.engine import pseudo_label as module
-from ovd_d2.engine.pseudo_label import LabellingSettings, pseudo_label
-from ovd_d2.engine.region_proposals import build_proposal_source
 from ovd_d2.errors import OVDError
-from ovd_d2.pseudo_labelling import AskedForLabels, AskedForObjects
+from ovd_d2.jobs import pseudo_label as module
+from ovd_d2.jobs.pseudo_label import LabellingSettings, pseudo_label
+from ovd_d2.proposals.build import build_proposal_source
+from ovd_d2.proposals.queries import AskedForLabels, AskedForObjects
 from ovd_d2.region_store import RegionStore
 
 

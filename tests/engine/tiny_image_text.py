@@ -2,7 +2,7 @@
 
 import torch
 
-from ovd_d2.clip import ImagePreprocessing, ImageTextModel
+from ovd_d2.encoders import ImagePreprocessing, ImageTextModel
 
 D = 6
 

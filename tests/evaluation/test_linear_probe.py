@@ -196,7 +196,7 @@ def test_folder_of_classes(folder):
 
 
 def test_splits_with_different_classes_are_refused(folder, tiny_clip):
-    from ovd_d2.clip import build_image_text_model
+    from ovd_d2.encoders import build_image_text_model
     from ovd_d2.evaluation.probe_report import probe_report
 
     (folder / "test" / "sky").rename(folder / "test" / "sea")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ovd_d2.language import TextEncoderScheme, register_text_encoder
+from ovd_d2.encoders import TextEncoderScheme, register_text_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests/language"))

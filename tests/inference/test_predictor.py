@@ -72,7 +72,7 @@ def test_exif_orientation_turns_the_frame(predictor, tmp_path):
 
 def test_same_as_evaluation(predictor, config, checkpoint, tmp_path):
     """What Detectron2's own loading, our mapper and the bare model give for the file."""
-    from ovd_d2.data.dataset_mapper import build_mapper
+    from ovd_d2.data.mappers.detection import build_mapper
 
     cfg = load_config(str(config), ["MODEL.TIMM.WEIGHTS", "", "MODEL.DEVICE", "cpu"])
     model = build_model(cfg).eval()
@@ -316,7 +316,7 @@ def test_names_of_another_encoder_are_refused(config, checkpoint, monkeypatch, t
     from hashing_encoder import HashingEncoder
     from random_models import DIM
 
-    from ovd_d2.language import TextEncoderScheme, register_text_encoder
+    from ovd_d2.encoders import TextEncoderScheme, register_text_encoder
 
     other = HashingEncoder(DIM, "other@111111111111")
     register_text_encoder(

@@ -4,14 +4,10 @@ import pytest
 import torch
 from hashing_encoder import HashingEncoder
 
+from ovd_d2.encoders import TextEncoderScheme
+from ovd_d2.encoders.registry import _SCHEMES
 from ovd_d2.errors import OVDError
-from ovd_d2.language import (
-    TextEmbeddingBank,
-    TextEncoderScheme,
-    Vocabulary,
-    class_space,
-)
-from ovd_d2.language.text_encoders import _SCHEMES
+from ovd_d2.language import TextEmbeddingBank, Vocabulary, class_space
 
 NAMES = ("cat", "red mug")
 

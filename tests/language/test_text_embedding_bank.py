@@ -10,16 +10,10 @@ from hashing_encoder import HashingEncoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ovd_d2.encoders import TextEncoderScheme, register_text_encoder
+from ovd_d2.encoders import registry as text_encoders
 from ovd_d2.errors import OVDError
-from ovd_d2.language import (
-    PROMPT_SETS,
-    TextEmbeddingBank,
-    TextEncoderScheme,
-    Vocabulary,
-    build_class_embeddings,
-    register_text_encoder,
-    text_encoders,
-)
+from ovd_d2.language import PROMPT_SETS, TextEmbeddingBank, Vocabulary, build_class_embeddings
 
 ANIMALS = Vocabulary(("cat", "Bald_eagle", "owl"), synonyms=(("cat", "kitty"), (), ("owlet",)))
 

@@ -12,16 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from ovd_d2.encoders import TextEncoderScheme, register_text_encoder
+from ovd_d2.encoders import registry as text_encoders
 from ovd_d2.errors import OVDError
 from ovd_d2.language import (
     TextEmbeddingBank,
     TextEmbeddings,
-    TextEncoderScheme,
     Vocabulary,
     build_class_embeddings,
     load_text_embeddings,
-    register_text_encoder,
-    text_encoders,
 )
 
 ANIMALS = Vocabulary(("cat", "Bald_eagle", "owl"), synonyms=(("cat", "kitty"), (), ("owlet",)))

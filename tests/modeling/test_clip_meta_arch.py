@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ovd_d2 import add_ovd_config
-from ovd_d2.clip.image_text_model import ImagePreprocessing
-from ovd_d2.clip.text_towers import LockedTextTower
+from ovd_d2.encoders.image_text_model import ImagePreprocessing
+from ovd_d2.encoders.text_towers import LockedTextTower
 from ovd_d2.errors import OVDError
 from ovd_d2.language import TextEmbeddingBank, TextEmbeddings, Vocabulary
 from ovd_d2.modeling import CLIP
@@ -114,8 +114,8 @@ def test_trained_text_tower_is_openai_clips():
     """The same weights in OpenAI's own model give the same features, padding and all."""
     from clip import tokenize
 
-    from ovd_d2.clip.text_towers import OpenAITextTower
-    from ovd_d2.language.openai_clip import import_clip
+    from ovd_d2.encoders.openai_clip import import_clip
+    from ovd_d2.encoders.text_towers import OpenAITextTower
 
     torch.manual_seed(0)
     tower = OpenAITextTower(dim=12, width=16, heads=2, layers=2)
@@ -162,7 +162,7 @@ def test_locked_tower_gets_no_gradient_and_is_asked_once_per_caption():
 
 
 def test_memory_of_captions_is_bounded(monkeypatch):
-    monkeypatch.setattr("ovd_d2.clip.text_towers._CACHED_CAPTIONS", 3)
+    monkeypatch.setattr("ovd_d2.encoders.text_towers._CACHED_CAPTIONS", 3)
     tower = LockedTextTower(LetterEncoder(), 8)
     expected = tower.encoder.encode(CAPTIONS)
     for rows in ([0, 1], [2, 3, 2], [0], [0, 1, 2, 3]):

@@ -20,7 +20,8 @@ from PIL import Image
 from small_detectors import DIM, make_batch, make_target
 from small_detectors import training_losses as losses_of
 
-from ovd_d2.language import TextEmbeddings, text_encoders
+from ovd_d2.encoders import registry as text_encoders
+from ovd_d2.language import TextEmbeddings
 from ovd_d2.modeling import (
     OpenVocabBoxPredictor,
     OpenVocabCascadeROIHeads,

@@ -329,7 +329,7 @@ def test_embeddings_published_as_numpy_load_into_the_heads(build, tmp_path):
 
 def test_a_checkpoints_classes_do_not_replace_the_configured_ones(build, tmp_path):
     """The public checkpoints hold their class embeddings, which overwrite those of the config."""
-    from ovd_d2.engine.checkpoint import AtomicCheckpointer
+    from ovd_d2.checkpoint.atomic_checkpointer import AtomicCheckpointer
 
     AtomicCheckpointer(build("fpn", 7, *RKD), str(tmp_path)).save("seven")
     model = build("fpn", 5, *RKD)

@@ -10,9 +10,9 @@ from detectron2.utils.events import EventStorage
 from small_detectors import DIM, make_batch, make_embeddings, make_vocabulary
 from test_region_distillation import METHODS, two_images, with_regions
 
+from ovd_d2.benchmarks.speed.roi_pass import measure_roi_part
+from ovd_d2.benchmarks.speed.train_step import PLAIN, StepTimes, measure_step
 from ovd_d2.cli.app import main
-from ovd_d2.engine.bench_roi_part import measure_roi_part
-from ovd_d2.engine.bench_step import PLAIN, StepTimes, measure_step
 from ovd_d2.engine.optimizer import build_optimizer
 from ovd_d2.engine.teacher_check import check_teacher
 from ovd_d2.errors import OVDError

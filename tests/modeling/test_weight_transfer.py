@@ -8,7 +8,7 @@ import torch
 from small_detectors import DIM, KINDS, make_batch, make_embeddings, make_target, make_vocabulary
 from small_detectors import training_losses as losses_of
 
-from ovd_d2.engine.checkpoint import AtomicCheckpointer
+from ovd_d2.checkpoint.atomic_checkpointer import AtomicCheckpointer
 from ovd_d2.engine.teacher_check import check_weight_transfer
 from ovd_d2.errors import OVDError
 from ovd_d2.modeling import set_vocabulary

@@ -5,13 +5,8 @@ import torch
 from torchvision.ops import box_iou
 
 from ovd_d2.language import Vocabulary
-from ovd_d2.pseudo_labelling import (
-    OBJECT_QUERIES,
-    AskedForLabels,
-    AskedForObjects,
-    choose_for_label,
-    choose_objects,
-)
+from ovd_d2.proposals.queries import AskedForLabels, AskedForObjects
+from ovd_d2.pseudo_labelling import OBJECT_QUERIES, choose_for_label, choose_objects
 
 SIZE = (60, 80)  # height, width
 NAN = float("nan")

@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from ovd_d2.atomic_file import is_special_file
 from ovd_d2.data.datasets.annotation_check import COCO, FileKind, check_annotations
 from ovd_d2.errors import OVDError
+from ovd_d2.files.atomic import is_special_file
 
 
 def read_annotations(

@@ -161,9 +161,7 @@ def load_coco_ovd(
     metadata = coco_ovd_metadata(all_names=all_names)
     is_novel, is_scored = metadata["is_novel"], metadata["is_scored"]
     contiguous = metadata["thing_dataset_id_to_contiguous_id"]
-    kept = {
-        i: c for i, c in contiguous.items() if is_scored[c] and not (base_only and is_novel[c])
-    }
+    kept = {i: c for i, c in contiguous.items() if is_scored[c] and not (base_only and is_novel[c])}
     content = read_coco_json(json_file, kept)
     records = coco_records(content, image_root, kept)
     check_records(records, json_file, README_SECTION)

@@ -155,5 +155,7 @@ def _box(box: Any, where: str) -> tuple[float, ...]:
         type(value) in (int, float) and math.isfinite(value) for value in box
     )
     if not numbers or len(box) != 4 or box[0] >= box[2] or box[1] >= box[3]:
-        raise OVDError(f"{where} has the box {box}; it must be [x0, y0, x1, y1] with x0 < x1, y0 < y1.")
+        raise OVDError(
+            f"{where} has the box {box}; it must be [x0, y0, x1, y1] with x0 < x1, y0 < y1."
+        )
     return tuple(float(value) for value in box)

@@ -20,11 +20,12 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovd_d2.clip.image_text_model import ImagePreprocessing
-from ovd_d2.clip.image_towers import build_image_tower
-from ovd_d2.clip.text_towers import LockedTextTower, build_text_tower
+from ovd_d2.encoders import TextEncoder
+from ovd_d2.encoders.image_text_model import ImagePreprocessing
+from ovd_d2.encoders.image_towers import build_image_tower
+from ovd_d2.encoders.text_towers import LockedTextTower, build_text_tower
 from ovd_d2.errors import OVDError
-from ovd_d2.language import TextEmbeddings, TextEncoder, Vocabulary
+from ovd_d2.language import TextEmbeddings, Vocabulary
 from ovd_d2.layers.gather_rows import gather_rows
 from ovd_d2.losses import symmetric_contrastive_loss
 

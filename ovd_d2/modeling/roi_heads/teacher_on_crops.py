@@ -20,7 +20,7 @@ from .image_branch import IMAGE_BRANCH_REGISTRY, ImageBranch
 
 
 class RegionEncoder(Protocol):
-    """What :class:`ovd_d2.clip.CropRegionEncoder` offers."""
+    """What :class:`ovd_d2.encoders.CropRegionEncoder` offers."""
 
     def encode(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> list[Tensor]:
         """(3, H, W) uint8 RGB images and (Ri, 4) boxes -> (Ri, D) unit vectors, per image."""
@@ -82,7 +82,7 @@ class TeacherOnCrops(ImageBranch):
         scales = tuple(float(scale) for scale in branch.CROP_SCALES)
 
         def load_encoder(device: str) -> tuple[RegionEncoder, str]:
-            from ovd_d2.clip import CropRegionEncoder, build_image_text_model
+            from ovd_d2.encoders import CropRegionEncoder, build_image_text_model
 
             model = build_image_text_model(spec, device)
             return CropRegionEncoder(model, scales=scales), model.encoder_id

@@ -24,8 +24,9 @@ def register_mini_pairs(root: str | os.PathLike[str]) -> None:
     and _test.
 
     mini_v1_pairs: objects (with ``box``) and whole images of the training split with captions, base
-    and novel alike; mini_v1_object_pairs: the objects alone. mini_v1_objects_*: one record per annotated box, with ``box`` and ``label``
-    0..159; ``evaluator_type`` "classification", ``is_novel`` as in the detection splits.
+    and novel alike; mini_v1_object_pairs: the objects alone. mini_v1_objects_*: one record per
+    annotated box, with ``box`` and ``label`` 0..159; ``evaluator_type`` "classification",
+    ``is_novel`` as in the detection splits.
 
     Args:
         root: folder of all data sets; the benchmark is in ``root``/mini-v1.
@@ -67,8 +68,7 @@ def load_mini_pairs(path: str, image_root: str, *, whole: bool = True) -> list[d
     """
     if not os.path.exists(path):
         raise OVDError(
-            f"{path} is missing: run `ovd mini build` "
-            f"(section '{SECTION}' of datasets/README.md)."
+            f"{path} is missing: run `ovd mini build` (section '{SECTION}' of datasets/README.md)."
         )
     records = [r for r in load_pairs(path, image_root) if whole or "box" in r]
     check_records(records, path, SECTION)

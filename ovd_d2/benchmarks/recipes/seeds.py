@@ -1,0 +1,47 @@
+"""Mean and spread of a recipe's metrics over its seeds."""
+
+from collections.abc import Mapping, Sequence
+
+from ovd_d2.benchmarks.recipes.summary import METRICS
+
+Metrics = Mapping[str, float | None]
+
+
+def mean_and_spread(runs: Sequence[Metrics]) -> dict[str, dict[str, float | None]]:
+    """Summarises the same metrics of several runs.
+
+    Args:
+        runs: per seed {metric: percent or None}, as ``summarise(...)["box"]``; at least one.
+
+    Returns:
+        {metric: {"mean": percent, "min": percent, "max": percent}} for every one of
+        :data:`METRICS`; None where some run has no value.
+    """
+    result: dict[str, dict[str, float | None]] = {}
+    for metric in METRICS:
+        values = [run.get(metric) for run in runs]
+        if not values or any(value is None for value in values):
+            result[metric] = {"mean": None, "min": None, "max": None}
+        else:
+            mean = sum(values) / len(values)
+            result[metric] = {"mean": mean, "min": min(values), "max": max(values)}
+    return result
+
+
+def markdown_table(rows: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> str:
+    """A README table: title to :func:`mean_and_spread`; "mean (min-max)" with one decimal."""
+    lines = ["| model | " + " | ".join(METRICS) + " |", "|---|" + "---|" * len(METRICS)]
+    for title, metrics in rows.items():
+        cells = [cell(metrics[metric]) for metric in METRICS]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(value: Mapping[str, float | None]) -> str:
+    """ "17.9 (17.2-18.4)"; the range only where there is one; "-" without a mean."""
+    if value["mean"] is None:
+        return "-"
+    text = f"{value['mean']:.1f}"
+    if value["max"] - value["min"] >= 0.05:
+        text += f" ({value['min']:.1f}-{value['max']:.1f})"
+    return text

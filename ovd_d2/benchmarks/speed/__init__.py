@@ -1,0 +1,1 @@
+"""Ours and the usual way, timed in turn in one run."""

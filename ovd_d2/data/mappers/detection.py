@@ -1,0 +1,268 @@
+"""From a dataset record to what a detector eats, naming every image that cannot be read."""
+
+import copy
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetMapper
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode, Instances
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.registry import Registry
+
+from ovd_d2.data.mappers.class_alignment import class_map, trained_names
+from ovd_d2.data.mappers.target_rows import boxes_in_frame, followed_by, no_targets
+from ovd_d2.data.mappers.teacher_regions import TeacherRegions
+from ovd_d2.data.model_kind import check_heads_are_used
+from ovd_d2.errors import OVDError
+from ovd_d2.files.atomic import is_special_file
+from ovd_d2.structures import Supervision
+from ovd_d2.structures.class_numbering import mark_numbering, numbering_of
+
+DATASET_MAPPER_REGISTRY = Registry("DATASET_MAPPER")
+DATASET_MAPPER_REGISTRY.__doc__ = (
+    """Mappers that ``INPUT.MAPPER`` names: ``Mapper(cfg, is_train)``."""
+)
+
+
+class UnreadableImageError(OVDError):
+    """An image that is missing, corrupt, too large, or not of the annotated size.
+
+    Attributes:
+        file_name: the image.
+        reason: what is wrong with it, without the file name.
+    """
+
+    def __init__(self, message: str, file_name: str = "", reason: str = "") -> None:
+        super().__init__(message)
+        self.file_name = file_name
+        self.reason = reason
+
+
+def _unreadable(file_name: str, reason: str) -> UnreadableImageError:
+    message = f"Cannot use the image {file_name}: {reason}. Replace the file or its annotation."
+    return UnreadableImageError(message, file_name, reason)
+
+
+def read_image(file_name: str, image_format: str, max_pixels: int = 0) -> np.ndarray:
+    """Decodes an image file, turned as its EXIF orientation says.
+
+    Args:
+        file_name: anything Detectron2's ``PathManager`` opens.
+        image_format: of Detectron2: "BGR", "RGB", "L", ...
+        max_pixels: larger images are refused before they are decoded; 0 for no limit.
+
+    Returns:
+        (H, W, C) uint8 array, 0-255, channels in the order of ``image_format``.
+
+    Raises:
+        UnreadableImageError: naming the file and the reason.
+    """
+    from PIL import Image
+
+    if is_special_file(file_name):
+        raise _unreadable(file_name, "it is no plain file but a pipe or a device")
+    try:
+        with PathManager.open(file_name, "rb") as file:
+            width, height = Image.open(file).size
+        if max_pixels and width * height > max_pixels:
+            reason = f"{width} x {height} pixels are more than INPUT.MAX_PIXELS = {max_pixels}"
+            raise _unreadable(file_name, reason)
+        return utils.read_image(file_name, format=image_format)
+    except UnreadableImageError:
+        raise
+    except FileNotFoundError:
+        raise _unreadable(file_name, "there is no such file") from None
+    except Exception as error:  # decoders raise anything on broken data
+        first_line = (str(error).splitlines() or [""])[0].rstrip(".")
+        raise _unreadable(file_name, f"{type(error).__name__}: {first_line}") from error
+
+
+def scale_jitter_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """Large-scale jitter as ``INPUT.SCALE_JITTER`` says, then the flip of ``INPUT.RANDOM_FLIP``."""
+    jitter = cfg.INPUT.SCALE_JITTER
+    size = jitter.SIZE
+    augmentations: list[T.Augmentation] = [
+        T.ResizeScale(jitter.MIN_SCALE, jitter.MAX_SCALE, size, size),
+        T.FixedSizeCrop((size, size)),
+    ]
+    if cfg.INPUT.RANDOM_FLIP != "none":
+        horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
+        augmentations.append(T.RandomFlip(horizontal=horizontal, vertical=not horizontal))
+    return augmentations
+
+
+@DATASET_MAPPER_REGISTRY.register()
+class OpenVocabDatasetMapper(DatasetMapper):
+    """Detectron2's mapper for boxes, masks and keypoints, safe on broken image files.
+
+    Augmentations, formats and fields are Detectron2's, and so are all rows of an image without
+    what follows. Annotations may have an entry "supervision", a value of :class:`Supervision`, BOX
+    where it is missing; if any of an image's annotations has one, the rows have the field
+    ``supervision`` (Ri,) int64, those of BOX first. Rows of IMAGE_LABEL have a class and a box, and
+    no mask. With a region store, the teacher's regions are target rows too, see
+    :meth:`TeacherRegions.append_to`. Rows whose classes are places in a vocabulary say so (see
+    ``structures.class_numbering``), which spares open-vocabulary heads the mapping. Subclasses that
+    add target rows override ``_transform_annotations``.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        max_pixels: int = 0,
+        teacher_regions: TeacherRegions | None = None,
+        class_map: Sequence[int] | None = None,
+        trained_names: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            is_train: annotations become ``instances``; otherwise they are dropped.
+            max_pixels: see :func:`read_image`.
+            teacher_regions: adds regions to the ``instances`` of training images.
+            class_map: the model's class for each ``category_id``; None: they are the same.
+            trained_names: the model's vocabulary, in which these classes are; None: the classes
+                are numbers of the data set, and no row is marked.
+            kwargs: of Detectron2's ``DatasetMapper``.
+        """
+        super().__init__(is_train, **kwargs)
+        self.max_pixels = max_pixels
+        self.teacher_regions = teacher_regions
+        self.class_map = None if class_map is None else torch.tensor(class_map, dtype=torch.int64)
+        self.numbering = None if trained_names is None else numbering_of(trained_names)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """The keyword arguments that ``cfg`` asks for."""
+        ret = super().from_config(cfg, is_train)
+        if is_train and cfg.INPUT.SCALE_JITTER.ENABLED:
+            ret["augmentations"] = scale_jitter_augmentations(cfg)
+            ret["recompute_boxes"] = cfg.MODEL.MASK_ON  # the crop cuts objects
+        if ret["recompute_boxes"] and importlib.util.find_spec("shapely") is None:
+            raise OVDError(
+                "INPUT.CROP and INPUT.SCALE_JITTER cut mask polygons with shapely: "
+                "pip install shapely."
+            )
+        ret["teacher_regions"] = TeacherRegions.from_config(cfg) if is_train else None
+        if is_train:
+            check_heads_are_used(cfg)
+        ret["class_map"] = class_map(cfg) if is_train else None
+        ret["trained_names"] = trained_names(cfg) if is_train else None
+        return {**ret, "max_pixels": cfg.INPUT.MAX_PIXELS}
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
+        """
+        Args:
+            dataset_dict: one record in Detectron2's dataset format; not modified.
+
+        Returns:
+            the record with ``image`` (C, H, W) uint8 in ``INPUT.FORMAT`` and, in training,
+            ``instances`` in the frame of the augmented image. None for a training image that had
+            nothing but image labels, the boxes of which the augmentations have cut off: without
+            them it would pass for an image with nothing on it.
+
+        Raises:
+            UnreadableImageError: naming the file and the reason.
+        """
+        sample = copy.deepcopy(dataset_dict)
+        aug_input = T.AugInput(self._read_pixels(sample), sem_seg=self._read_sem_seg(sample))
+        transforms = self.augmentations(aug_input)
+        image_shape = aug_input.image.shape[:2]
+        sample["image"] = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
+        if self.proposal_topk is not None:
+            utils.transform_proposals(
+                sample, image_shape, transforms, proposal_topk=self.proposal_topk
+            )
+        if not self.is_train:
+            sample.pop("annotations", None)
+            return sample
+        if aug_input.sem_seg is not None:
+            sample["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype("long"))
+        if "annotations" in sample:
+            kinds = {a.get("supervision", Supervision.BOX) for a in sample["annotations"]}
+            self._transform_annotations(sample, transforms, image_shape)
+            targets = sample["instances"]
+            if kinds == {Supervision.IMAGE_LABEL} and not len(targets):
+                return None
+            if self.class_map is not None:
+                targets.gt_classes = self.class_map[targets.gt_classes]
+        if self.teacher_regions is not None:
+            targets = sample.get("instances")
+            if targets is None:
+                targets = no_targets(image_shape)
+            sample["instances"] = self.teacher_regions.append_to(
+                targets, sample["image_id"], transforms
+            )
+        if self.numbering is not None and "instances" in sample:
+            mark_numbering(sample["instances"], self.numbering)
+        return sample
+
+    def _transform_annotations(
+        self, sample: dict[str, Any], transforms: T.Transform, image_shape: tuple[int, int]
+    ) -> None:
+        """Replaces ``annotations`` by ``instances``."""
+        annotations = sample.pop("annotations")
+        kinds = [a.get("supervision", Supervision.BOX) for a in annotations]
+        strange = set(kinds) - {Supervision.BOX, Supervision.IMAGE_LABEL}
+        if strange:
+            raise OVDError(
+                f"An annotation of {sample['file_name']} has supervision {strange.pop()!r}: give "
+                f"{int(Supervision.BOX)} (box) or {int(Supervision.IMAGE_LABEL)} (image label)."
+            )
+        boxed = [a for a, kind in zip(annotations, kinds) if kind == Supervision.BOX]
+        if all(a.get("iscrowd", 0) for a in boxed):
+            sample["instances"] = no_targets(image_shape)
+        else:
+            sample["annotations"] = boxed
+            super()._transform_annotations(sample, transforms, image_shape)
+        if any("supervision" in a for a in annotations):
+            labels = [
+                annotation
+                for annotation, kind in zip(annotations, kinds)
+                if kind == Supervision.IMAGE_LABEL and not annotation.get("iscrowd", 0)
+            ]
+            sample["instances"] = _with_labels(sample["instances"], labels, transforms)
+
+    def _read_pixels(self, sample: dict[str, Any]) -> np.ndarray:
+        image = read_image(sample["file_name"], self.image_format, self.max_pixels)
+        try:
+            utils.check_image_size(sample, image)
+        except utils.SizeMismatchError:
+            shapes = f"{image.shape[1]} x {image.shape[0]} pixels, annotated as"
+            reason = f"it has {shapes} {sample.get('width')} x {sample.get('height')}"
+            raise _unreadable(sample["file_name"], reason) from None
+        return image
+
+    def _read_sem_seg(self, sample: dict[str, Any]) -> np.ndarray | None:
+        file_name = sample.pop("sem_seg_file_name", None)
+        if file_name is None or not self.is_train:
+            return None
+        return read_image(file_name, "L", self.max_pixels).squeeze(2)
+
+
+def _with_labels(
+    targets: Instances, labels: Sequence[dict[str, Any]], transforms: T.Transform
+) -> Instances:
+    """``targets``, then a row of IMAGE_LABEL per annotation whose box is still in the image."""
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in labels]
+    boxes, left = boxes_in_frame(
+        torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4), transforms, targets.image_size
+    )
+    classes = torch.tensor([a["category_id"] for a in labels], dtype=torch.int64)[left]
+    return followed_by(targets, boxes, classes, Supervision.IMAGE_LABEL)
+
+
+def build_mapper(cfg: CfgNode, is_train: bool) -> DatasetMapper:
+    """The mapper that ``INPUT.MAPPER`` names."""
+    name = cfg.INPUT.MAPPER
+    if name not in DATASET_MAPPER_REGISTRY:
+        known = ", ".join(sorted(key for key, _ in DATASET_MAPPER_REGISTRY))
+        raise OVDError(f"INPUT.MAPPER is {name!r}, but the mappers are: {known}.")
+    return DATASET_MAPPER_REGISTRY.get(name)(cfg, is_train)

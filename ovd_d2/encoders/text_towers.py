@@ -1,0 +1,150 @@
+"""Text towers of a CLIP model: CLIP's transformer, trained; any text encoder, locked or trained.
+
+Letters: N captions, T tokens, D embedding width.
+
+Every tower maps N captions (a list of str) to (N, D) features, not normalised.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ovd_d2.encoders.huggingface import HuggingFaceTextEncoder
+from ovd_d2.encoders.openai_clip import OpenAIClipTextEncoder, import_clip
+from ovd_d2.encoders.registry import TextEncoder, build_text_encoder
+from ovd_d2.errors import OVDError
+
+_CACHED_CAPTIONS = 200_000
+
+
+class OpenAITextTower(nn.Module):
+    """CLIP's text transformer with CLIP's tokenizer and initialisation; trained.
+
+    Its parameters have the names of OpenAI's state dict. Over-long captions are cut.
+    """
+
+    def __init__(
+        self, *, dim: int, width: int = 512, heads: int = 8, layers: int = 12, context: int = 77
+    ) -> None:
+        """
+        Args:
+            dim: D.
+            width: of the transformer, a multiple of ``heads``.
+            heads: of attention.
+            layers: blocks.
+            context: most tokens of a caption, with start and end.
+        """
+        super().__init__()
+        if width % heads:
+            raise OVDError(f"MODEL.CLIP.TEXT.WIDTH {width} must be a multiple of HEADS {heads}.")
+        clip = import_clip()
+        # The whole model with the smallest image tower: its initialisation is CLIP's.
+        whole = clip.model.CLIP(
+            embed_dim=dim, image_resolution=2, vision_layers=1, vision_width=64,
+            vision_patch_size=1, context_length=context,
+            vocab_size=len(clip.clip._tokenizer.encoder), transformer_width=width,
+            transformer_heads=heads, transformer_layers=layers,
+        )  # fmt: skip
+        self.context_length = context
+        self.transformer = whole.transformer
+        self.token_embedding = whole.token_embedding
+        self.positional_embedding = whole.positional_embedding
+        self.ln_final = whole.ln_final
+        self.text_projection = whole.text_projection
+        self.build_attention_mask = whole.build_attention_mask
+        self._encoder = OpenAIClipTextEncoder(self, encoder_id="")
+
+    def forward(self, captions: Sequence[str]) -> Tensor:
+        tokens = self._encoder._tokenize(list(captions))
+        longest = int(tokens.argmax(dim=1).max()) + 1 if len(tokens) else 0
+        return self._encoder._encode_tokens(tokens[:, :longest].to(self.text_projection.device))
+
+
+class LockedTextTower(nn.Module):
+    """A pretrained text encoder that is not trained (Zhai et al. 2022, "LiT"), with a memory.
+
+    The encoder is no part of the state dict. With ``dim`` equal to its width there is no
+    projection: the embeddings are the encoder's own, and class embeddings made by it fit.
+    """
+
+    def __init__(self, encoder: TextEncoder, dim: int) -> None:
+        """
+        Args:
+            encoder: sentences -> unit vectors.
+            dim: D; a linear projection without bias is trained where the encoder has another width.
+        """
+        super().__init__()
+        self.encoder = encoder
+        self.projection = None if dim == encoder.dim else nn.Linear(encoder.dim, dim, bias=False)
+        self.register_buffer("_device_of", torch.zeros(0), persistent=False)
+        self._memory: dict[str, Tensor] = {}
+
+    def forward(self, captions: Sequence[str]) -> Tensor:
+        new = [caption for caption in dict.fromkeys(captions) if caption not in self._memory]
+        if len(self._memory) + len(new) > _CACHED_CAPTIONS:
+            self._memory.clear()
+            new = list(dict.fromkeys(captions))
+        if new:
+            self._memory.update(zip(new, self.encoder.encode(new)))
+        rows = [self._memory[caption] for caption in captions]
+        features = torch.stack(rows) if rows else torch.zeros(0, self.encoder.dim)
+        features = features.to(self._device_of.device)
+        return features if self.projection is None else self.projection(features)
+
+
+class HuggingFaceTextTower(nn.Module):
+    """A transformers text encoder that is trained, and a linear projection without bias."""
+
+    def __init__(self, encoder: HuggingFaceTextEncoder, dim: int) -> None:
+        """
+        Args:
+            encoder: a loaded one; its model becomes part of this module and trains.
+            dim: D.
+        """
+        super().__init__()
+        self.model = encoder.model.requires_grad_(True)
+        # A pooler that the features do not use would be left without a gradient.
+        if getattr(self.model, "pooler", None) is not None:
+            self.model.pooler = None
+        self._encoder = encoder
+        self.projection = nn.Linear(encoder.dim, dim, bias=False)
+
+    def forward(self, captions: Sequence[str]) -> Tensor:
+        return self.projection(self._encoder.features(list(captions)))
+
+
+def build_text_tower(
+    spec: str, dim: int, *, width: int, heads: int, layers: int, context: int
+) -> nn.Module:
+    """The tower ``MODEL.CLIP.TEXT_TOWER`` asks for.
+
+    Args:
+        spec: "transformer", "locked:ENCODER" (as ``language.build_text_encoder``) or
+            "trained:hf:NAME_OR_FOLDER" or "trained:minilm".
+        dim: D.
+        width: of "transformer", as the rest.
+        heads: see :class:`OpenAITextTower`.
+        layers: see there.
+        context: see there.
+
+    Raises:
+        OVDError: unknown tower or encoder.
+    """
+    if spec == "transformer":
+        return OpenAITextTower(dim=dim, width=width, heads=heads, layers=layers, context=context)
+    kind, _, encoder_spec = spec.partition(":")
+    if kind not in ("locked", "trained") or not encoder_spec:
+        raise OVDError(
+            f"MODEL.CLIP.TEXT_TOWER is {spec!r}; it must be transformer, locked:ENCODER or "
+            "trained:ENCODER, for example locked:minilm."
+        )
+    encoder = build_text_encoder(encoder_spec)
+    if kind == "locked":
+        return LockedTextTower(encoder, dim)
+    if not isinstance(encoder, HuggingFaceTextEncoder):
+        raise OVDError(
+            f"MODEL.CLIP.TEXT_TOWER {spec}: only encoders read by transformers can be trained "
+            "(trained:hf:NAME_OR_FOLDER, trained:minilm); use transformer or locked:ENCODER."
+        )
+    return HuggingFaceTextTower(encoder, dim)

@@ -1,0 +1,1 @@
+"""Offline work: region stores, pseudo labels, converted checkpoints, exported teachers."""

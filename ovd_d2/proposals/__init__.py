@@ -1,0 +1,1 @@
+"""Boxes in images, by detectors of ours or of others, or from files."""

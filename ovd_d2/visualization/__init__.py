@@ -1,0 +1,1 @@
+"""Pictures of detections, training curves, tables and label files."""

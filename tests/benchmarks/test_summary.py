@@ -1,0 +1,27 @@
+"""The summary's numbers are the evaluator's numbers, gaps included."""
+
+import numpy as np
+
+from ovd_d2.benchmarks.recipes.summary import METRICS, summarise
+
+
+def test_values_gaps_and_tasks():
+    results = {
+        "bbox": {"AP": np.float64(10.5), "AP_base": 20, "AP_novel": float("nan"), "APr": 3.0},
+        "segm": dict.fromkeys(METRICS, 1.0),
+        "keypoints": {"AP": 5.0},
+    }
+    summary = summarise(results)
+    assert list(summary) == ["box", "segm"]
+    assert summary["box"] == {
+        "AP": 10.5,
+        "AP_base": 20.0,
+        "AP_novel": None,
+        "AP50_base": None,
+        "AP50_novel": None,
+    }
+    assert type(summary["box"]["AP"]) is float
+
+
+def test_nothing_evaluated():
+    assert summarise({}) == {}

@@ -1,0 +1,148 @@
+"""Detectors of transformers that are asked in words; tiny ones with random weights."""
+
+import pytest
+import torch
+from test_region_proposals import save_detr, save_owlv2, tiny_backbone
+from torchvision.ops import box_convert
+
+from ovd_d2.errors import OVDError
+from ovd_d2.proposals.huggingface_queries import HuggingFaceQueries, dino_text
+
+pytest.importorskip("transformers")
+QUERIES = ["every cat", "every red dog", "all objects"]
+
+
+def save_grounding_dino(folder):
+    """With words to tell the queries apart by."""
+    from transformers import (
+        BertConfig,
+        BertTokenizerFast,
+        GroundingDinoConfig,
+        GroundingDinoForObjectDetection,
+        GroundingDinoImageProcessor,
+        GroundingDinoProcessor,
+    )
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "every", "cat", "red", "dog",
+             "all", "objects"]  # fmt: skip
+    tokenizer = BertTokenizerFast(vocab={word: place for place, word in enumerate(words)})
+    text = BertConfig(vocab_size=len(words), hidden_size=16, num_hidden_layers=1,
+                      num_attention_heads=2, intermediate_size=16)  # fmt: skip
+    config = GroundingDinoConfig(
+        backbone_config=tiny_backbone("stage2", "stage3", "stage4"), backbone=None,
+        use_timm_backbone=False, use_pretrained_backbone=False, text_config=text.to_dict(),
+        d_model=32, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, num_queries=10,
+    )  # fmt: skip
+    model = GroundingDinoForObjectDetection(config).eval()
+    model.save_pretrained(folder)
+    images = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+    GroundingDinoProcessor(images, tokenizer).save_pretrained(folder)
+    return model
+
+
+def save_omdet(folder):
+    from tiny_clip_models import save_clip_tokenizer
+    from transformers import (
+        AutoTokenizer,
+        CLIPTextConfig,
+        DetrImageProcessor,
+        OmDetTurboConfig,
+        OmDetTurboForObjectDetection,
+        OmDetTurboProcessor,
+    )
+
+    text = CLIPTextConfig(hidden_size=24, intermediate_size=16, num_hidden_layers=1,
+                          num_attention_heads=2, vocab_size=49408, projection_dim=24)  # fmt: skip
+    backbone = tiny_backbone("stage2", "stage3", "stage4")
+    config = OmDetTurboConfig(
+        text_config=text, backbone_config=backbone, image_size=64,
+        apply_layernorm_after_vision_backbone=False,
+        text_projection_in_dim=24, text_projection_out_dim=24, task_encoder_hidden_dim=16,
+        class_embed_dim=24, num_queries=10, encoder_hidden_dim=16, encoder_attention_heads=2,
+        encoder_dim_feedforward=16, encoder_layers=1, vision_features_channels=[16, 16, 16],
+        encoder_in_channels=list(backbone.hidden_sizes[1:]), decoder_hidden_dim=16,
+        decoder_num_heads=2, decoder_dim_feedforward=16, decoder_num_layers=1,
+    )  # fmt: skip
+    model = OmDetTurboForObjectDetection(config).eval()
+    model.save_pretrained(folder)
+    save_clip_tokenizer(folder)
+    images = DetrImageProcessor(size={"height": 64, "width": 64})
+    OmDetTurboProcessor(images, AutoTokenizer.from_pretrained(folder)).save_pretrained(folder)
+    return model
+
+
+@pytest.fixture(scope="module", params=["dino", "owl", "omdet"])
+def model_and_folder(request, tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp(request.param)
+    save = {"dino": save_grounding_dino, "owl": save_owlv2, "omdet": save_omdet}[request.param]
+    return request.param, save(folder), folder
+
+
+def make_image():
+    return (torch.rand(3, 48, 80, generator=torch.Generator().manual_seed(0)) * 255).byte()
+
+
+def test_every_query_gets_its_own_scores_whatever_it_is_batched_with(model_and_folder):
+    _, _, folder = model_and_folder
+    image = make_image()
+    together = HuggingFaceQueries(str(folder), batch=3)
+    assert together.name.startswith("hf:") and "@" in together.name
+    found = together(image, QUERIES)
+    assert len(found) == 3 and together(image, []) == []
+    for batch in (1, 2):
+        apart = HuggingFaceQueries(str(folder), batch=batch)(image, QUERIES)
+        for (boxes, scores), (expected, wanted) in zip(apart, found):
+            torch.testing.assert_close(scores, wanted, atol=1e-5, rtol=0)
+            torch.testing.assert_close(boxes, expected, atol=1e-2, rtol=0)
+    alone = [together(image, [query])[0] for query in QUERIES]
+    for (_, scores), (_, wanted) in zip(alone, found):
+        torch.testing.assert_close(scores, wanted, atol=1e-5, rtol=0)
+    assert not torch.allclose(found[0][1], found[1][1])  # and the queries do differ
+    for boxes, scores in found:
+        assert boxes.dtype == scores.dtype == torch.float32 and boxes.shape == (len(scores), 4)
+        assert (scores.diff() <= 0).all() and scores.min() >= 0 and scores.max() <= 1
+
+
+def test_against_the_raw_outputs(model_and_folder):
+    kind, model, folder = model_and_folder
+    image = make_image()
+    boxes, scores = HuggingFaceQueries(str(folder))(image, ["every red dog"])[0]
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(folder)
+    text = "every red dog." if kind == "dino" else [["every red dog"]]
+    inputs = processor(images=image, text=text, return_tensors="pt")
+    with torch.no_grad():
+        raw = model(**inputs)
+    logits, relative = (
+        (raw.decoder_class_logits, raw.decoder_coord_logits)
+        if kind == "omdet"
+        else (raw.logits, raw.pred_boxes)
+    )
+    best = logits[0].sigmoid().amax(dim=1)
+    limits = torch.tensor([80.0, 48, 80, 48])
+    side = 80.0 if kind == "owl" else limits  # OWLv2 pads to a square
+    expected = box_convert(relative[0], "cxcywh", "xyxy") * side
+    if kind == "omdet":  # its own way clips
+        expected = expected.clamp(min=0).minimum(limits)
+    torch.testing.assert_close(scores, best.sort(descending=True).values, atol=1e-5, rtol=0)
+    torch.testing.assert_close(boxes, expected[best.argsort(descending=True)], atol=1e-2, rtol=0)
+
+
+def test_grounding_dino_is_asked_in_its_own_way():
+    assert dino_text("every Red  dog") == "every red dog."
+    assert dino_text("every dr. pepper.") == "every dr pepper."
+
+
+def test_what_cannot_be_asked_is_refused(tmp_path):
+    save_detr(tmp_path / "detr")
+    with pytest.raises(OVDError, match="is a detr, which cannot be asked for words"):
+        HuggingFaceQueries(str(tmp_path / "detr"))
+    (tmp_path / "config.json").write_text('{"model_type": "grounding-dino"}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(OVDError, match=r"--detector hf:.* cannot be used"):
+        HuggingFaceQueries(str(tmp_path))
+    with pytest.raises(OVDError, match="neither a folder nor a Hugging Face model"):
+        HuggingFaceQueries(str(tmp_path / "nothing"))
