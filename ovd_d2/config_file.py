@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +177,19 @@ def config_digest(config_file: str | os.PathLike, *settings: str | Iterable[str]
         digest.update(text.encode() + b"\0")
     digest.update(json.dumps(settings, default=list).encode())
     return digest.hexdigest()
+
+
+def _texts_with_bases(path: Path, within: tuple[Path, ...] = ()) -> Iterator[str]:
+    """The yaml at ``path``, which the ``_BASE_`` of those ``within`` led to, then its own bases."""
+    if path in within:
+        raise OVDError(f"{within[0]}: its _BASE_ files refer to each other in a circle.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        bases = (yaml.safe_load(text) or {}).get("_BASE_") or []
+    except OSError as error:
+        raise OVDError(f"The config {path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, AttributeError, ValueError, RecursionError) as error:
+        raise OVDError(f"The config {path} is not a yaml mapping.") from error
+    yield text
+    for base in bases if isinstance(bases, list) else [bases]:
+        yield from _texts_with_bases(path.parent / str(base), (*within, path))

@@ -3,14 +3,11 @@
 import json
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-
-from ovd_d2.errors import OVDError
 
 INFERENCE_LINE = re.compile(r"Inference done (\d+)/(\d+)\..*?ETA=((?:\d+ days?, )?[\d:]+)")
 LOG_TAIL = 20_000  # bytes of the log that are searched for the last line of an evaluation
@@ -87,22 +84,6 @@ def find_predictions(folder: str | os.PathLike) -> Path | None:
     """The results json that the evaluator of the run in ``folder`` wrote, None if there is none."""
     found = sorted(Path(folder, "inference").rglob("*_instances_results.json"))
     return found[0] if found else None
-
-
-def _texts_with_bases(path: Path, within: tuple[Path, ...] = ()) -> Iterator[str]:
-    """The yaml at ``path``, which the ``_BASE_`` of those ``within`` led to, then its own bases."""
-    if path in within:
-        raise OVDError(f"{within[0]}: its _BASE_ files refer to each other in a circle.")
-    try:
-        text = path.read_text(encoding="utf-8")
-        bases = (yaml.safe_load(text) or {}).get("_BASE_") or []
-    except OSError as error:
-        raise OVDError(f"The config {path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, AttributeError, ValueError, RecursionError) as error:
-        raise OVDError(f"The config {path} is not a yaml mapping.") from error
-    yield text
-    for base in bases if isinstance(bases, list) else [bases]:
-        yield from _texts_with_bases(path.parent / str(base), (*within, path))
 
 
 def _max_iter(folder: str | os.PathLike) -> int:
