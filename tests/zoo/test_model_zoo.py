@@ -56,20 +56,6 @@ FIRST = Vocabulary.from_names("cat, red mug, traffic light, tree, boat")
 SECOND = Vocabulary.from_names("owl, lamp, kite, snail, drum, blue chair, hat")
 
 
-def can_deform() -> bool:
-    try:
-        layers.DeformConv(4, 4, 3)
-    except ImportError:
-        return False
-    return True
-
-
-NO_DEFORMABLE = pytest.mark.skipif(
-    not can_deform(),
-    reason="deformable convolution needs detectron2's compiled _C, and nothing stands in for it",
-)
-
-
 def embeddings_file(folder, vocabulary):
     path = folder / f"{len(vocabulary)}.npy"
     np.save(path, np.random.default_rng(0).normal(size=(len(vocabulary), DIM)).astype(np.float32))
@@ -173,10 +159,7 @@ def step_find_swap_find(model, batch, folder) -> Instances:
 
 @pytest.mark.parametrize(
     ("yaml", "head"),
-    [
-        pytest.param(*item, marks=NO_DEFORMABLE if "dconv" in item[0] else (), id=item[0])
-        for item in ZOO.items()
-    ],
+    [pytest.param(*item, id=item[0]) for item in ZOO.items()],
 )
 def test_a_zoo_config_with_our_heads(yaml, head, tmp_path):
     cfg = plugged_in(yaml, head, tmp_path)
@@ -215,10 +198,7 @@ def test_a_regnet_of_the_lazy_zoo(tmp_path):
         ("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml", C4),
         ("COCO-Detection/faster_rcnn_R_50_C4_1x.yaml", FPN),
         ("Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml", FPN),
-        pytest.param(
-            "COCO-Detection/retinanet_R_50_FPN_1x.yaml", FPN,
-            marks=pytest.mark.xfail(strict=True, reason="accepted without a word so far"),
-        ),
+        ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", FPN),
     ],
 )  # fmt: skip
 def test_the_wrong_head_is_refused_when_the_config_is_read(yaml, head):
