@@ -14,8 +14,8 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 
 REQUIRES = [
-    "torch>=2.1",
-    "torchvision>=0.16",
+    "torch>=2.6",  # torch.nn.utils.get_total_norm; tested: 2.11
+    "torchvision>=0.21",  # the one of torch 2.6; tested: 0.26
     "numpy>=1.23",
     "pillow>=9.5",
     "pyyaml>=6",
