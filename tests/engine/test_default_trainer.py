@@ -17,6 +17,7 @@ from default_trainer import (
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor, DefaultTrainer
 from detectron2.engine.train_loop import AMPTrainer
+from detectron2.evaluation import COCOEvaluator
 from tiny_detector import ROOT, weights
 
 import ovd_d2
@@ -296,4 +297,4 @@ def test_helpers_are_had_from_the_package(tmp_path):
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         ovd_d2.__getattr__("nonsense")
     evaluator = ovd_d2.build_evaluator(config(tmp_path, ""), TEST)
-    assert type(evaluator).__name__ == "COCOEvaluator"
+    assert isinstance(evaluator, COCOEvaluator)
