@@ -124,6 +124,7 @@ class OpenVocabTraining:
         ``build_evaluator`` of its own is taken at its word."""
         if cls.build_evaluator.__func__ is OpenVocabTraining.build_evaluator.__func__:
             for name in cfg.DATASETS.TEST:
+                register_named_files(name)
                 check_evaluator(cfg, name)
 
     def train(self) -> dict[str, Any] | None:
