@@ -6,12 +6,13 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import detectron2
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.utils.file_io import PathManager
 
 from ovd_d2.config import add_ovd_config
 from ovd_d2.errors import OVDError
@@ -19,13 +20,15 @@ from ovd_d2.errors import OVDError
 _HEADS = "MODEL.ROI_HEADS.NAME"
 # Nodes of a yaml with its aliases written out; ours have a few hundred.
 _MOST_NODES = 100_000
+_DETECTRON2_CONFIGS = (Path(detectron2.__file__).parent / "model_zoo" / "configs").resolve()
 
 
 def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode:
     """Defaults, then the file (and its ``_BASE_``), then ``opts``.
 
     Args:
-        config_file: yaml, read without python tags; "" for the defaults alone.
+        config_file: yaml; "" for the defaults alone. Python tags are refused but in Detectron2's
+            own files (its RetinaNets have them).
         opts: "KEY", "value", "KEY", "value", ...
 
     Raises:
@@ -33,12 +36,14 @@ def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode
     """
     cfg = get_cfg()
     add_ovd_config(cfg)
+    names: list[str] = []
     if config_file:
         if not os.path.isfile(config_file):
             raise OVDError(f"--config-file {config_file} does not exist.")
-        _check_yaml(config_file, cfg)
+        files = list(_files_with_bases(config_file, cfg=cfg))
+        names += [name for file in files for name in file.heads]
         try:
-            cfg.merge_from_file(config_file, allow_unsafe=False)
+            cfg.merge_from_file(config_file, allow_unsafe=any(file.runs_code for file in files))
         except Exception as error:
             raise OVDError(explain_config_error(f"{config_file}", error, cfg)) from error
     if opts:
@@ -51,15 +56,19 @@ def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode
             cfg.merge_from_list(opts)
         except Exception as error:
             raise OVDError(explain_config_error("The options", error, cfg)) from error
-    _check_no_cascade_was_replaced(config_file, opts or [])
+    names += [value for key, value in zip((opts or [])[::2], (opts or [])[1::2]) if key == _HEADS]
+    _check_no_cascade_was_replaced(config_file, names)
     return cfg
 
 
-def _check_no_cascade_was_replaced(config_file: str, opts: list[str]) -> None:
+def _check_no_cascade_was_replaced(config_file: str, names: list[str]) -> None:
     """Raises OVDError if the plain open-vocabulary head takes a cascade's place, in which nothing
-    but its name says that it is one."""
-    names = _head_names(config_file) if config_file else []
-    names += [value for key, value in zip(opts[::2], opts[1::2]) if key == _HEADS]
+    but its name says that it is one.
+
+    Args:
+        config_file: for the message.
+        names: every MODEL.ROI_HEADS.NAME that was set, the one that counts last.
+    """
     cascades = ("CascadeROIHeads", "OpenVocabCascadeROIHeads")
     before = [name for name in names if name != "OpenVocabROIHeads"]
     if names and names[-1] == "OpenVocabROIHeads" and before and before[-1] in cascades:
@@ -70,38 +79,69 @@ def _check_no_cascade_was_replaced(config_file: str, opts: list[str]) -> None:
         )
 
 
-def _head_names(config_file: str) -> list[str]:
-    """Every MODEL.ROI_HEADS.NAME in a file and its ``_BASE_`` files, the one that counts last."""
-    with PathManager.open(config_file) as file:
-        content = yaml.safe_load(file) or {}
-    bases = content.get("_BASE_", [])
-    names = []
-    for base in [bases] if isinstance(bases, str) else bases:
-        base = os.path.expanduser(base)
-        if not base.startswith(("/", "https://", "http://")):  # as fvcore finds it
-            base = os.path.join(os.path.dirname(config_file), base)
-        names += _head_names(base)
-    name = content.get("MODEL", {}).get("ROI_HEADS", {}).get("NAME")
-    return [*names, name] if name else names
+@dataclass(frozen=True)
+class _YamlFile:
+    """One file of a config.
+
+    Attributes:
+        text: as it was read.
+        content: its mapping, without those of its ``_BASE_``.
+        runs_code: it holds python tags, and is one of Detectron2's own.
+    """
+
+    text: str
+    content: dict[str, Any]
+    runs_code: bool
+
+    @property
+    def heads(self) -> list[str]:
+        """Its MODEL.ROI_HEADS.NAME, if any."""
+        node: Any = self.content
+        for key in _HEADS.split("."):
+            node = node.get(key) if isinstance(node, dict) else None
+        return [node] if isinstance(node, str) else []
 
 
-def _check_yaml(file: str, cfg: CfgNode, within: tuple[str, ...] = ()) -> None:
-    """Raises OVDError for what fvcore would fail on deep inside, or never finish: files that are
-    not a mapping, and aliases and ``_BASE_`` files that go on and on.
+def _files_with_bases(
+    file: str, within: tuple[str, ...] = (), cfg: CfgNode | None = None
+) -> Iterator[_YamlFile]:
+    """The yaml, after its ``_BASE_`` files in the order in which fvcore merges them. Bases behind
+    a web address are left to fvcore.
 
     Args:
         file: a yaml.
-        cfg: the config it is for.
         within: the files whose ``_BASE_`` led here.
+        cfg: the config that it is for.
+
+    Raises:
+        OVDError: what fvcore would fail on deep inside, or never finish: files that are not a
+            mapping, and aliases and ``_BASE_`` files that go on and on.
     """
     where = f"{within[0]}: its _BASE_ file {file}" if within else file
     if os.path.realpath(file) in map(os.path.realpath, within):
         raise OVDError(f"{within[0]}: its _BASE_ files refer to each other in a circle.")
     if not os.path.isfile(file):
         raise OVDError(f"{where} does not exist.")
+    found = _read_yaml(file, where, cfg or get_cfg())
+    bases = found.content.get("_BASE_", [])
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str) or not base:
+            raise OVDError(f"{where}: _BASE_ is {base!r}; it must name a yaml file, or several.")
+        if not base.startswith(("https://", "http://")):
+            base = os.path.join(os.path.dirname(file), os.path.expanduser(base))
+            yield from _files_with_bases(base, (*within, file), cfg)
+    yield found
+
+
+def _read_yaml(file: str, where: str, cfg: CfgNode) -> _YamlFile:
     try:
-        with open(file, encoding="utf-8") as stream:
-            content = yaml.safe_load(stream)
+        text, runs_code = Path(file).read_text(encoding="utf-8"), False
+        try:
+            content = yaml.safe_load(text)
+        except yaml.constructor.ConstructorError:
+            if not Path(file).resolve().is_relative_to(_DETECTRON2_CONFIGS):
+                raise
+            content, runs_code = yaml.unsafe_load(text), True
     except Exception as error:
         raise OVDError(explain_config_error(where, error, cfg)) from error
     if not isinstance(content, dict):
@@ -111,13 +151,7 @@ def _check_yaml(file: str, cfg: CfgNode, within: tuple[str, ...] = ()) -> None:
             f"{where} stands for more than {_MOST_NODES} values once its aliases (*name) are "
             "written out: write out the few that are meant."
         )
-    bases = content.get("_BASE_", [])
-    for base in bases if isinstance(bases, list) else [bases]:
-        if not isinstance(base, str) or not base:
-            raise OVDError(f"{where}: _BASE_ is {base!r}; it must name a yaml file, or several.")
-        if not base.startswith(("https://", "http://")):
-            base = os.path.join(os.path.dirname(file), os.path.expanduser(base))
-            _check_yaml(base, cfg, (*within, file))
+    return _YamlFile(text, content, runs_code)
 
 
 def _has_more_nodes(content: Any, limit: int) -> bool:
@@ -173,23 +207,7 @@ def config_digest(config_file: str | os.PathLike, *settings: str | Iterable[str]
         OVDError: a file is missing or not readable yaml.
     """
     digest = hashlib.sha256()
-    for text in _texts_with_bases(Path(config_file)):
-        digest.update(text.encode() + b"\0")
+    for file in _files_with_bases(str(config_file)):
+        digest.update(file.text.encode() + b"\0")
     digest.update(json.dumps(settings, default=list).encode())
     return digest.hexdigest()
-
-
-def _texts_with_bases(path: Path, within: tuple[Path, ...] = ()) -> Iterator[str]:
-    """The yaml at ``path``, which the ``_BASE_`` of those ``within`` led to, then its own bases."""
-    if path in within:
-        raise OVDError(f"{within[0]}: its _BASE_ files refer to each other in a circle.")
-    try:
-        text = path.read_text(encoding="utf-8")
-        bases = (yaml.safe_load(text) or {}).get("_BASE_") or []
-    except OSError as error:
-        raise OVDError(f"The config {path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, AttributeError, ValueError, RecursionError) as error:
-        raise OVDError(f"The config {path} is not a yaml mapping.") from error
-    yield text
-    for base in bases if isinstance(bases, list) else [bases]:
-        yield from _texts_with_bases(path.parent / str(base), (*within, path))

@@ -1,9 +1,12 @@
 """Whatever stands in a yaml or behind the options: a config, or one sentence as OVDError."""
 
+import shutil
 import string
+from pathlib import Path
 
 import pytest
 import yaml
+from detectron2 import model_zoo
 from detectron2.config import CfgNode
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -121,3 +124,19 @@ def test_depth_is_not_called_a_circle(tmp_path):
     file.write_text("_BASE_: config.yaml")
     with pytest.raises(OVDError, match="circle"):
         load_config(str(file))
+
+
+def test_python_tags_are_for_detectron2_s_own_files(tmp_path):
+    """Its RetinaNets have them; a copy of one elsewhere is anybody's file."""
+    zoo = Path(model_zoo.get_config_file("Base-RetinaNet.yaml"))
+    retinanet = zoo.parent / "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
+    sizes = load_config(str(retinanet)).MODEL.ANCHOR_GENERATOR.SIZES
+    assert len(sizes) == 5 and len(sizes[0]) == 3
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"_BASE_: {retinanet}")
+    assert load_config(str(mine)).MODEL.ANCHOR_GENERATOR.SIZES == sizes
+    shutil.copy(zoo, tmp_path)
+    mine.write_text(f"_BASE_: [{retinanet}, Base-RetinaNet.yaml]")
+    for file in (mine, tmp_path / "Base-RetinaNet.yaml"):
+        with pytest.raises(OVDError, match="Base-RetinaNet.yaml holds a yaml tag that could run"):
+            load_config(str(file))

@@ -105,7 +105,7 @@ def test_the_extra_predict_is_what_the_shipped_model_imports():
 import importlib.metadata, sys
 import numpy, ovd_d2
 from ovd_d2.inference import OpenVocabPredictor
-predictor = OpenVocabPredictor.from_pretrained("mini", vocabulary="cat")
+predictor = OpenVocabPredictor.from_pretrained("mini", vocabulary="a red mug")
 predictor.predict(numpy.zeros((9, 9, 3), "uint8"))
 owners = importlib.metadata.packages_distributions()
 print(sorted({o for m in list(sys.modules) for o in owners.get(m.partition(".")[0], [])}))

@@ -114,7 +114,14 @@ def _evaluators_of(cfg: CfgNode, dataset_name: str, output_folder: str) -> list[
     if kind == "lvis":
         return [_lvis_evaluator(cfg, dataset_name, output_folder, is_novel)]
     if kind == "coco_ovd" or (kind == "coco" and is_novel):
-        return [COCOOpenVocabEvaluator(dataset_name, output_dir=output_folder, is_novel=is_novel)]
+        return [
+            COCOOpenVocabEvaluator(
+                dataset_name,
+                output_dir=output_folder,
+                is_novel=is_novel,
+                kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+            )
+        ]
     if kind == "pascal_voc":
         return [PascalVOCDetectionEvaluator(dataset_name)]
     if kind == "classification":

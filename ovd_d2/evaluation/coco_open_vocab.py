@@ -101,16 +101,18 @@ class COCOOpenVocabEvaluator(CheckedCOCOEvaluator):
         output_dir: str | None = None,
         *,
         is_novel: Sequence[bool] | None = None,
+        kpt_oks_sigmas: Sequence[float] = (),
     ) -> None:
         """Reads the data set's annotations.
 
         Args:
             dataset_name: a registered data set whose metadata has ``json_file`` (a COCO instances
                 json), ``thing_dataset_id_to_contiguous_id`` and ``is_novel``.
-            tasks: of "bbox" and "segm"; None for what the predictions contain.
+            tasks: of "bbox", "segm" and "keypoints"; None for what the predictions contain.
             distributed: gather the predictions of all processes on the main one.
             output_dir: folder for the predictions; None to write nothing.
             is_novel: (K,) instead of the metadata's; None to take those.
+            kpt_oks_sigmas: of ``COCOEvaluator``, with "keypoints".
 
         Raises:
             OVDError: metadata is incomplete, or the annotation file is missing or broken.
@@ -132,7 +134,14 @@ class COCOOpenVocabEvaluator(CheckedCOCOEvaluator):
             )
         self._is_novel = novel_mask(metadata, len(ids), is_novel)[self._is_scored]
         # Detectron2's compiled evaluator is not to be relied on: official code only.
-        super().__init__(dataset_name, tasks, distributed, output_dir, use_fast_impl=False)
+        super().__init__(
+            dataset_name,
+            tasks,
+            distributed,
+            output_dir,
+            use_fast_impl=False,
+            kpt_oks_sigmas=kpt_oks_sigmas,
+        )
 
     def _read(self, metadata: Metadata) -> dict[str, Any]:
         """Annotations of the data set's scored classes, and the images that have some."""

@@ -152,10 +152,14 @@ def draw_comparison(
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
+    from ovd_d2.data.named_datasets import check_registered
+
+    check_registered("draw_comparison", [dataset_name])
+    records = DatasetCatalog.get(dataset_name)  # may set the metadata
     metadata = MetadataCatalog.get(dataset_name)
     names: list[str] = metadata.thing_classes
     is_novel = torch.tensor(metadata.get("is_novel", [False] * len(names)))
-    records = [r for r in DatasetCatalog.get(dataset_name) if _shows_novel(r, is_novel)]
+    records = [record for record in records if _shows_novel(record, is_novel)]
     records = sorted(records, key=lambda record: record["image_id"])[:num_images]
     if not records:
         raise OVDError(f"Data set {dataset_name} has no image with a novel object to draw.")

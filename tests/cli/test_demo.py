@@ -100,5 +100,5 @@ def test_a_failed_training_is_reported_and_resumed(checkout, no_mini_build, capf
 def test_a_broken_config_is_named(checkout, no_mini_build, capsys):
     (checkout / "configs/mini/vild_text.yaml").write_text("_BASE_: nowhere.yaml\n")
     assert run("--models", "vild_text") == 2
-    assert "nowhere.yaml cannot be read" in capsys.readouterr().err
+    assert "nowhere.yaml does not exist" in capsys.readouterr().err
     assert not os.path.exists("output")

@@ -16,6 +16,7 @@ from ovd_d2.evaluation import (
     build_evaluator,
     check_evaluator,
 )
+from ovd_d2.evaluation.coco_open_vocab import CheckedCOCOEvaluator
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_unknown_data_sets_and_types(cfg, dataset):
     [
         ("sem_seg", None, ["SemSegEvaluator"]),
         ("coco_panoptic_seg", "panopticapi",
-         ["SemSegEvaluator", "COCOEvaluator", "COCOPanopticEvaluator"]),
+         ["SemSegEvaluator", "CheckedCOCOEvaluator", "COCOPanopticEvaluator"]),
         ("cityscapes_instance", "cityscapesscripts", ["CityscapesInstanceEvaluator"]),
         ("cityscapes_sem_seg", "cityscapesscripts", ["CityscapesSemSegEvaluator"]),
         ("cityscapes_panoptic_seg", "panopticapi", ["COCOPanopticEvaluator",
@@ -141,7 +142,12 @@ def test_what_detectron2_s_train_net_evaluates(cfg, dataset, monkeypatch, kind, 
 
 def test_keypoint_sigmas_are_passed_on(cfg, dataset):
     cfg.TEST.KEYPOINT_OKS_SIGMAS = [0.1, 0.2]
-    assert build_evaluator(cfg, dataset("coco"))._kpt_oks_sigmas == [0.1, 0.2]
+    name = dataset("coco")
+    assert type(build_evaluator(cfg, name)) is COCOOpenVocabEvaluator
+    assert build_evaluator(cfg, name)._kpt_oks_sigmas == [0.1, 0.2]
+    del MetadataCatalog.get(name).is_novel
+    assert type(build_evaluator(cfg, name)) is CheckedCOCOEvaluator
+    assert build_evaluator(cfg, name)._kpt_oks_sigmas == [0.1, 0.2]
 
 
 def test_fixed_ap_warns_of_a_cap_that_cuts_it_short(cfg, dataset, caplog):

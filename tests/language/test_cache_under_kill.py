@@ -10,12 +10,13 @@ import pytest
 # Runs in a process of its own, because it forks: once for each moment of death. Prints how many
 # children died just before one of the steps of a write, and how many at a random moment.
 KILLED_CHILDREN = """
-import os, random, signal, sys, time
+import os, random, signal, sys, threading, time
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 import torch
 from tqdm import tqdm
 tqdm.monitor_interval = 0  # no thread beside this one: a lock it holds at a fork stays held
+tqdm.set_lock(threading.RLock())  # tqdm's own is shared with children, and a killed one keeps it
 torch.set_num_threads(1)
 from hashing_encoder import HashingEncoder
 from ovd_d2.language import TextEmbeddingBank, Vocabulary, embedding_files

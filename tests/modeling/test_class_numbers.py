@@ -87,6 +87,23 @@ def test_names_that_the_vocabulary_lacks_are_refused():
         mapped([target([0])], Vocabulary(("cat", "dog")))
 
 
+def test_names_that_tell_nothing_leave_the_numbers_with_a_warning(caplog, tmp_path):
+    """A vocabulary in other words, and one with some of the words of a data set that is not here:
+    but never one with some of the words of a data set that is."""
+    assert mapped([target([0, 2])], Vocabulary(("Katze", "Hund", "Tasse"))) == [[0, 2]]
+    assert "has the classes 'cat', 'dog', 'mug'" in caplog.text
+    assert "numbers of targets are taken as places in the vocabulary" in caplog.text
+    with pytest.raises(OVDError, match="class number 2, but the model's vocabulary has 2 classes"):
+        mapped([target([2])], Vocabulary(("Katze", "Hund")))
+    file = tmp_path / "annotations.json"
+    MetadataCatalog.get(DATASET).json_file = str(file)
+    assert mapped([target([2])], Vocabulary(("mug", "bird", "fish"))) == [[2]]
+    assert mapped([target([0, 1, 2])]) == [[2, 3, 0]]  # all names: mapped even so
+    file.touch()
+    with pytest.raises(OVDError, match="has the classes 'cat', 'dog', which"):
+        mapped([target([2])], Vocabulary(("mug", "bird", "fish")))
+
+
 def test_without_names_the_numbers_are_of_the_vocabulary():
     rows = [target([3, 0])]
     for dataset in ("", "a data set that nobody has registered"):

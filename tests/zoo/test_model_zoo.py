@@ -78,6 +78,7 @@ def plugged_in(yaml, head, folder):
     ])  # fmt: skip
     cfg.merge_from_list([
         "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "",
+        "DATASETS.TRAIN", (), "DATASETS.TEST", (),  # targets are places in the vocabulary
         "MODEL.RESNETS.DEPTH", 50,
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16,
         "MODEL.RPN.POST_NMS_TOPK_TRAIN", 30, "MODEL.RPN.POST_NMS_TOPK_TEST", 10,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Instances
+from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
 from ovd_d2.errors import OVDError
@@ -23,8 +24,11 @@ class ClassNumbers:
     """Knows how the data sets number their classes: by ``thing_classes`` of their metadata.
 
     Rows that a mapper has marked (``structures.class_numbering``) are of the vocabulary already.
-    Other rows are as the training data set numbers them, as everywhere in Detectron2; where that
-    does not name its classes, or there is none, they are taken to be of the vocabulary.
+    Other rows are as the training data set numbers them, as everywhere in Detectron2. They are
+    taken to be of the vocabulary where that data set does not name its classes or there is none,
+    and, with a warning, where names tell nothing: the vocabulary has none of them (other words for
+    them, perhaps), or lacks some and the data set is not on this machine, so that the rows cannot
+    be its.
     """
 
     def __init__(self, train_dataset: str = "", test_datasets: Sequence[str] = ()) -> None:
@@ -36,7 +40,9 @@ class ClassNumbers:
         self.train_dataset = train_dataset
         self.test_datasets = tuple(test_datasets)
         self._numbering: tuple[Vocabulary | None, int] = (None, 0)
-        self._places: tuple[Vocabulary | None, list[str], Tensor | None] = (None, [], None)
+        self._places: tuple[Vocabulary | None, list[str], tuple[bool, Tensor | None]] = (
+            None, [], (False, None)
+        )  # fmt: skip
 
     def of_vocabulary(self, rows: Sequence[Instances], vocabulary: Vocabulary) -> list[Instances]:
         """The same rows with ``gt_classes`` in [0, K), which are left as they are where they
@@ -47,19 +53,19 @@ class ClassNumbers:
             vocabulary: the model's K classes.
 
         Raises:
-            OVDError: a number that no class has, a class that the vocabulary lacks, or rows that
-                were mapped to another vocabulary.
+            OVDError: a number that no class has, a class that a vocabulary with others of the data
+                set lacks, or rows that were mapped to another vocabulary.
         """
         self._check_marked([r for r in rows if r.has(CLASS_NUMBERING)], vocabulary)
         unmarked = [r for r in rows if not r.has(CLASS_NUMBERING)]
         if not unmarked:
             return list(rows)
         names = _names_of(self.train_dataset)
-        if names is None:
+        of_dataset, places = self._places_in(vocabulary, names, unmarked[0].gt_classes.device)
+        if of_dataset:
+            _check_range(unmarked, len(names or ()), f"DATASETS.TRAIN {self.train_dataset}")
+        else:
             _check_range(unmarked, len(vocabulary), "the model's vocabulary")
-            return list(rows)
-        _check_range(unmarked, len(names), f"DATASETS.TRAIN {self.train_dataset}")
-        places = self._places_in(vocabulary, names, unmarked[0].gt_classes.device)
         if places is None:
             return list(rows)
         return [r if r.has(CLASS_NUMBERING) else _with_classes(r, places) for r in rows]
@@ -90,28 +96,44 @@ class ClassNumbers:
         _check_range(rows, len(vocabulary), "the model's vocabulary")
 
     def _places_in(
-        self, vocabulary: Vocabulary, names: list[str], device: torch.device
-    ) -> Tensor | None:
-        """(number of ``names``,) int64 places in the vocabulary; None if they are there already."""
-        before, for_names, places = self._places
+        self, vocabulary: Vocabulary, names: list[str] | None, device: torch.device
+    ) -> tuple[bool, Tensor | None]:
+        """Whether numbers are the data set's, and (number of ``names``,) int64 places in the
+        vocabulary; None for them if the numbers are that already."""
+        if names is None:
+            return False, None
+        before, for_names, rule = self._places
         if before is vocabulary and for_names == names:
-            return places
+            return rule
+        rule = self._rule(vocabulary, names, device)
+        self._places = (vocabulary, names, rule)
+        return rule
+
+    def _rule(
+        self, vocabulary: Vocabulary, names: list[str], device: torch.device
+    ) -> tuple[bool, Tensor | None]:
+        """As :meth:`_places_in`, and says what is done."""
         try:
             found = class_places(self.train_dataset, names, vocabulary.names)
         except OVDError as error:
-            raise OVDError(
-                f"{error} Targets that the vocabulary numbers already want DATASETS.TRAIN ()."
-            ) from None
-        places = None if found is None else torch.tensor(found, device=device)
-        if found is not None:
-            moved = next(number for number, place in enumerate(found) if place != number)
+            if not set(names).isdisjoint(vocabulary.names) and _is_here(self.train_dataset):
+                raise OVDError(
+                    f"{error} Targets that the vocabulary numbers already want DATASETS.TRAIN ()."
+                ) from None
             logger.warning(
-                "DATASETS.TRAIN %s numbers its classes otherwise than the model's vocabulary: they "
-                "are mapped by name (%s, number %d, becomes %d).",
-                self.train_dataset, names[moved], moved, found[moved],
+                "%s Nothing tells which is which, so class numbers of targets are taken as places "
+                "in the vocabulary; DATASETS.TRAIN () says that they are.", error,
             )  # fmt: skip
-        self._places = (vocabulary, names, places)
-        return places
+            return False, None
+        if found is None:
+            return True, None
+        moved = next(number for number, place in enumerate(found) if place != number)
+        logger.warning(
+            "DATASETS.TRAIN %s numbers its classes otherwise than the model's vocabulary: they are "
+            "mapped by name (%s, number %d, becomes %d).",
+            self.train_dataset, names[moved], moved, found[moved],
+        )  # fmt: skip
+        return True, torch.tensor(found, device=device)
 
 
 def _names_of(dataset: str) -> list[str] | None:
@@ -120,6 +142,14 @@ def _names_of(dataset: str) -> list[str] | None:
         MetadataCatalog.get(dataset).get("thing_classes") if dataset in MetadataCatalog else None
     )
     return None if names is None else list(names)
+
+
+def _is_here(dataset: str) -> bool:
+    """Whether the files that the data set's metadata name are on this machine."""
+    metadata = MetadataCatalog.get(dataset)
+    named = [metadata.get(key) for key in ("json_file", "dirname", "gt_dir", "image_root")]
+    files = [file for file in named if file]
+    return not files or any(PathManager.exists(str(file)) for file in files)
 
 
 def _check_range(rows: Sequence[Instances], count: int, whose: str) -> None:
