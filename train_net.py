@@ -46,7 +46,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     checkpointer = AtomicCheckpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     open_output_dir(cfg, args)
-    results = OpenVocabTrainer.test(cfg, model)
+    results = OpenVocabTrainer.test_at_the_end(cfg, model)
     if comm.is_main_process():
         write_results(cfg, results)
         verify_results(cfg, results)

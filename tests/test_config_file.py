@@ -130,11 +130,11 @@ def test_python_tags_are_for_detectron2_s_own_files(tmp_path):
     """Its RetinaNets have them; a copy of one elsewhere is anybody's file."""
     zoo = Path(model_zoo.get_config_file("Base-RetinaNet.yaml"))
     retinanet = zoo.parent / "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
-    sizes = load_config(str(retinanet)).MODEL.ANCHOR_GENERATOR.SIZES
-    assert len(sizes) == 5 and len(sizes[0]) == 3
+    wanted = load_config(str(retinanet)).MODEL.ANCHOR_GENERATOR
+    assert len(wanted.SIZES) == 5 and len(wanted.SIZES[0]) == 3
     mine = tmp_path / "mine.yaml"
     mine.write_text(f"_BASE_: {retinanet}")
-    assert load_config(str(mine)).MODEL.ANCHOR_GENERATOR.SIZES == sizes
+    assert load_config(str(mine)).MODEL.ANCHOR_GENERATOR == wanted
     shutil.copy(zoo, tmp_path)
     mine.write_text(f"_BASE_: [{retinanet}, Base-RetinaNet.yaml]")
     for file in (mine, tmp_path / "Base-RetinaNet.yaml"):

@@ -254,6 +254,23 @@ def _keypoint_sigmas(cfg: CfgNode) -> str | None:
     )
 
 
+def _augmented_test(cfg: CfgNode) -> str | None:
+    if not cfg.TEST.AUG.ENABLED:
+        return None
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    for stands_in_the_way, why in (
+        (architecture != "GeneralizedRCNN", f"MODEL.META_ARCHITECTURE is {architecture}"),
+        (cfg.MODEL.KEYPOINT_ON, "MODEL.KEYPOINT_ON is True"),
+        (cfg.MODEL.LOAD_PROPOSALS, "MODEL.LOAD_PROPOSALS is True"),
+    ):
+        if stands_in_the_way:
+            return (
+                "TEST.AUG.ENABLED evaluates by Detectron2's GeneralizedRCNNWithTTA, which cannot "
+                f"take this model: {why}. Set TEST.AUG.ENABLED False."
+            )
+    return None
+
+
 def _output_dir(cfg: CfgNode) -> str | None:
     """OUTPUT_DIR need not be there yet; the folder above it that is must let it be made."""
     path = cfg.OUTPUT_DIR
@@ -285,7 +302,10 @@ def _exists(path: str) -> bool:
     return True
 
 
-TOGETHER = (_output_dir, _channels, _box_head_layers, _size_range, _scale_jitter, _keypoint_sigmas)
+TOGETHER = (
+    _output_dir, _channels, _box_head_layers, _size_range, _scale_jitter, _keypoint_sigmas,
+    _augmented_test,
+)  # fmt: skip
 
 
 def check_values(cfg: CfgNode) -> None:

@@ -1,5 +1,7 @@
 """``OpenVocabTraining``: what an open-vocabulary model needs of anybody's ``DefaultTrainer``."""
 
+import logging
+import os
 from collections import OrderedDict
 from typing import Any
 
@@ -7,6 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, DefaultTrainer
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -22,6 +25,8 @@ from .dataset_vocabulary import vocabulary_for
 from .optimizer import build_optimizer
 from .teacher_check import check_teacher, check_weight_transfer
 from .train_loop import amp_dtype
+
+logger = logging.getLogger(__name__)
 
 
 class OpenVocabTraining:
@@ -160,7 +165,7 @@ class OpenVocabTraining:
 
         Args:
             cfg: the config.
-            model: holds the weights to evaluate.
+            model: holds the weights to evaluate; of a ``GeneralizedRCNNWithTTA``, that it wraps.
             evaluators: one per dataset instead of :meth:`build_evaluator`.
 
         Returns:
@@ -178,6 +183,41 @@ class OpenVocabTraining:
             if cfg.MODEL.LOAD_PROPOSALS:
                 one.DATASETS.PROPOSAL_FILES_TEST = (cfg.DATASETS.PROPOSAL_FILES_TEST[i],)
             one.freeze()
-            with vocabulary_for(cfg, model, name):
+            with vocabulary_for(cfg, getattr(model, "model", model), name):
                 results[name] = super().test(one, model, evaluators and [evaluators[i]])
         return next(iter(results.values())) if len(results) == 1 else results
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:  # noqa: N802
+        """Evaluates with test-time augmentation (``TEST.AUG``), as Detectron2's train_net.py does
+        at the end if ``TEST.AUG.ENABLED``; predictions go to OUTPUT_DIR/inference_TTA/inference.
+
+        Returns:
+            as :meth:`test`, with "_TTA" behind each task.
+        """
+        logger.info("Evaluating once more, with test-time augmentation (TEST.AUG) ...")
+        augmented = cfg.clone()
+        augmented.defrost()
+        augmented.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        augmented.freeze()
+        found = cls.test(augmented, GeneralizedRCNNWithTTA(augmented, model))
+        several = len(cfg.DATASETS.TEST) > 1
+        by_dataset = found if several else {"": found}
+        named = {
+            name: OrderedDict((f"{task}_TTA", metrics) for task, metrics in tasks.items())
+            for name, tasks in by_dataset.items()
+        }
+        return named if several else named[""]
+
+    @classmethod
+    def test_at_the_end(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """:meth:`test` and, if ``TEST.AUG.ENABLED``, :meth:`test_with_TTA`."""
+        results = cls.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED and cfg.DATASETS.TEST:
+            more = cls.test_with_TTA(cfg, model)
+            if len(cfg.DATASETS.TEST) == 1:
+                results.update(more)
+            else:
+                for name, tasks in more.items():
+                    results[name].update(tasks)
+        return results

@@ -115,8 +115,10 @@ class OpenVocabTrainer(OpenVocabTraining, DefaultTrainer):
         return hooks.build_writers(self.cfg.OUTPUT_DIR, self.max_iter, self.start_iter)
 
     def _evaluate(self) -> dict[str, Any]:
-        self._last_eval_results = self.test(self.cfg, self.model)
-        if comm.is_main_process() and self.iter >= self.max_iter:
+        at_the_end = self.iter >= self.max_iter
+        test = self.test_at_the_end if at_the_end else self.test
+        self._last_eval_results = test(self.cfg, self.model)
+        if comm.is_main_process() and at_the_end:
             write_results(self.cfg, self._last_eval_results, iteration=self.iter)
         return self._last_eval_results
 

@@ -127,6 +127,8 @@ TOGETHER = [
     (["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"], "give (least, most)"),
     (["INPUT.SCALE_JITTER.MIN_SCALE", 3.0], "above MAX_SCALE 2"),
     (["MODEL.KEYPOINT_ON", True, "TEST.KEYPOINT_OKS_SIGMAS", [0.1]], "NUM_KEYPOINTS is 17"),
+    (["TEST.AUG.ENABLED", True, "MODEL.META_ARCHITECTURE", "RetinaNet"], "RetinaNet. Set TEST.AUG"),
+    (["TEST.AUG.ENABLED", True, "MODEL.KEYPOINT_ON", True], "KEYPOINT_ON is True. Set TEST.AUG"),
 ]
 
 

@@ -344,6 +344,20 @@ def test_an_open_vocabulary_detector_trains_evaluates_and_resumes(tmp_path):
     )
 
 
+def test_augmented_evaluation_comes_at_the_end(tmp_path):
+    """Once, after the last step, beside the plain one; with one size and no flip it is the same."""
+    opts = (*open_vocabulary(tmp_path), "TEST.EVAL_PERIOD", 3, "TEST.AUG.ENABLED", True,
+            "TEST.AUG.MIN_SIZES", (64,), "TEST.AUG.FLIP", False,
+            "INPUT.MIN_SIZE_TEST", 64)  # fmt: skip
+    results = run_trainer(tiny_config(tmp_path / "run", *opts))._last_eval_results
+    assert list(results) == ["bbox", "bbox_TTA"]
+    assert results["bbox_TTA"]["AP"] == pytest.approx(results["bbox"]["AP"], abs=0.05)
+    written = json.loads((tmp_path / "run/results.json").read_text())["results"][TEST]
+    assert written["bbox_TTA"]["AP"] == pytest.approx(results["bbox_TTA"]["AP"])
+    folder = tmp_path / "run/inference_TTA/inference"
+    assert (folder / "coco_instances_results.json").stat().st_size > 10
+
+
 class SeesItsVocabulary(CountingEvaluator):
     model = None
 
