@@ -134,7 +134,7 @@ def test_python_tags_are_for_detectron2_s_own_files(tmp_path):
     assert len(wanted.SIZES) == 5 and len(wanted.SIZES[0]) == 3
     mine = tmp_path / "mine.yaml"
     mine.write_text(f"_BASE_: {retinanet}")
-    assert load_config(str(mine)).MODEL.ANCHOR_GENERATOR == wanted
+    assert wanted == load_config(str(mine)).MODEL.ANCHOR_GENERATOR
     shutil.copy(zoo, tmp_path)
     mine.write_text(f"_BASE_: [{retinanet}, Base-RetinaNet.yaml]")
     for file in (mine, tmp_path / "Base-RetinaNet.yaml"):
