@@ -98,11 +98,11 @@ def test_digest_sees_base_files_and_settings(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("_BASE_: nowhere.yaml", r"nowhere\.yaml cannot be read"),
+        ("_BASE_: nowhere.yaml", r"nowhere\.yaml does not exist"),
         ("_BASE_: config.yaml", "circle"),
-        ("- a list", "not a yaml mapping"),
-        ("a: [", "not a yaml mapping"),
-        ("!!python/object/apply:os.getcwd []", "not a yaml mapping"),
+        ("- a list", "is not a mapping of config keys"),
+        ("a: [", "is not readable yaml"),
+        ("!!python/object/apply:os.getcwd []", "a yaml tag that could run code"),
     ],
 )
 def test_digest_of_a_bad_config(tmp_path, text, message):
