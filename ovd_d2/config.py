@@ -19,7 +19,8 @@ def add_ovd_config(cfg: CN) -> None:
 def _add_open_vocab(cfg: CN) -> None:
     _C = cfg.MODEL.OPEN_VOCAB = CN()
     # What names the classes: "dataset:NAME" (its metadata), a .txt or .json file, a comma-separated
-    # list, or "" for the names of DATASETS.TRAIN[0].
+    # list, "" for the names of DATASETS.TRAIN[0], or "later" for none before set_vocabulary is
+    # called; nothing is embedded then.
     _C.VOCABULARY = ""
     # (K, D) class embeddings from a file (.npy of Detic / object-centric-ovd, or .safetensors);
     # "" computes them with TEXT_ENCODER and PROMPTS and caches them.
@@ -162,10 +163,15 @@ def _add_training(cfg: CN) -> None:
     cfg.MODEL.CHANNELS_LAST = False
     # "SGD" (Detectron2's) or "ADAMW".
     cfg.SOLVER.OPTIMIZER = "SGD"
-    # Parameters whose name starts with "backbone." use BASE_LR times this.
-    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
-    # The same for "roi_heads.image_branch.", the second head of MODEL.IMAGE_BRANCH.
-    cfg.SOLVER.IMAGE_BRANCH_MULTIPLIER = 1.0
+    # [PREFIX, factor] pairs: parameters whose name starts with PREFIX use BASE_LR times the factor
+    # of the first that fits, e.g. [["backbone.", 0.1], ["roi_heads.image_branch.", 3.0]].
+    cfg.SOLVER.LR_MULTIPLIERS = []
+    for old, prefix in (("BACKBONE", "backbone."), ("IMAGE_BRANCH", "roi_heads.image_branch.")):
+        cfg.register_renamed_key(
+            f"SOLVER.{old}_MULTIPLIER",
+            "SOLVER.LR_MULTIPLIERS",
+            message=f'write [["{prefix}", factor]]; without a factor leave it out',
+        )
     # Micro-batches summed into one optimizer step; IMS_PER_BATCH is the size of one micro-batch.
     cfg.SOLVER.ACCUMULATE = 1
     # Type used under SOLVER.AMP.ENABLED: "float16" (scaled loss) or "bfloat16".

@@ -3,11 +3,9 @@
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
@@ -15,6 +13,8 @@ from detectron2.utils.events import EventStorage
 
 from ovd_d2 import add_ovd_config
 from ovd_d2.data.mappers.teacher_regions import TeacherRegions
+from ovd_d2.language import RandomEmbeddings
+from ovd_d2.modeling import is_open_vocabulary, set_vocabulary
 from ovd_d2.region_store import RegionStoreWriter, StoreFacts
 from ovd_d2.structures import PartialMasks, RegionEmbeddings, Supervision, supervision_of
 
@@ -47,7 +47,7 @@ def distinct_models() -> list[Path]:
 
 def load(path: Path, tmp_path: Path):
     """The config on CPU. Nothing can be downloaded here, so CLIP's text tower is replaced by
-    random embeddings of the right shape; and SyncBN, which has no CPU kernel, by BN. Fewer
+    random embeddings (:func:`build`); and SyncBN, which has no CPU kernel, by BN. Fewer
     proposals than in earnest; and of the two recipes with ResNet-152 one has it."""
     cfg = plain_config(path)
     cfg.MODEL.DEVICE = "cpu"
@@ -57,15 +57,20 @@ def load(path: Path, tmp_path: Path):
     if path.stem == "lvis_r152_fpn_vild":
         cfg.MODEL.RESNETS.DEPTH = 50
     if cfg.MODEL.OPEN_VOCAB.TEXT_ENCODER.startswith("openai-clip:"):
-        names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
-        table = tmp_path / "embeddings.npy"
-        values = np.random.default_rng(0).normal(size=(len(names), cfg.MODEL.OPEN_VOCAB.EMBED_DIM))
-        np.save(table, values.astype(np.float16))
-        cfg.MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS = str(table)
+        cfg.MODEL.OPEN_VOCAB.VOCABULARY = "later"
     for section in (cfg.MODEL.RESNETS, cfg.MODEL.FPN, cfg.MODEL.RPN, cfg.MODEL.ROI_BOX_HEAD,
                     cfg.MODEL.ROI_MASK_HEAD):  # fmt: skip
         section.NORM = "BN" if "SyncBN" in section.NORM else section.NORM
     return cfg
+
+
+def build(cfg):
+    """The model; classes that were put off are embedded at random."""
+    model = build_model(cfg)
+    if is_open_vocabulary(model) and cfg.MODEL.OPEN_VOCAB.VOCABULARY == "later":
+        names = f"dataset:{cfg.DATASETS.TRAIN[0]}"
+        set_vocabulary(model, names, RandomEmbeddings(cfg.MODEL.OPEN_VOCAB.EMBED_DIM))
+    return model
 
 
 def tiny_store(path: Path, dim: int) -> Path:
@@ -119,7 +124,7 @@ def with_image_label(sample: dict) -> dict:
 def test_config_builds_and_trains_a_step(path, tmp_path):
     cfg = load(path, tmp_path)
     torch.manual_seed(0)
-    model = build_model(cfg)
+    model = build(cfg)
     data = batch(cfg.MODEL.MASK_ON)
     dim = cfg.MODEL.OPEN_VOCAB.EMBED_DIM
     heads = getattr(model, "roi_heads", None)  # CLIP has none

@@ -19,7 +19,7 @@ optimizer, lr_multiplier = _zoo.optimizer, _zoo.lr_multiplier
 heads = model.roi_heads
 heads._target_ = OpenVocabROIHeads
 heads.vocabulary = "dataset:coco_2017_train"  # or a list of names, or "cat, red mug"
-heads.text_embeddings = L(TextEmbeddingBank)(  # or a .npy or .safetensors file
+heads.class_embedder = L(TextEmbeddingBank)(  # or a .npy or .safetensors file
     encoder_spec="openai-clip:ViT-B/32", prompts="vild63"
 )
 heads.box_predictor._target_ = OpenVocabBoxPredictor

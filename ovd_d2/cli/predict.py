@@ -73,7 +73,7 @@ def command(
     if weights and not config_file:
         raise OVDError("--weights needs the --config-file they were trained with.")
     from ovd_d2 import register
-    from ovd_d2.inference.arguments import as_vocabulary
+    from ovd_d2.inference.arguments import wanted_vocabulary
     from ovd_d2.inference.predict_files import check_targets, find_images, predict_files
 
     register()
@@ -84,7 +84,7 @@ def command(
     inputs = [str(name) for name in (vocabulary, config_file, weights) if name]
     check_targets(files, out if pictures else None, None if to_stdout else path, inputs)
     if vocabulary:
-        as_vocabulary(vocabulary)  # a bad one is found before the model is loaded
+        wanted_vocabulary(vocabulary)  # a bad one is found before the model is loaded
     options: dict[str, Any] = {
         "vocabulary": vocabulary or None,
         "device": device,

@@ -83,14 +83,22 @@ NORM = one_of(
 )
 BOX_LOSS = one_of("smooth_l1", "giou", "diou", "ciou")
 BOX_WEIGHTS = each(ABOVE_0, 4)
+PREFIX_FACTORS = Rule(
+    lambda v: (
+        isinstance(v, list | tuple)
+        and all(isinstance(p, list | tuple) and len(p) == 2 for p in v)
+        and all(isinstance(name, str) and name and at_least(0).good(f) for name, f in v)
+    ),
+    'a list of [prefix, factor], such as [["backbone.", 0.1]]',
+)
 POOLER = one_of("ROIAlignV2", "ROIAlign", "ROIPool", "ROIAlignRotated")
 
 _KEYS: tuple[tuple[Rule, str, str], ...] = (  # rule, prefix, keys below it
     (COUNT, "SOLVER.", "MAX_ITER ACCUMULATE IMS_PER_BATCH CHECKPOINT_PERIOD NUM_DECAYS"),
     (COUNT_OR_0, "SOLVER.", "CHECKPOINT_KEEP WARMUP_ITERS REFERENCE_WORLD_SIZE"),
     (ABOVE_0, "SOLVER.", "BASE_LR GAMMA CLIP_GRADIENTS.CLIP_VALUE CLIP_GRADIENTS.NORM_TYPE"),
-    (at_least(0), "SOLVER.", "BASE_LR_END WEIGHT_DECAY WEIGHT_DECAY_NORM BIAS_LR_FACTOR "
-     "BACKBONE_MULTIPLIER IMAGE_BRANCH_MULTIPLIER"),
+    (at_least(0), "SOLVER.", "BASE_LR_END WEIGHT_DECAY WEIGHT_DECAY_NORM BIAS_LR_FACTOR"),
+    (PREFIX_FACTORS, "SOLVER.", "LR_MULTIPLIERS"),
     (Rule(lambda v: v is None or at_least(0).good(v), "0 or more, or None"),
      "SOLVER.", "WEIGHT_DECAY_BIAS"),
     (BELOW_1, "SOLVER.", "MOMENTUM"),

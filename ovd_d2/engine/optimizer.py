@@ -10,38 +10,39 @@ from torch import nn
 from ovd_d2.errors import OVDError
 from ovd_d2.modeling.roi_heads import honour
 
-_HONOURED = ("OPTIMIZER", "BACKBONE_MULTIPLIER", "IMAGE_BRANCH_MULTIPLIER")
+_HONOURED = ("OPTIMIZER", "LR_MULTIPLIERS")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of ``SOLVER.OPTIMIZER`` over all parameters that need a gradient.
 
     Weight decay follows ``SOLVER.WEIGHT_DECAY``, ``WEIGHT_DECAY_NORM`` and ``WEIGHT_DECAY_BIAS``;
-    the learning rate of ``backbone.*`` and ``image_tower.backbone.*`` is multiplied by
-    ``SOLVER.BACKBONE_MULTIPLIER``, that of ``roi_heads.image_branch.*`` by
-    ``SOLVER.IMAGE_BRANCH_MULTIPLIER``; gradients are clipped as ``SOLVER.CLIP_GRADIENTS`` says;
-    beside Detectron2's per-parameter ``CLIP_TYPE`` "value" and "norm" there is "full_model", the
-    norm of all gradients together (Detic's name). With "SGD" and multipliers of 1 this is what
-    Detectron2 builds.
+    the learning rate of parameters is multiplied by the factor of the first prefix of
+    ``SOLVER.LR_MULTIPLIERS`` that their names begin with; gradients are clipped as
+    ``SOLVER.CLIP_GRADIENTS`` says; beside Detectron2's per-parameter ``CLIP_TYPE`` "value" and
+    "norm" there is "full_model", the norm of all gradients together (Detic's name). With "SGD" and
+    no multipliers this is what Detectron2 builds.
 
     Raises:
-        OVDError: unknown optimizer, or nothing to train.
+        OVDError: unknown optimizer, nothing to train, or a prefix that no name begins with.
     """
     solver = cfg.SOLVER
     honour(model, *(f"SOLVER.{key}" for key in _HONOURED))
-    factors = {
-        "backbone.": solver.BACKBONE_MULTIPLIER,
-        "image_tower.backbone.": solver.BACKBONE_MULTIPLIER,
-        "roi_heads.image_branch.": solver.IMAGE_BRANCH_MULTIPLIER,
-    }
-    no_factor = all(factor == 1.0 for factor in factors.values())
+    factors = dict(solver.LR_MULTIPLIERS)
+    names = [name for name, _ in model.named_parameters()]
+    for prefix in factors:
+        if not any(name.startswith(prefix) for name in names):
+            raise OVDError(
+                f"SOLVER.LR_MULTIPLIERS names {prefix!r}, which no parameter of the model begins "
+                f"with; there are {', '.join(sorted({n.split('.')[0] + '.' for n in names}))}."
+            )
     params = get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        lr_factor_func=None if no_factor else _FactorByPrefix(factors),
+        lr_factor_func=_FactorByPrefix(factors) if factors else None,
         overrides={"logit_scale": {"weight_decay": 0.0}},  # a temperature (CLIP's) does not decay
     )
     if not params:

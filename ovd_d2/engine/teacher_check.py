@@ -8,6 +8,7 @@ from torch import nn
 from ovd_d2.data.mixing import read_sources
 from ovd_d2.errors import OVDError
 from ovd_d2.modeling.classifiers import WeightTransferProjection
+from ovd_d2.modeling.open_vocabulary import part_with
 from ovd_d2.region_store import RegionStore
 
 logger = logging.getLogger(__name__)
@@ -25,8 +26,8 @@ def check_teacher(cfg: CfgNode, model: nn.Module) -> None:
         OVDError: the model needs regions and there is no store, or a store is missing, unfinished,
             or made by another encoder than the class embeddings (both are named).
     """
-    heads = getattr(model, "roi_heads", None)
-    needed = getattr(heads, "needs_teacher_regions", False)
+    learner = part_with(model, "needs_teacher_regions")
+    needed = learner is not None and learner.needs_teacher_regions
     sources = read_sources(cfg)
     configs = [source.cfg for source in sources] or [cfg]
     if needed and all(_lacks_regions(one) for one in configs):
@@ -36,13 +37,13 @@ def check_teacher(cfg: CfgNode, model: nn.Module) -> None:
         )
     for source in sources:
         with source.named_in_errors():
-            _check_store(source.cfg, heads if needed else None)
+            _check_store(source.cfg, learner if needed else None)
         if needed and _lacks_regions(source.cfg):
             logger.info(
                 "Source %r has no DATASETS.REGION_STORE: its batches teach no regions.", source.name
             )
     if not sources:
-        _check_store(cfg, heads if needed else None)
+        _check_store(cfg, learner if needed else None)
 
 
 def _lacks_regions(cfg: CfgNode) -> bool:
@@ -50,13 +51,13 @@ def _lacks_regions(cfg: CfgNode) -> bool:
     return not cfg.DATASETS.REGION_STORE and cfg.INPUT.MAPPER == "OpenVocabDatasetMapper"
 
 
-def _check_store(cfg: CfgNode, heads: nn.Module | None) -> None:
-    """Compares the store of ``cfg``, if there is one, with the heads that are to learn from it."""
+def _check_store(cfg: CfgNode, learner: nn.Module | None) -> None:
+    """Compares the store of ``cfg``, if there is one, with the part that is to learn from it."""
     if not cfg.DATASETS.REGION_STORE:
         return
     store = RegionStore(cfg.DATASETS.REGION_STORE)
-    if heads is not None:
-        heads.check_teacher(store.facts.encoder_id)
+    if learner is not None:
+        learner.check_teacher(store.facts.encoder_id)
     else:
         logger.warning(
             "DATASETS.REGION_STORE is %s, but this model does not learn from it: set "

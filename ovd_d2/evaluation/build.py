@@ -68,6 +68,11 @@ def check_evaluator(cfg: CfgNode, dataset_name: str) -> None:
                 f"Evaluating '{dataset_name}' ({evaluator_type}) needs {module}: run `{command}`, "
                 "or leave the data set out of DATASETS.TEST."
             )
+    if evaluator_type == "classification" and cfg.TEST.DISTRACTORS:
+        raise OVDError(
+            f"TEST.DISTRACTORS is for detectors, but '{dataset_name}' is for classification: set "
+            'it to "".'
+        )
     if evaluator_type == "lvis":
         check_backend(cfg.TEST.LVIS_BACKEND)
 

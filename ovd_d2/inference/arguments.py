@@ -2,20 +2,17 @@
 
 import math
 import numbers
-import os
 from collections.abc import Iterable, Sequence
 
 import torch
 
 from ovd_d2.errors import OVDError
-from ovd_d2.language import Vocabulary
+from ovd_d2.language import Vocabulary, VocabularyLike, as_vocabulary
 from ovd_d2.language.known_names import with_known_names
 from ovd_d2.layers.device import usable_device
 
 
-def as_vocabulary(
-    vocabulary: str | os.PathLike | Sequence[str] | Vocabulary, trained: Vocabulary | None = None
-) -> Vocabulary:
+def wanted_vocabulary(vocabulary: VocabularyLike, trained: Vocabulary | None = None) -> Vocabulary:
     """Whatever says which classes to look for, see ``OpenVocabPredictor.set_vocabulary``.
 
     Args:
@@ -26,22 +23,11 @@ def as_vocabulary(
     Raises:
         OVDError: nothing of the kind, or no usable names.
     """
-    if isinstance(vocabulary, Vocabulary):
-        return vocabulary
-    if isinstance(vocabulary, str):
-        found = Vocabulary.load(vocabulary)
-        if vocabulary.strip().startswith("dataset:"):
-            return found
-    elif isinstance(vocabulary, os.PathLike):
-        found = Vocabulary.from_file(vocabulary)
-    elif isinstance(vocabulary, Iterable) and not isinstance(vocabulary, bytes):
-        found = Vocabulary.from_names(list(vocabulary))
-    else:
-        raise OVDError(
-            f"vocabulary is {vocabulary!r}; give names in a string or a list, a .txt or .json "
-            'file, "dataset:NAME", or a Vocabulary.'
-        )
-    return found if trained is None else with_known_names(found, trained)
+    found = as_vocabulary(vocabulary)
+    is_dataset = isinstance(vocabulary, str) and vocabulary.strip().startswith("dataset:")
+    if trained is None or is_dataset or found is vocabulary:
+        return found
+    return with_known_names(found, trained)
 
 
 def as_attributes(attributes: str | Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ovd_d2.errors import OVDError
 from ovd_d2.language import Vocabulary
 from ovd_d2.language.attributes import attribute_probabilities, vocabulary_product
+from ovd_d2.modeling.open_vocabulary import part_with
 
 PHRASE = "{} object"  # what is embedded for an attribute, inside the config's prompts
 
@@ -35,25 +36,34 @@ class AttributeExpansion:
     """
 
     def __init__(
-        self, model: nn.Module, names: Vocabulary, attributes: Sequence[str], embeddings: Tensor
+        self,
+        model: nn.Module,
+        names: Vocabulary,
+        attributes: Sequence[str],
+        embeddings: Tensor | None = None,
     ) -> None:
         """
         Args:
             model: a ``GeneralizedRCNN`` with ovd_d2's ROI heads, in eval mode.
             names: its K names.
             attributes: A distinct words.
-            embeddings: (A, D), any norm, of :func:`attribute_phrases`.
+            embeddings: (A, D), any norm, of :func:`attribute_phrases`; None: by the model's own
+                class embedder.
 
         Raises:
             OVDError: attributes that are empty or repeated, or a model without region embeddings.
         """
         self.vocabulary = vocabulary_product(names, attributes)
-        if not hasattr(getattr(model, "roi_heads", None), "region_embeddings"):
+        self._heads = part_with(model, "region_embeddings")
+        if self._heads is None:
             raise OVDError(
                 f"{type(model).__name__} gives no embeddings of regions, which attributes need: "
                 "use a detector with ovd_d2's ROI heads."
             )
         self._model = model
+        if embeddings is None:
+            embedder = self._heads.class_embedder
+            embeddings = embedder.embed(attribute_phrases(attributes)).embeddings
         self._embeddings = embeddings.to(model.device)
 
     def detect(self, samples: list[dict[str, Any]]) -> list[dict[str, Instances]]:
@@ -66,10 +76,8 @@ class AttributeExpansion:
             results = model.inference(samples, do_postprocess=False)
         finally:
             hook.remove()
-        heads = model.roi_heads
-        embedded = heads.region_embeddings(seen, [r.pred_boxes for r in results])
-        scale = heads.box_predictors[-1].cls_score.logit_scale
-        p = attribute_probabilities(embedded, self._embeddings, scale)
+        embedded = self._heads.region_embeddings(seen, [r.pred_boxes for r in results])
+        p = attribute_probabilities(embedded, self._embeddings, self._heads.logit_scale)
         best, attribute = p.max(dim=1)
         rows = zip(results, best.split(_sizes(results)), attribute.split(_sizes(results)))
         expanded = [self._expanded(*row) for row in rows]

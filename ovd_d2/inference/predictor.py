@@ -14,35 +14,31 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import transforms as T
-from detectron2.modeling import build_model
 from detectron2.structures import Instances
-from torch import Tensor, nn
+from torch import Tensor
 
-from ovd_d2.checkpoint import check_trusted, load_weights, read_weights_file, state_dict_in
 from ovd_d2.config_file import load_config
 from ovd_d2.data.named_datasets import register_named_files
 from ovd_d2.errors import OVDError
 from ovd_d2.files.images import COLOUR_ORDERS, Picture, list_images, to_rgb
-from ovd_d2.language import TextEmbeddingBank, Vocabulary, read_novel_names
+from ovd_d2.language import Vocabulary, VocabularyLike, configured_vocabulary
 from ovd_d2.modeling import get_vocabulary, set_vocabulary
-from ovd_d2.modeling.batch_norm import finish_model
-from ovd_d2.modeling.build import explained_build
+from ovd_d2.modeling.open_vocabulary import part_with
 
 from .arguments import (
     as_attributes,
-    as_vocabulary,
     check_count,
     check_score_threshold,
     find_device,
+    wanted_vocabulary,
 )
-from .attributes import AttributeExpansion, attribute_phrases
+from .attributes import AttributeExpansion
 from .model_folders import config_of, model_folder, read_facts, weights_of
+from .open_detector import inference_config, open_detector, to_sample
 
 logger = logging.getLogger(__name__)
 
 _SINGLE = (str, os.PathLike, np.ndarray, Tensor)
-_PLACEHOLDER = "object"  # the class of a model whose own vocabulary cannot be had
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,7 @@ class OpenVocabPredictor:
         config: str | os.PathLike | CfgNode,
         weights: str | os.PathLike = "",
         *,
-        vocabulary: str | os.PathLike | Sequence[str] | Vocabulary | None = None,
+        vocabulary: VocabularyLike | None = None,
         device: str | torch.device | None = None,
         score_threshold: float | None = None,
         topk: int | None = None,
@@ -115,23 +111,14 @@ class OpenVocabPredictor:
         weights = os.fspath(weights) or cfg.MODEL.WEIGHTS
         if not weights:
             raise OVDError("No weights: give the checkpoint, or set MODEL.WEIGHTS in the config.")
-        state = _read_state(weights)
-        self._bank = TextEmbeddingBank(
-            cfg.MODEL.OPEN_VOCAB.TEXT_ENCODER,
-            cfg.MODEL.OPEN_VOCAB.PROMPTS,
-            cfg.MODEL.OPEN_VOCAB.USE_SYNONYMS,
-            device=str(self.device),
-        )
         self._trained = _own_vocabulary(cfg)
-        classes = self._trained if vocabulary is None else as_vocabulary(vocabulary, self._trained)
-        self._ready = classes is not None
+        classes = self._trained
+        if vocabulary is not None:
+            classes = wanted_vocabulary(vocabulary, self._trained)
         self._attributes: AttributeExpansion | None = None
-        classes = classes or Vocabulary.from_names([_PLACEHOLDER])
-        embeddings = self._bank.embed(classes)
-        self.cfg = _inference_config(cfg, score_threshold, topk)
-        self.model = _build(self.cfg, self.device)
-        set_vocabulary(self.model, classes, embeddings)
-        load_weights(self.model, state, weights).check_whole()
+        self.cfg = _inference_config(cfg, self.device, score_threshold, topk)
+        self.model = open_detector(self.cfg, weights)
+        set_vocabulary(self.model, classes)
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> "OpenVocabPredictor":
@@ -159,7 +146,7 @@ class OpenVocabPredictor:
         set."""
         if self._attributes is not None:
             return self._attributes.vocabulary
-        return get_vocabulary(self.model) if self._ready else None
+        return get_vocabulary(self.model)
 
     @property
     def score_threshold(self) -> float:
@@ -168,10 +155,11 @@ class OpenVocabPredictor:
 
     @property
     def encoder_id(self) -> str:
-        """Id of the text encoder that embeds the names."""
-        return self._bank.encoder_id
+        """Id of the text encoder that embeds the names; "" where the model reads them itself."""
+        owner = part_with(self.model, "class_embedder")
+        return "" if owner is None else owner.class_embedder.encoder_id
 
-    def set_vocabulary(self, vocabulary: str | os.PathLike | Sequence[str] | Vocabulary) -> None:
+    def set_vocabulary(self, vocabulary: VocabularyLike) -> None:
         """Swaps the classes to look for. Their embeddings are made by the config's TEXT_ENCODER and
         PROMPTS and cached on disk.
 
@@ -185,9 +173,7 @@ class OpenVocabPredictor:
         Raises:
             OVDError: no usable names, or the encoder cannot be had; the present classes stay.
         """
-        classes = as_vocabulary(vocabulary, self._trained)
-        set_vocabulary(self.model, classes, self._bank.embed(classes))
-        self._ready = True
+        set_vocabulary(self.model, wanted_vocabulary(vocabulary, self._trained))
         self._attributes = None
 
     def set_attributes(self, attributes: str | Sequence[str]) -> None:
@@ -201,12 +187,10 @@ class OpenVocabPredictor:
             OVDError: no vocabulary yet, no usable attribute, or a model that cannot; nothing
                 changes then.
         """
-        if not self._ready:
-            raise OVDError("There is nothing to describe: call set_vocabulary first.")
-        words = as_attributes(attributes)
-        embeddings = self._bank.embed(attribute_phrases(words)).embeddings
         names = get_vocabulary(self.model)
-        self._attributes = AttributeExpansion(self.model, names, words, embeddings)
+        if names is None:
+            raise OVDError("There is nothing to describe: call set_vocabulary first.")
+        self._attributes = AttributeExpansion(self.model, names, as_attributes(attributes))
         if self.facts.get("attributes"):
             logger.warning("Attributes of this model: %s", self.facts["attributes"])
 
@@ -251,7 +235,7 @@ class OpenVocabPredictor:
             on_error: called with source and error of a picture that cannot be read, which is then
                 left out; None: the error is raised.
         """
-        if not self._ready:
+        if self.vocabulary is None:
             raise OVDError("There is nothing to look for: call set_vocabulary first.")
         return self._stream(_each(images), input_format or self.input_format, on_error)
 
@@ -285,7 +269,7 @@ class OpenVocabPredictor:
     def _detect(self, images: list[np.ndarray]) -> list[Instances]:
         """(H, W, 3) uint8 RGB pictures -> their detections. Those that have the same size after
         resizing share a batch, so that none is padded because of another."""
-        samples = [_sample(image, self.cfg) for image in images]
+        samples = [to_sample(image, self.cfg) for image in images]
         by_size: dict[tuple[int, ...], list[int]] = {}
         for i, sample in enumerate(samples):
             by_size.setdefault(tuple(sample["image"].shape), []).append(i)
@@ -301,70 +285,24 @@ class OpenVocabPredictor:
 
 def _own_vocabulary(cfg: CfgNode) -> Vocabulary | None:
     """What ``cfg`` names as classes; None if that cannot be had here."""
-    spec = cfg.MODEL.OPEN_VOCAB.VOCABULARY
-    if not spec and not cfg.DATASETS.TRAIN:
-        return None
+    spec, train = cfg.MODEL.OPEN_VOCAB.VOCABULARY, cfg.DATASETS.TRAIN[:1]
     try:
-        for name in () if spec else cfg.DATASETS.TRAIN[:1]:
+        for name in () if spec else train:
             register_named_files(name)
-        found = Vocabulary.load(spec or f"dataset:{cfg.DATASETS.TRAIN[0]}")
-        return found.with_novel(read_novel_names(cfg.DATASETS.NOVEL_NAMES))
+        return configured_vocabulary(spec, train, cfg.DATASETS.NOVEL_NAMES)
     except OVDError:
         return None
 
 
-def _read_state(weights: str) -> dict[str, Tensor]:
-    """The model's part of a file of weights."""
-    if not weights.endswith((".pth", ".pt", ".safetensors")):
-        check_trusted(weights)
-        raise OVDError(f"The weights {weights} must be a .pth or .safetensors file.")
-    try:
-        content = read_weights_file(weights)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OVDError(f"Cannot read the weights {weights}: {reason}.") from error
-    return state_dict_in(content, weights)
-
-
-def _inference_config(cfg: CfgNode, score_threshold: float | None, topk: int | None) -> CfgNode:
-    """``cfg`` for building the model where neither data sets nor ImageNet weights are."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS = ""
-    cfg.MODEL.TIMM.WEIGHTS = ""
-    cfg.MODEL.LOAD_PROPOSALS = False
-    cfg.MODEL.OPEN_VOCAB.VOCABULARY = _PLACEHOLDER
-    cfg.MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS = ""
-    if cfg.INPUT.FORMAT not in COLOUR_ORDERS:
-        raise OVDError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}; the predictor knows BGR and RGB.")
+def _inference_config(
+    cfg: CfgNode, device: torch.device, score_threshold: float | None, topk: int | None
+) -> CfgNode:
+    cfg = inference_config(cfg, device)
     if score_threshold is not None:
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = check_score_threshold(score_threshold)
     if topk is not None:
         cfg.TEST.DETECTIONS_PER_IMAGE = check_count("topk", topk)
     return cfg
-
-
-def _build(cfg: CfgNode, device: torch.device) -> nn.Module:
-    cfg.MODEL.DEVICE = str(device)
-    cfg.freeze()
-    with explained_build(cfg):
-        model = build_model(cfg)
-    model.eval()
-    return finish_model(model, cfg)
-
-
-def _sample(image: np.ndarray, cfg: CfgNode) -> dict[str, Any]:
-    """What the model eats, resized as for evaluation; at least one pixel high and wide."""
-    height, width = image.shape[:2]
-    pixels = image if cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1]
-    if cfg.INPUT.MIN_SIZE_TEST > 0:
-        new_height, new_width = T.ResizeShortestEdge.get_output_shape(
-            height, width, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-        )
-        resize = T.ResizeTransform(height, width, max(new_height, 1), max(new_width, 1))
-        pixels = resize.apply_image(np.ascontiguousarray(pixels))
-    tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-    return {"image": tensor, "height": height, "width": width}
 
 
 def _is_single(images: Any) -> bool:

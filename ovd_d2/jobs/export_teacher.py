@@ -172,7 +172,7 @@ def _training_facts(cfg: CfgNode, folder: Path, iteration: int | None) -> dict[s
             "INPUT.PAIRS": json.loads(json.dumps(cfg.INPUT.PAIRS)),
             "SOLVER": {
                 key: cfg.SOLVER[key]
-                for key in ("OPTIMIZER", "BASE_LR", "BACKBONE_MULTIPLIER", "WEIGHT_DECAY")
+                for key in ("OPTIMIZER", "BASE_LR", "LR_MULTIPLIERS", "WEIGHT_DECAY")
             },
         },
     }

@@ -12,20 +12,40 @@ from ovd_d2.language.attributes import (
     expand_with_attributes,
     vocabulary_product,
 )
-from ovd_d2.language.class_space import EmbeddingsLike, VocabularyLike, class_space
+from ovd_d2.language.class_embedder import (
+    LATER,
+    ClassEmbedder,
+    ClassEmbedderLike,
+    EmbeddingFile,
+    GivenEmbeddings,
+    RandomEmbeddings,
+    VocabularyLike,
+    as_class_embedder,
+    as_vocabulary,
+    configured_class_embedder,
+    configured_vocabulary,
+)
 from ovd_d2.language.novel_names import novel_flags, read_novel_names
 from ovd_d2.language.prompts import PROMPT_SETS, article, clean_name, fill, load_prompts
 from ovd_d2.language.text_embeddings import (
     TextEmbeddingBank,
     TextEmbeddings,
-    build_class_embeddings,
     load_text_embeddings,
 )
 from ovd_d2.language.vocabulary import Vocabulary
 
 __all__ = [
+    "LATER",
     "PROMPT_SETS",
-    "EmbeddingsLike",
+    "ClassEmbedder",
+    "ClassEmbedderLike",
+    "EmbeddingFile",
+    "GivenEmbeddings",
+    "RandomEmbeddings",
+    "as_class_embedder",
+    "as_vocabulary",
+    "configured_class_embedder",
+    "configured_vocabulary",
     "TextEmbeddingBank",
     "TextEmbeddings",
     "TextEncoder",
@@ -34,9 +54,7 @@ __all__ = [
     "VocabularyLike",
     "article",
     "attribute_probabilities",
-    "build_class_embeddings",
     "build_text_encoder",
-    "class_space",
     "clean_name",
     "expand_with_attributes",
     "fill",

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ from ovd_d2.encoders.registry import TextEncoder, build_text_encoder, text_encod
 from ovd_d2.errors import OVDError
 from ovd_d2.files.digests import file_digest
 from ovd_d2.language.embedding_files import read_embedding_file, write_embedding_file
-from ovd_d2.language.novel_names import read_novel_names
 from ovd_d2.language.prompts import clean_name, fill, load_prompts
 from ovd_d2.language.vocabulary import Vocabulary
 
@@ -137,6 +136,7 @@ class TextEmbeddingBank:
         use_synonyms: average over a class's synonyms too (its name is always among them).
         cache_dir: None: ``$OVD_D2_CACHE``, or ``~/.cache/ovd_d2/text``.
         device: where the encoder computes.
+        cache: False: nothing is remembered, for an encoder that is being trained.
 
     Raises:
         OVDError: unusable prompts.
@@ -149,7 +149,9 @@ class TextEmbeddingBank:
         use_synonyms: bool = False,
         cache_dir: str | os.PathLike | None = None,
         device: str = "cpu",
+        cache: bool = True,
     ) -> None:
+        self.cache = cache
         self.templates = load_prompts(prompts)
         self.use_synonyms = use_synonyms
         self.cache_dir = Path(cache_dir) if cache_dir is not None else _default_cache_dir()
@@ -165,7 +167,8 @@ class TextEmbeddingBank:
             OVDError: it cannot be loaded.
         """
         if self._encoder is None:
-            self._encoder = build_text_encoder(self._spec, self._device)
+            with torch.random.fork_rng():  # a cached answer draws no random numbers either
+                self._encoder = build_text_encoder(self._spec, self._device)
         return self._encoder
 
     @property
@@ -185,6 +188,8 @@ class TextEmbeddingBank:
                 no letters.
         """
         request = self._request(vocabulary)
+        if not self.cache:
+            return self._compute(request)
         path = self._cache_path(request)
         found = _read_cache(path, request)
         if found is not None:
@@ -254,58 +259,6 @@ class TextEmbeddingBank:
                 chunk = texts[start : start + _CHUNK]
                 yield chunk
                 bar.update(len(chunk))
-
-
-def build_class_embeddings(
-    *,
-    vocabulary: str,
-    train_datasets: Sequence[str],
-    text_embeddings: str,
-    text_encoder: str,
-    prompts: str,
-    use_synonyms: bool,
-    embed_dim: int,
-    novel_names: Sequence[str] = (),
-    cache_dir: str | os.PathLike | None = None,
-    device: str | None = None,
-) -> tuple[Vocabulary, TextEmbeddings]:
-    """The class space that a configuration describes.
-
-    Args:
-        vocabulary: MODEL.OPEN_VOCAB.VOCABULARY; "" means the names of ``train_datasets[0]``.
-        train_datasets: DATASETS.TRAIN.
-        text_embeddings: MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS, a file; "" computes them.
-        text_encoder: MODEL.OPEN_VOCAB.TEXT_ENCODER; not looked at if there is a file.
-        prompts: MODEL.OPEN_VOCAB.PROMPTS; not looked at if there is a file.
-        use_synonyms: MODEL.OPEN_VOCAB.USE_SYNONYMS; not looked at if there is a file.
-        embed_dim: MODEL.OPEN_VOCAB.EMBED_DIM, D.
-        novel_names: DATASETS.NOVEL_NAMES, names or files of names; empty: the vocabulary says.
-        cache_dir: as for ``TextEmbeddingBank``.
-        device: where an encoder computes; None: on a GPU if there is one.
-
-    Raises:
-        OVDError: no vocabulary, or embeddings that are not there, not for it or not of width D.
-    """
-    if not vocabulary and not train_datasets:
-        raise OVDError(
-            "no class names: set MODEL.OPEN_VOCAB.VOCABULARY, or a data set in DATASETS.TRAIN"
-        )
-    classes = Vocabulary.load(vocabulary or f"dataset:{train_datasets[0]}")
-    classes = classes.with_novel(read_novel_names(novel_names))
-    if text_embeddings:
-        embeddings = load_text_embeddings(text_embeddings, classes)
-        source = f"file {text_embeddings} (MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS)"
-    else:
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        bank = TextEmbeddingBank(text_encoder, prompts, use_synonyms, cache_dir, device)
-        embeddings = bank.embed(classes)
-        source = f"text encoder {text_encoder} (MODEL.OPEN_VOCAB.TEXT_ENCODER)"
-    if embeddings.dim != embed_dim:
-        raise OVDError(
-            f"{source} gives {embeddings.dim} dimensions but MODEL.OPEN_VOCAB.EMBED_DIM is "
-            f"{embed_dim}; set MODEL.OPEN_VOCAB.EMBED_DIM to {embeddings.dim} or change the encoder"
-        )
-    return classes, embeddings
 
 
 def _unit_rows(embeddings: Tensor) -> Tensor:

@@ -1,6 +1,11 @@
 """Everything registered in Detectron2's registries."""
 
-from ovd_d2.modeling.open_vocabulary import get_vocabulary, set_vocabulary
+from ovd_d2.modeling.open_vocabulary import (
+    OpenVocabularyModel,
+    get_vocabulary,
+    is_open_vocabulary,
+    set_vocabulary,
+)
 
 from . import test_time_augmentation
 from .backbone import build_timm_fpn_backbone
@@ -23,6 +28,8 @@ __all__ = [
     "OpenVocabROIHeads",
     "OpenVocabRes5ROIHeads",
     "build_timm_fpn_backbone",
+    "OpenVocabularyModel",
     "get_vocabulary",
+    "is_open_vocabulary",
     "set_vocabulary",
 ]

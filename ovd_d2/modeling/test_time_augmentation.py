@@ -11,7 +11,7 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from ovd_d2.modeling.open_vocabulary import get_vocabulary
+from ovd_d2.modeling.open_vocabulary import is_open_vocabulary
 
 _detectron2s_merge = GeneralizedRCNNWithTTA._merge_detections
 _LEAST_SCORE = 1e-8  # Detectron2's
@@ -30,7 +30,7 @@ def _merge_detections(
     shape_hw: tuple[int, int],
 ) -> Instances:
     """As the method it replaces: NMS per class over (T, 4) boxes with T scores and classes."""
-    if get_vocabulary(self.model) is None:
+    if not is_open_vocabulary(self.model):
         return _detectron2s_merge(self, all_boxes, all_scores, all_classes, shape_hw)
     scores = all_boxes.new_zeros(len(all_boxes))
     classes = torch.zeros_like(scores, dtype=torch.int64)

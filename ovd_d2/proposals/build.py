@@ -13,13 +13,14 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import Tensor
 
-from ovd_d2.checkpoint.atomic_checkpointer import AtomicCheckpointer
+from ovd_d2.config_file import load_config
 from ovd_d2.data.datasets.annotation_files import read_json
 from ovd_d2.data.datasets.record_check import checked_results
 from ovd_d2.data.held_out import novel_mask
 from ovd_d2.data.mixing import training_datasets
 from ovd_d2.errors import OVDError
 from ovd_d2.files.digests import file_digest
+from ovd_d2.inference.open_detector import inference_config, open_detector, run_files, to_sample
 
 logger = logging.getLogger(__name__)
 
@@ -183,46 +184,20 @@ class RPNProposals:
     def __init__(
         self, checkpoint: str, topk: int, device: str = "cpu", config_file: str = ""
     ) -> None:
-        from detectron2.data import detection_utils
-        from detectron2.data import transforms as T
-
-        from ovd_d2.engine.setup import load_config
-        from ovd_d2.engine.trainer import OpenVocabTrainer
-
-        path = Path(checkpoint)
-        config_file = Path(config_file or path.parent / "config.yaml")
-        for file in (path, config_file):
-            if not file.is_file():
-                raise OVDError(
-                    f"--proposals rpn:{checkpoint} needs {file}, which does not exist: give a "
-                    "checkpoint in the OUTPUT_DIR of train_net.py"
-                )
-        cfg = load_config(str(config_file))
+        path, config = run_files(checkpoint, config_file, asked=f"--proposals rpn:{checkpoint}")
+        cfg = load_config(str(config))
         _warn_unless_base_only(cfg, checkpoint)
-        cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
-        cfg.MODEL.DEVICE = device
-        cfg.MODEL.TIMM.WEIGHTS = ""  # the checkpoint has them all
+        cfg = inference_config(cfg, device)
+        cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"  # nothing behind the RPN is built
         cfg.MODEL.RPN.POST_NMS_TOPK_TEST = topk
         cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = max(cfg.MODEL.RPN.PRE_NMS_TOPK_TEST, topk)
-        if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
-            raise OVDError(f"{config_file}: INPUT.FORMAT is {cfg.INPUT.FORMAT}, not RGB or BGR")
-        self._model = OpenVocabTrainer.build_model(cfg).eval()
-        AtomicCheckpointer(self._model, save_to_disk=False, whole=True).load(checkpoint)
-        self._resize = T.AugmentationList(detection_utils.build_augmentation(cfg, is_train=False))
-        self._bgr = cfg.INPUT.FORMAT == "BGR"
+        self._cfg, self._model = cfg, open_detector(cfg, path)
         self.name = f"rpn:{path.parent.name}/{path.name}@{file_digest(path)[:12]}, top {topk}"
 
     @torch.no_grad()
     def __call__(self, record: dict[str, Any], image: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`ProposalSource`."""
-        from detectron2.data import transforms as T
-
-        pixels = T.AugInput(image.permute(1, 2, 0).numpy())
-        self._resize(pixels)
-        resized = torch.from_numpy(pixels.image.copy()).permute(2, 0, 1)
-        height, width = image.shape[1:]
-        sample = {"image": resized.flip(0) if self._bgr else resized}
-        (output,) = self._model([{**sample, "height": height, "width": width}])
+        (output,) = self._model([to_sample(image.permute(1, 2, 0).numpy(), self._cfg)])
         found = output["proposals"].to("cpu")
         return found.proposal_boxes.tensor, found.objectness_logits.sigmoid()
 

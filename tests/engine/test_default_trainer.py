@@ -225,9 +225,9 @@ def test_the_mixin_wants_a_store_before_the_first_step(tmp_path):
         MixinTrainer(config(tmp_path, "", *DISTILLED))
 
 
-UNREAD = ("SOLVER.OPTIMIZER", "ADAMW", "SOLVER.BACKBONE_MULTIPLIER", 0.5, "SOLVER.ACCUMULATE", 2,
-          "DATASETS.SOURCES", [{"NAME": "all"}], "INPUT.SCALE_JITTER.ENABLED", True,
-          "INPUT.SCALE_JITTER.SIZE", 64)  # fmt: skip
+UNREAD = ("SOLVER.OPTIMIZER", "ADAMW", "SOLVER.LR_MULTIPLIERS", [["backbone.", 0.5]],
+          "SOLVER.ACCUMULATE", 2, "DATASETS.SOURCES", [{"NAME": "all"}],
+          "INPUT.SCALE_JITTER.ENABLED", True, "INPUT.SCALE_JITTER.SIZE", 64)  # fmt: skip
 
 
 def unread(caplog):

@@ -20,8 +20,9 @@ from tiny_detector import (
 )
 
 from ovd_d2.engine import NonFiniteLossError, OpenVocabTrainer
-from ovd_d2.engine import dataset_vocabulary as vocabulary_module
+from ovd_d2.engine.dataset_vocabulary import vocabulary_for
 from ovd_d2.errors import OVDError
+from ovd_d2.language import Vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -270,22 +271,26 @@ class CountingEvaluator(DatasetEvaluator):
         return {"bbox": {"AP": float(self.seen)}}
 
 
-def test_each_test_dataset_gets_its_vocabulary(tmp_path, monkeypatch):
-    import ovd_d2.modeling
+def recording(model):
+    """Makes an open-vocabulary model of ``model``; returns the list of all its classes, in turn."""
+    known = []
 
-    calls = []
-    monkeypatch.setattr(ovd_d2.modeling, "get_vocabulary", lambda model: "something")
-    monkeypatch.setattr(ovd_d2.modeling, "set_vocabulary", lambda model, *pair: calls.append(pair))
-    monkeypatch.setattr(
-        vocabulary_module, "class_embeddings", lambda cfg, spec: (spec, f"embedded {spec}")
-    )
-    cfg = tiny_config(tmp_path, "MODEL.OPEN_VOCAB.VOCABULARY", "a,b")
+    def set_vocabulary(vocabulary):
+        known.append(vocabulary.names)
+        model.vocabulary = vocabulary
+
+    model.vocabulary, model.set_vocabulary = Vocabulary(("a", "b")), set_vocabulary
+    return known
+
+
+def test_each_test_dataset_gets_its_vocabulary(tmp_path):
+    cfg = tiny_config(tmp_path)
     cfg.DATASETS.TEST = (TEST, "tiny_train")
     model = OpenVocabTrainer.build_model(cfg)
+    known, colours = recording(model), ("red", "green", "blue")
     results = OpenVocabTrainer.test(cfg, model, [CountingEvaluator(), CountingEvaluator()])
     assert results == {TEST: {"bbox": {"AP": 12.0}}, "tiny_train": {"bbox": {"AP": 12.0}}}
-    assert [pair[0] for pair in calls] == [f"dataset:{TEST}", "a,b", "dataset:tiny_train", "a,b"]
-    assert calls[0][1] == f"embedded dataset:{TEST}"
+    assert known == [colours, ("a", "b"), colours, ("a", "b")]
 
     class Failing(CountingEvaluator):
         def evaluate(self):
@@ -294,25 +299,21 @@ def test_each_test_dataset_gets_its_vocabulary(tmp_path, monkeypatch):
     cfg.DATASETS.TEST = (TEST,)
     with pytest.raises(EndOfProcessError):
         OpenVocabTrainer.test(cfg, model, Failing())
-    assert calls[-1][0] == "a,b"
+    assert known[-1] == ("a", "b")
 
 
-def test_distractors_join_the_vocabulary_of_every_test_dataset(tmp_path, monkeypatch):
-    import ovd_d2.modeling
-
-    calls = []
-    monkeypatch.setattr(ovd_d2.modeling, "get_vocabulary", lambda model: "something")
-    monkeypatch.setattr(ovd_d2.modeling, "set_vocabulary", lambda model, *pair: calls.append(pair))
-    monkeypatch.setattr(vocabulary_module, "class_embeddings", lambda cfg, spec: (spec, None))
-    cfg = tiny_config(tmp_path, "MODEL.OPEN_VOCAB.VOCABULARY", "a,b")
+def test_distractors_join_the_vocabulary_of_every_test_dataset(tmp_path):
+    cfg, model = tiny_config(tmp_path), torch.nn.Identity()
+    known = recording(model)
     cfg.TEST.DISTRACTORS = "imagenet21k:7"
 
     def enter():
-        with vocabulary_module.vocabulary_for(cfg, object(), TEST):
-            pass
+        with vocabulary_for(cfg, model, TEST):
+            assert model.vocabulary.names == known[-1]
 
     enter()
-    assert [pair[0] for pair in calls] == [f"dataset:{TEST}+imagenet21k:7", "a,b"]
+    assert known[0][:3] == ("red", "green", "blue") and len(known[0]) == 10
+    assert known[1:] == [("a", "b")]
     cfg.TEST.DISTRACTORS = "openimages:7"
     with pytest.raises(OVDError, match="TEST.DISTRACTORS"):
         enter()
@@ -407,7 +408,7 @@ def test_optimizers_follow_the_config(tmp_path):
         {k: v for k, v in g.items() if k != "params"} for g in stock.param_groups
     ]
     cfg.SOLVER.OPTIMIZER = "ADAMW"
-    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+    cfg.SOLVER.LR_MULTIPLIERS = [["backbone.", 0.1]]
     cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
     optimizer = build_optimizer(cfg, model)
     assert type(optimizer) is torch.optim.AdamW

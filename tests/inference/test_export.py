@@ -79,7 +79,7 @@ def test_own_prompts_come_along(checkpoint, tmp_path):
     export_model(checkpoint, path, tmp_path / "out")
     (tmp_path / "templates.txt").unlink()
     predictor = OpenVocabPredictor.from_pretrained(tmp_path / "out", device="cpu")
-    assert predictor._bank.templates == ("a drawing of a {}", "the {}")
+    assert predictor.model.roi_heads.class_embedder.templates == ("a drawing of a {}", "the {}")
     assert str(tmp_path) not in (tmp_path / "out/config.yaml").read_text()
 
 

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from ovd_d2.encoders import TextEncoderScheme, register_text_encoder
 from ovd_d2.encoders import registry as text_encoders
 from ovd_d2.errors import OVDError
-from ovd_d2.language import PROMPT_SETS, TextEmbeddingBank, Vocabulary, build_class_embeddings
+from ovd_d2.language import (
+    PROMPT_SETS,
+    TextEmbeddingBank,
+    Vocabulary,
+    configured_class_embedder,
+    configured_vocabulary,
+)
 
 ANIMALS = Vocabulary(("cat", "Bald_eagle", "owl"), synonyms=(("cat", "kitty"), (), ("owlet",)))
 
@@ -196,17 +202,16 @@ def test_broken_encoder_is_refused_and_nothing_cached(tmp_path, value):
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def build(**changes):
-    settings = {
-        "vocabulary": "",
-        "train_datasets": ("lvis_v1_train",),
-        "text_embeddings": "",
-        "text_encoder": "hashing:a",
-        "prompts": "photo",
-        "use_synonyms": False,
-        "embed_dim": 8,
-    }
-    return build_class_embeddings(**{**settings, **changes})
+def build(
+    vocabulary="",
+    train_datasets=("lvis_v1_train",),
+    text_embeddings="",
+    text_encoder="hashing:a",
+    prompts="photo",
+):
+    classes = configured_vocabulary(vocabulary, train_datasets)
+    embedder = configured_class_embedder(text_embeddings, text_encoder, prompts, False, "cpu")
+    return classes, embedder.embed(classes)
 
 
 @pytest.fixture

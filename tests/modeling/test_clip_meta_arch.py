@@ -21,8 +21,8 @@ from ovd_d2 import add_ovd_config
 from ovd_d2.encoders.image_text_model import ImagePreprocessing
 from ovd_d2.encoders.text_towers import LockedTextTower
 from ovd_d2.errors import OVDError
-from ovd_d2.language import TextEmbeddingBank, TextEmbeddings, Vocabulary
-from ovd_d2.modeling import CLIP
+from ovd_d2.language import Vocabulary
+from ovd_d2.modeling import CLIP, get_vocabulary, set_vocabulary
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "language"))
 
@@ -246,36 +246,35 @@ def test_other_colour_order_is_refused():
         build_model(cfg)
 
 
-def embedded(model, names, tmp_path):
-    vocabulary = Vocabulary(names)
-    return vocabulary, TextEmbeddingBank(model.text_encoder(), "name", cache_dir=tmp_path).embed(
-        vocabulary
-    )
-
-
 @pytest.mark.parametrize("text_dim", [8, 5])
-def test_vocabulary_swaps_in_one_call(tmp_path, text_dim):
-    """With a projection (text_dim 5) the class embeddings come from the model as it is now."""
+def test_vocabulary_swaps_in_one_call(text_dim):
+    """The class embeddings come from the model as it is now."""
     model = tiny_clip(text_dim=text_dim).eval()
+    model.prompts = "name"
     for names in (("cat", "dog", "mug"), ("sky",)):
-        model.set_vocabulary(*embedded(model, names, tmp_path))
+        model.set_vocabulary(names)
+        assert get_vocabulary(model).names == names
         output = model(batch(1))[0]
         expected = model.encode_text(list(names)) @ output["image_embedding"]
         scale = model.logit_scale.exp()
         torch.testing.assert_close(output["logits"], (scale * expected).detach(), atol=1e-4, rtol=0)
-    model.clear_vocabulary()
+        if text_dim != 8:
+            model.text_tower.projection.weight.data.add_(1)
+    set_vocabulary(model, None)
     assert "logits" not in model(batch(1))[0]
+    with pytest.raises(OVDError, match="CLIP makes its class embeddings itself"):
+        set_vocabulary(model, "cat", "minilm")
+    assert get_vocabulary(model) is None
 
 
-def test_class_embeddings_of_another_encoder_or_older_weights_are_refused(tmp_path):
-    model = tiny_clip(text_dim=5)
-    old = embedded(model, ("cat",), tmp_path)
-    model.text_tower.projection.weight.data.add_(1)
-    with pytest.raises(OVDError, match="the class embeddings are by"):
-        model.set_vocabulary(*old)
-    vocabulary, _ = old
-    with pytest.raises(OVDError, match="width 7"):
-        model.set_vocabulary(vocabulary, TextEmbeddings(torch.ones(1, 7), ("cat",), "x"))
+def test_prompts_and_synonyms_come_from_the_config():
+    cfg = config()
+    cfg.MODEL.OPEN_VOCAB.PROMPTS, cfg.MODEL.OPEN_VOCAB.USE_SYNONYMS = "a {}", True
+    model = build_model(cfg).eval()
+    model.set_vocabulary(Vocabulary(("cat",), synonyms=(("kitty",),)))
+    mean = model.encode_text(["a cat", "a kitty"]).mean(dim=0, keepdim=True)
+    expected = torch.nn.functional.normalize(mean, dim=1)
+    torch.testing.assert_close(model.class_embeddings, expected, atol=1e-5, rtol=0)
 
 
 def double_clip():

@@ -101,7 +101,7 @@ def heads(mask_classes=1, **kwargs) -> OpenVocabROIHeads:
         "mask_pooler": pooler,
         "mask_head": MaskRCNNConvUpsampleHead(shape, num_classes=mask_classes, conv_dims=[4, 4]),
         "vocabulary": make_vocabulary(3),
-        "text_embeddings": make_embeddings(make_vocabulary(3)),
+        "class_embedder": make_embeddings(make_vocabulary(3)),
         **kwargs,
     })  # fmt: skip
 
@@ -131,7 +131,7 @@ def test_explicit_arguments_that_go_together():
             "distiller.*give one of them",
         ),
         (lambda: {"vocabulary": 3}, "vocabulary is 3"),
-        (lambda: {"text_embeddings": 3}, "text_embeddings is a int"),
+        (lambda: {"class_embedder": 3}, "class_embedder is a int"),
     ],
 )
 def test_explicit_arguments_that_do_not_go_together_are_named(arguments, words):

@@ -106,7 +106,7 @@ def test_the_example_trains_and_is_evaluated_on_other_names(letters, shapes, tmp
     cfg = LazyConfig.load(str(EXAMPLE))
     make_small(cfg.model)
     cfg.model.roi_heads.vocabulary = "dataset:lazy_trained"
-    cfg.model.roi_heads.text_embeddings.encoder_spec = letters
+    cfg.model.roi_heads.class_embedder.encoder_spec = letters
     resize = L(T.ResizeShortestEdge)(short_edge_length=64, max_size=96)
     for loader, name in ((cfg.dataloader.train, "lazy_trained"),
                          (cfg.dataloader.test, "lazy_asked")):  # fmt: skip
@@ -128,7 +128,7 @@ def test_the_example_trains_and_is_evaluated_on_other_names(letters, shapes, tmp
     moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters())]
     assert sum(moved) > len(moved) / 2
 
-    set_vocabulary(model, "dataset:lazy_asked", instantiate(cfg.model.roi_heads.text_embeddings))
+    set_vocabulary(model, "dataset:lazy_asked", instantiate(cfg.model.roi_heads.class_embedder))
     results = inference_on_dataset(
         model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
     )
@@ -143,7 +143,7 @@ def test_the_example_names_only_what_the_zoo_has_not():
     zoo = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py")
     assert cfg.keys() >= zoo.keys()
     assert cfg.model.backbone == zoo.model.backbone
-    assert isinstance(OmegaConf.to_yaml(cfg.model.roi_heads.text_embeddings), str)
+    assert isinstance(OmegaConf.to_yaml(cfg.model.roi_heads.class_embedder), str)
 
 
 def open_vocabulary(heads: DictConfig, target, predictors: list[DictConfig], folder) -> None:
@@ -155,7 +155,7 @@ def open_vocabulary(heads: DictConfig, target, predictors: list[DictConfig], fol
         predictor.test_score_thresh = 0.0
     heads.mask_head.num_classes = 1
     heads.vocabulary = list(TRAINED)
-    heads.text_embeddings = str(folder / "three.npy")
+    heads.class_embedder = str(folder / "three.npy")
     np.save(folder / "three.npy", np.random.default_rng(0).normal(size=(3, DIM)))
 
 

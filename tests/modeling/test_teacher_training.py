@@ -36,8 +36,9 @@ def store(tmp_path):
 
 
 def test_learning_rate_of_the_second_head(build, zoo_cfg):
-    cfg = zoo_cfg("fpn", 5, *METHODS["ensemble"], "SOLVER.IMAGE_BRANCH_MULTIPLIER", 3.0,
-                  "SOLVER.BACKBONE_MULTIPLIER", 0.1, "SOLVER.BASE_LR", 0.01)  # fmt: skip
+    factors = [["roi_heads.image_branch.", 3.0], ["backbone.", 0.1]]
+    cfg = zoo_cfg("fpn", 5, *METHODS["ensemble"], "SOLVER.BASE_LR", 0.01,
+                  "SOLVER.LR_MULTIPLIERS", factors)  # fmt: skip
     model = build_model(cfg)
     lr = {id(p): g["lr"] for g in build_optimizer(cfg, model).param_groups for p in g["params"]}
     for name, parameter in model.named_parameters():

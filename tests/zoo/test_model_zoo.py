@@ -183,7 +183,7 @@ def test_a_regnet_of_the_lazy_zoo(tmp_path):
     heads = model.roi_heads
     heads.batch_size_per_image, heads.mask_head.num_classes = 16, 1
     heads._target_ = "ovd_d2.modeling.OpenVocabROIHeads"
-    heads.update(vocabulary=list(FIRST.names), text_embeddings=embeddings_file(tmp_path, FIRST))
+    heads.update(vocabulary=list(FIRST.names), class_embedder=embeddings_file(tmp_path, FIRST))
     heads.box_predictor._target_ = "ovd_d2.modeling.OpenVocabBoxPredictor"
     heads.box_predictor.test_score_thresh = 0.0
     heads.box_predictor.classifier = OmegaConf.create({

@@ -14,8 +14,12 @@ from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from ovd_d2.benchmarks.speed.train_step import made_up_batch, offline, random_boxes
-from ovd_d2.engine.trainer import OpenVocabTrainer
+from ovd_d2.benchmarks.speed.train_step import (
+    build_offline,
+    made_up_batch,
+    offline,
+    random_boxes,
+)
 from ovd_d2.errors import OVDError
 from ovd_d2.modeling.roi_heads import OpenVocabROIHeadsMixin
 
@@ -62,19 +66,18 @@ def measure_roi_part(
     Raises:
         OVDError: the model is not a ``GeneralizedRCNN`` with our heads.
     """
-    with offline(cfg) as cfg:
-        torch.manual_seed(0)
-        model = OpenVocabTrainer.build_model(cfg).train()
-        heads = getattr(model, "roi_heads", None)
-        if not isinstance(model, GeneralizedRCNN) or not isinstance(heads, OpenVocabROIHeadsMixin):
-            raise OVDError("The RoI part is timed on ovd_d2's ROI heads: give a config with them.")
-        batch = made_up_batch(cfg, images or cfg.SOLVER.IMS_PER_BATCH)
-        with torch.no_grad():
-            inputs = model.preprocess_image(batch).tensor
-            features = model.backbone(inputs)
-        features = {name: f.detach().requires_grad_() for name, f in features.items()}
-        side, count = inputs.shape[-1], cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
-        head = _box_head(heads)
+    cfg, vocabulary = offline(cfg)
+    model = build_offline(cfg, vocabulary)
+    heads = getattr(model, "roi_heads", None)
+    if not isinstance(model, GeneralizedRCNN) or not isinstance(heads, OpenVocabROIHeadsMixin):
+        raise OVDError("The RoI part is timed on ovd_d2's ROI heads: give a config with them.")
+    batch = made_up_batch(cfg, images or cfg.SOLVER.IMS_PER_BATCH)
+    with torch.no_grad():
+        inputs = model.preprocess_image(batch).tensor
+        features = model.backbone(inputs)
+    features = {name: f.detach().requires_grad_() for name, f in features.items()}
+    side, count = inputs.shape[-1], cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
+    head = _box_head(heads)
 
     def boxes(number: int, seed: int) -> list[Boxes]:
         generator = torch.Generator().manual_seed(seed)

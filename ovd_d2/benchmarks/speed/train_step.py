@@ -3,15 +3,11 @@
 Letters: Ri teacher regions of image i, D embedding width.
 """
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median, quantiles
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.structures import BitMasks, Boxes, Instances
@@ -22,7 +18,9 @@ from ovd_d2.engine.optimizer import build_optimizer
 from ovd_d2.engine.train_loop import TrainLoop, amp_dtype
 from ovd_d2.engine.trainer import OpenVocabTrainer
 from ovd_d2.errors import OVDError
-from ovd_d2.language import Vocabulary
+from ovd_d2.language import LATER, RandomEmbeddings, Vocabulary
+from ovd_d2.modeling import is_open_vocabulary, set_vocabulary
+from ovd_d2.modeling.open_vocabulary import part_with
 from ovd_d2.structures import PartialMasks, Supervision
 
 OBJECTS = 5  # boxes of an image; the mini benchmark has 3 to 7, LVIS 13
@@ -111,34 +109,36 @@ def measure_step(
     """
     if rounds < 1 or images < 0 or any(count < 1 for count in regions):
         raise OVDError("Rounds, images and regions have to be 1 or more.")
-    with offline(cfg) as cfg:
-        source = _Repeated()
-        ours = _train_loop(cfg, source)
-        heads = getattr(ours.model, "roi_heads", nn.Identity())
-        if not getattr(heads, "needs_teacher_regions", False):
-            raise OVDError(
-                "This config does not learn from teacher regions: give one with "
-                "MODEL.REGION_DISTILLATION.WEIGHT, such as configs/mini/vild.yaml."
-            )
-        batch = made_up_batch(cfg, images or cfg.SOLVER.IMS_PER_BATCH)
-        counts = [PLAIN, 0, *regions]
-        loops = dict.fromkeys(counts, ours) | {PLAIN: _train_loop(_plain(cfg), source)}
-        batches = {count: _with_regions(batch, max(count, 0), cfg) for count in counts}
-        batches[PLAIN] = batch
-        result = StepTimes(name, {count: [] for count in counts})
-        with EventStorage():
-            for turn in progress(range(-2, rounds)):
-                for count in counts if turn % 2 else reversed(counts):
-                    source.batch = batches[count]
-                    seconds = _timed_step(loops[count])
-                    if turn >= 0:
-                        result.seconds[count].append(seconds)
+    cfg, vocabulary = offline(cfg)
+    source = _Repeated()
+    ours = _train_loop(cfg, vocabulary, source)
+    learner = part_with(ours.model, "needs_teacher_regions")
+    if learner is None or not learner.needs_teacher_regions:
+        raise OVDError(
+            "This config does not learn from teacher regions: give one with "
+            "MODEL.REGION_DISTILLATION.WEIGHT, such as configs/mini/vild.yaml."
+        )
+    batch = made_up_batch(cfg, images or cfg.SOLVER.IMS_PER_BATCH)
+    counts = [PLAIN, 0, *regions]
+    loops = dict.fromkeys(counts, ours) | {
+        PLAIN: _train_loop(_plain(cfg, len(vocabulary)), vocabulary, source)
+    }
+    batches = {count: _with_regions(batch, max(count, 0), cfg) for count in counts}
+    batches[PLAIN] = batch
+    result = StepTimes(name, {count: [] for count in counts})
+    with EventStorage():
+        for turn in progress(range(-2, rounds)):
+            for count in counts if turn % 2 else reversed(counts):
+                source.batch = batches[count]
+                seconds = _timed_step(loops[count])
+                if turn >= 0:
+                    result.seconds[count].append(seconds)
     return result
 
 
-@contextmanager
-def offline(cfg: CfgNode) -> Iterator[CfgNode]:
-    """``cfg`` with random class embeddings, without what a bench should not wait for."""
+def offline(cfg: CfgNode) -> tuple[CfgNode, Vocabulary]:
+    """``cfg`` without what a bench should not wait for, for :func:`build_offline`, and its
+    classes."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = ""
@@ -148,23 +148,26 @@ def offline(cfg: CfgNode) -> Iterator[CfgNode]:
                         cfg.MODEL.ROI_MASK_HEAD):  # fmt: skip
             section.NORM = section.NORM.replace("SyncBN", "BN")
     open_vocab = cfg.MODEL.OPEN_VOCAB
-    open_vocab.VOCABULARY = open_vocab.VOCABULARY or f"dataset:{cfg.DATASETS.TRAIN[0]}"
-    vocabulary = Vocabulary.load(open_vocab.VOCABULARY)
+    vocabulary = Vocabulary.load(open_vocab.VOCABULARY or f"dataset:{cfg.DATASETS.TRAIN[0]}")
+    open_vocab.VOCABULARY, open_vocab.TEXT_EMBEDDINGS = LATER, ""
     cfg.DATASETS.TRAIN, cfg.DATASETS.SOURCES = (), []  # the batch is of neither
-    with tempfile.TemporaryDirectory() as folder:
-        table = Path(folder) / "embeddings.npy"
-        shape = (len(vocabulary), cfg.MODEL.OPEN_VOCAB.EMBED_DIM)
-        np.save(table, np.random.default_rng(0).normal(size=shape).astype(np.float16))
-        cfg.MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS = str(table)
-        yield cfg
+    return cfg, vocabulary
 
 
-def _plain(cfg: CfgNode) -> CfgNode:
+def build_offline(cfg: CfgNode, vocabulary: Vocabulary) -> nn.Module:
+    """The model of ``cfg``, in training mode, with random class embeddings."""
+    torch.manual_seed(0)
+    model = OpenVocabTrainer.build_model(cfg).train()
+    if is_open_vocabulary(model):
+        set_vocabulary(model, vocabulary, RandomEmbeddings(cfg.MODEL.OPEN_VOCAB.EMBED_DIM))
+    return model
+
+
+def _plain(cfg: CfgNode, num_classes: int) -> CfgNode:
     """The same detector without anything of ours: a closed set of as many classes."""
-    vocabulary = np.load(cfg.MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS, mmap_mode="r")
     cfg = cfg.clone()
     cfg.MODEL.ROI_HEADS.NAME = _STOCK_HEADS.get(cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.NAME)
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(vocabulary)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
     cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = False  # it would read a data set's json
     cfg.MODEL.PROPOSAL_GENERATOR.NAME = "RPN"
     return cfg
@@ -180,12 +183,11 @@ class _Repeated:
             yield self.batch
 
 
-def _train_loop(cfg: CfgNode, source: _Repeated) -> TrainLoop:
-    torch.manual_seed(0)
-    model = OpenVocabTrainer.build_model(cfg)
+def _train_loop(cfg: CfgNode, vocabulary: Vocabulary, source: _Repeated) -> TrainLoop:
+    model = build_offline(cfg, vocabulary)
     amp = cfg.SOLVER.AMP
     loop = TrainLoop(
-        model.train(),
+        model,
         source,
         build_optimizer(cfg, model),
         device_type=model.device.type,

@@ -7,7 +7,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovd_d2.data.model_kind import has_open_vocabulary
-from ovd_d2.language import Vocabulary
+from ovd_d2.errors import OVDError
+from ovd_d2.language import LATER, Vocabulary
 from ovd_d2.language.class_places import class_places
 
 
@@ -41,6 +42,11 @@ def trained_names(cfg: CfgNode) -> tuple[str, ...] | None:
     if names is None:
         return None
     wanted = cfg.MODEL.OPEN_VOCAB.VOCABULARY
+    if wanted == LATER:
+        raise OVDError(
+            "MODEL.OPEN_VOCAB.VOCABULARY is later, but training needs its classes at once: name "
+            'them, or set "" for those of DATASETS.TRAIN.'
+        )
     return Vocabulary.load(wanted).names if wanted else tuple(names)
 
 

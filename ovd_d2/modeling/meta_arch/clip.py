@@ -25,7 +25,7 @@ from ovd_d2.encoders.image_text_model import ImagePreprocessing
 from ovd_d2.encoders.image_towers import build_image_tower
 from ovd_d2.encoders.text_towers import LockedTextTower, build_text_tower
 from ovd_d2.errors import OVDError
-from ovd_d2.language import TextEmbeddings, Vocabulary
+from ovd_d2.language import TextEmbeddingBank, Vocabulary, VocabularyLike, as_vocabulary
 from ovd_d2.layers.gather_rows import gather_rows
 from ovd_d2.losses import symmetric_contrastive_loss
 
@@ -55,6 +55,8 @@ class CLIP(nn.Module):
         logit_scale_max: float = 100.0,
         ignore_equal_captions: bool = False,
         freeze: Sequence[str] = (),
+        prompts: str = "photo",
+        use_synonyms: bool = False,
     ) -> None:
         """
         Args:
@@ -66,6 +68,8 @@ class CLIP(nn.Module):
             logit_scale_max: it never becomes larger.
             ignore_equal_captions: pairs with the same caption are no negatives of each other.
             freeze: patterns of the names of parameters that get no gradient.
+            prompts: what class names are put into, see ``load_prompts``.
+            use_synonyms: a class is the average over its synonyms too.
         """
         super().__init__()
         if not 0 < logit_scale_init <= logit_scale_max:
@@ -80,6 +84,8 @@ class CLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale_init)))
         self.logit_scale_max = logit_scale_max
         self.ignore_equal_captions = ignore_equal_captions
+        self.prompts = prompts
+        self.use_synonyms = use_synonyms
         self.vocabulary: Vocabulary | None = None
         self.register_buffer("class_embeddings", torch.zeros(0, 0), persistent=False)
         for pattern in freeze:
@@ -129,6 +135,8 @@ class CLIP(nn.Module):
             "logit_scale_max": keys.LOGIT_SCALE_MAX,
             "ignore_equal_captions": keys.IGNORE_EQUAL_CAPTIONS,
             "freeze": tuple(keys.FREEZE),
+            "prompts": cfg.MODEL.OPEN_VOCAB.PROMPTS,
+            "use_synonyms": cfg.MODEL.OPEN_VOCAB.USE_SYNONYMS,
         }  # fmt: skip
 
     @property
@@ -201,35 +209,23 @@ class CLIP(nn.Module):
             return tower.encoder
         return _PresentTextEncoder(self)
 
-    def set_vocabulary(self, vocabulary: Vocabulary, embeddings: TextEmbeddings) -> None:
-        """Makes inference classify.
+    def set_vocabulary(self, vocabulary: VocabularyLike | None) -> None:
+        """Makes inference classify, by class embeddings of the text side as it is now.
 
         Args:
-            vocabulary: K classes.
-            embeddings: (K, D) by :meth:`text_encoder`.
+            vocabulary: K classes; None: inference gives embeddings alone.
 
         Raises:
-            OVDError: another encoder, width or number of classes.
+            OVDError: names that cannot be had; nothing changes then.
         """
-        dim = self.settings.get("dim", embeddings.dim)
-        wanted = self.text_encoder().encoder_id
-        if len(vocabulary) != len(embeddings) or embeddings.dim != dim:
-            raise OVDError(
-                f"{len(embeddings)} class embeddings of width {embeddings.dim} do not fit "
-                f"{len(vocabulary)} classes and MODEL.CLIP.EMBED_DIM {dim}."
-            )
-        if embeddings.encoder_id != wanted:
-            raise OVDError(
-                f"the class embeddings are by {embeddings.encoder_id}, the model's text side is "
-                f"{wanted}: use MODEL.CLIP.TEXT_TOWER's encoder."
-            )
+        if vocabulary is None:
+            self.vocabulary = None
+            self.class_embeddings = self.class_embeddings.new_zeros(0, 0)
+            return
+        vocabulary = as_vocabulary(vocabulary)
+        bank = TextEmbeddingBank(self.text_encoder(), self.prompts, self.use_synonyms, cache=False)
+        self.class_embeddings = bank.embed(vocabulary).embeddings.to(self.device)
         self.vocabulary = vocabulary
-        self.class_embeddings = embeddings.embeddings.to(self.device)
-
-    def clear_vocabulary(self) -> None:
-        """Inference gives embeddings alone again."""
-        self.vocabulary = None
-        self.class_embeddings = self.class_embeddings.new_zeros(0, 0)
 
 
 class _PresentTextEncoder:

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
 from ovd_d2.language import (
-    EmbeddingsLike,
+    ClassEmbedderLike,
     Vocabulary,
     VocabularyLike,
-    build_class_embeddings,
-    class_space,
+    as_class_embedder,
+    as_vocabulary,
+    configured_class_embedder,
+    configured_vocabulary,
 )
 from ovd_d2.modeling.classifiers.embedding_classifier import encoders_differ
 from ovd_d2.structures import Supervision, is_box_supervised, rows_with
@@ -53,14 +55,19 @@ class OpenVocabROIHeadsMixin:
     ``image_labels`` (RKD).
     """
 
-    __jit_unused_properties__ = ("box_predictors", "vocabulary", "needs_teacher_regions")
+    __jit_unused_properties__ = (
+        "box_predictors",
+        "vocabulary",
+        "needs_teacher_regions",
+        "logit_scale",
+    )
 
     @configurable
     def __init__(
         self,
         *,
-        vocabulary: VocabularyLike,
-        text_embeddings: EmbeddingsLike,
+        vocabulary: VocabularyLike | None,
+        class_embedder: ClassEmbedderLike,
         distiller: RegionDistiller | None = None,
         image_branch: ImageBranch | None = None,
         image_labels: ImageLabelSupervision | None = None,
@@ -70,8 +77,10 @@ class OpenVocabROIHeadsMixin:
     ):
         """
         Args:
-            vocabulary: the K classes to start with, see :func:`class_space`.
-            text_embeddings: their (K, D) embeddings, or what gives them.
+            vocabulary: the K classes to start with, see :func:`ovd_d2.language.as_vocabulary`;
+                None: none before :meth:`set_vocabulary`, and nothing is embedded.
+            class_embedder: makes (K, D) embeddings of classes, see
+                :func:`ovd_d2.language.as_class_embedder`.
             distiller: teaches the text branch's embeddings.
             image_branch: a second opinion on classes; not together with ``distiller``.
             image_labels: teaches the text branch from rows of IMAGE_LABEL; None: they are ignored.
@@ -92,24 +101,18 @@ class OpenVocabROIHeadsMixin:
         self.image_labels = image_labels
         self.score_rule = score_rule
         self.target_checks = TargetChecks() if target_checks is None else target_checks
-        self._set_vocabulary(vocabulary, text_embeddings)
+        self.class_embedder = as_class_embedder(class_embedder)
+        self._set_vocabulary(vocabulary)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         check_head_name(cfg)
         check_class_agnostic(cfg)
         open_vocab = cfg.MODEL.OPEN_VOCAB
-        vocabulary, embeddings = build_class_embeddings(
-            vocabulary=open_vocab.VOCABULARY,
-            train_datasets=cfg.DATASETS.TRAIN,
-            text_embeddings=open_vocab.TEXT_EMBEDDINGS,
-            text_encoder=open_vocab.TEXT_ENCODER,
-            prompts=open_vocab.PROMPTS,
-            use_synonyms=open_vocab.USE_SYNONYMS,
-            embed_dim=open_vocab.EMBED_DIM,
-            novel_names=cfg.DATASETS.NOVEL_NAMES,
+        vocabulary = configured_vocabulary(
+            open_vocab.VOCABULARY, cfg.DATASETS.TRAIN, cfg.DATASETS.NOVEL_NAMES
         )
-        stock_cfg = _stock_config(cfg, len(vocabulary))
+        stock_cfg = _stock_config(cfg, 1 if vocabulary is None else len(vocabulary))
         ret = super().from_config(stock_cfg, input_shape)
 
         def text_predictor(stock: FastRCNNOutputLayers) -> OpenVocabBoxPredictor:
@@ -123,7 +126,11 @@ class OpenVocabROIHeadsMixin:
             ret["box_predictors"] = [text_predictor(p) for p in ret["box_predictors"]]
         else:
             ret["box_predictor"] = text_predictor(ret["box_predictor"])
-        ret.update(vocabulary=vocabulary, text_embeddings=embeddings)
+        ret["vocabulary"] = vocabulary
+        ret["class_embedder"] = configured_class_embedder(
+            open_vocab.TEXT_EMBEDDINGS, open_vocab.TEXT_ENCODER, open_vocab.PROMPTS,
+            open_vocab.USE_SYNONYMS, cfg.MODEL.DEVICE,
+        )  # fmt: skip
         ret["target_checks"] = TargetChecks(cfg)
         ret.update(cls._extra_parts(cfg, stock_cfg, input_shape))
         return ret
@@ -177,9 +184,14 @@ class OpenVocabROIHeadsMixin:
         return list(stages) if isinstance(stages, nn.ModuleList) else [stages]
 
     @property
-    def vocabulary(self) -> Vocabulary:
-        """The present classes."""
+    def vocabulary(self) -> Vocabulary | None:
+        """The present classes; None before any were set."""
         return self.box_predictors[0].vocabulary
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor on cosines of :meth:`region_embeddings`."""
+        return self.box_predictors[-1].cls_score.logit_scale
 
     @property
     def needs_teacher_regions(self) -> bool:
@@ -197,15 +209,24 @@ class OpenVocabROIHeadsMixin:
                 "MODEL.OPEN_VOCAB.TEXT_ENCODER, or change that."
             )
 
-    def set_vocabulary(self, vocabulary: VocabularyLike, embeddings: EmbeddingsLike) -> None:
-        """Swaps the class space of all stages and branches to what :func:`class_space` makes of the
-        arguments; raises OVDError and changes nothing if the embeddings do not fit (see
-        :meth:`OpenVocabBoxPredictor.set_vocabulary`)."""
-        self._set_vocabulary(vocabulary, embeddings)
+    def set_vocabulary(self, vocabulary: VocabularyLike | None) -> None:
+        """Swaps the classes of all stages and branches, embedded by ``class_embedder``.
+
+        Raises:
+            OVDError: classes that cannot be had, or embeddings that do not fit (see
+                :meth:`OpenVocabBoxPredictor.set_vocabulary`); nothing changes then.
+        """
+        self._set_vocabulary(vocabulary)
         self.target_checks.honoured.add(EVALUATION)  # the caller knows what is asked for
 
-    def _set_vocabulary(self, vocabulary: VocabularyLike, embeddings: EmbeddingsLike) -> None:
-        vocabulary, embeddings = class_space(vocabulary, embeddings)
+    def _set_vocabulary(self, vocabulary: VocabularyLike | None) -> None:
+        if vocabulary is None:
+            for predictor in self.box_predictors:
+                predictor.vocabulary = None
+            self.num_classes, self.is_novel = 1, [False]  # lists that scripting can type
+            return
+        vocabulary = as_vocabulary(vocabulary)
+        embeddings = self.class_embedder.embed(vocabulary)
         if self.image_branch is not None:
             self.image_branch.check_vocabulary(embeddings)
         for predictor in self.box_predictors:
@@ -214,6 +235,13 @@ class OpenVocabROIHeadsMixin:
             self.image_branch.set_vocabulary(vocabulary, embeddings)
         self.num_classes = len(vocabulary)
         self.is_novel = list(vocabulary.is_novel)
+
+    def _check_has_vocabulary(self) -> None:
+        if self.vocabulary is None:
+            raise OVDError(
+                "The model has no classes yet (MODEL.OPEN_VOCAB.VOCABULARY later): call "
+                "set_vocabulary first."
+            )
 
     def forward(
         self,
@@ -228,10 +256,12 @@ class OpenVocabROIHeadsMixin:
         those that nothing in it concerns are 0."""
         if not self.training:
             if not torch.jit.is_scripting():
+                self._check_has_vocabulary()
                 self.target_checks.before_inference(self.vocabulary)
             boxes, scores = self.boxes_and_scores(images, features, proposals)
             found = self._detections(boxes, scores, [p.image_size for p in proposals])
             return self.forward_with_given_boxes(features, found), {}
+        self._check_has_vocabulary()
         regions = [
             rows_with(t, Supervision.TEACHER_REGION) if self.needs_teacher_regions else t[:0]
             for t in targets

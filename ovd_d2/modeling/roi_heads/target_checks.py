@@ -21,8 +21,9 @@ logger = logging.getLogger(__name__)
 
 EVALUATION = "DATASETS.TEST"
 # Keys that the model cannot honour itself. Those of the data are honoured by whoever marks rows.
-_TRAINER_KEYS = ("SOLVER.OPTIMIZER", "SOLVER.BACKBONE_MULTIPLIER", "SOLVER.IMAGE_BRANCH_MULTIPLIER",
-                 "SOLVER.ACCUMULATE", "SOLVER.AMP.DTYPE")  # fmt: skip
+_TRAINER_KEYS = (
+    "SOLVER.OPTIMIZER", "SOLVER.LR_MULTIPLIERS", "SOLVER.ACCUMULATE", "SOLVER.AMP.DTYPE"
+)  # fmt: skip
 _DATA_KEYS = ("DATASETS.SOURCES", "DATASETS.REGION_STORE", "INPUT.SCALE_JITTER.ENABLED")
 # A source of DATASETS.SOURCES may come late; without any, what does not come at once never does.
 _PATIENCE, _PATIENCE_WITH_SOURCES = 20, 1000
