@@ -19,9 +19,10 @@ from ovd_d2 import __version__
 from ovd_d2.errors import OVDError
 
 COMMANDS = (
-    "bench", "benchmark", "clip", "convert", "demo", "doctor", "export", "mini", "predict",
-    "pseudo-label", "regions",
+    "benchmark", "clip", "convert", "demo", "doctor", "export", "mini", "predict",
+    "pseudo-label", "regions", "speed",
 )  # fmt: skip
+RENAMED = {"bench": "speed"}
 
 
 def build_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
@@ -62,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     asked = [word for word in arguments[:1] if word in COMMANDS]
     try:
+        if arguments and arguments[0] in RENAMED:
+            raise OVDError(f"ovd {arguments[0]} is now called ovd {RENAMED[arguments[0]]}.")
         build_app(asked or COMMANDS)(args=arguments, prog_name="ovd")
     except OVDError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -12,7 +12,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports on demand: `ovd bench` and the loss curves need no detector."""
+    """Imports on demand: `ovd speed` and the loss curves need no detector."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib

@@ -53,6 +53,12 @@ def test_wrong_usage_is_exit_code_2(words):
     assert "Traceback" not in result.stderr
 
 
+def test_an_old_name_names_the_new_one():
+    result = ovd("bench", "store")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: ovd bench is now called ovd speed.\n"
+
+
 def test_bad_input_is_one_line_and_exit_code_2():
     result = ovd("demo", "--models", "vild_text,nonsense")
     assert result.returncode == 2

@@ -173,7 +173,7 @@ def test_step_bench_refuses_a_model_without_teacher(zoo_cfg):
 def test_step_bench_bad_input(words, message, capsys):
     config = os.path.join(os.path.dirname(__file__), "../../configs/mini/vild.yaml")
     with pytest.raises(SystemExit) as ended:
-        main(["bench", "step", "--config-file", config, *words])
+        main(["speed", "step", "--config-file", config, *words])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
@@ -184,7 +184,7 @@ def test_step_bench_of_a_gpu_config_runs_without_one(mini_root, capsys, monkeypa
     config = os.path.join(os.path.dirname(__file__), "../../configs/mini/vild.yaml")
     words = ["--images", "1", "--rounds", "1", "--regions", "2", "--json", "MODEL.DEVICE", "cuda"]
     with pytest.raises(SystemExit) as ended:
-        main(["bench", "step", "--config-file", config, *words])
+        main(["speed", "step", "--config-file", config, *words])
     assert not ended.value.code
     facts = json.loads(capsys.readouterr().out)
     assert facts["device"] == "cpu"

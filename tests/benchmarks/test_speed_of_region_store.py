@@ -1,4 +1,4 @@
-"""``ovd bench store`` at small sizes."""
+"""``ovd speed store`` at small sizes."""
 
 import json
 
@@ -40,7 +40,7 @@ def test_the_command(tmp_path, capsys):
     small = ["--images", "10", "--regions", "4", "--dim", "8", "--folder", str(tmp_path)]
     for more in (["--json"], []):
         with pytest.raises(SystemExit) as exit_info:
-            main(["bench", "store", *small, *more])
+            main(["speed", "store", *small, *more])
         assert exit_info.value.code == 0
     text = capsys.readouterr().out
     facts, end = json.JSONDecoder().raw_decode(text)

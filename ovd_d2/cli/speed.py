@@ -1,4 +1,4 @@
-"""``ovd bench``: our way and the usual one, measured side by side in one run.
+"""``ovd speed``: our way and the usual one, measured side by side in one run.
 
 One function per benchmark; what measures lies in the rooms.
 """

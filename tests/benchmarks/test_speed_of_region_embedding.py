@@ -1,4 +1,4 @@
-"""``ovd bench regions`` on a tiny model: both sides do the same work, and the table says so."""
+"""``ovd speed regions`` on a tiny model: both sides do the same work, and the table says so."""
 
 import json
 import sys
@@ -75,7 +75,7 @@ def test_the_model_is_a_vit_b32(monkeypatch):
 
 def bench(capsys, *words):
     with pytest.raises(SystemExit) as exit_info:
-        main(["bench", "regions", "--images", "1", "--boxes", "3", "--repeats", "1", *words])
+        main(["speed", "regions", "--images", "1", "--boxes", "3", "--repeats", "1", *words])
     assert exit_info.value.code == 0
     return capsys.readouterr().out
 
@@ -95,6 +95,6 @@ def test_the_command(tiny, monkeypatch, capsys):
 
 def test_an_unknown_device_is_refused(capsys):
     with pytest.raises(SystemExit) as exit_info:
-        main(["bench", "regions", "--device", "abacus"])
+        main(["speed", "regions", "--device", "abacus"])
     assert exit_info.value.code == 2
     assert "error: --device abacus: " in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""``ovd bench`` at small sizes."""
+"""``ovd speed`` at small sizes."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ OVD = str(Path(sys.executable).with_name("ovd"))
 
 
 def bench(*words):
-    result = subprocess.run([OVD, "bench", *words], capture_output=True, text=True, timeout=200)
+    result = subprocess.run([OVD, "speed", *words], capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -63,7 +63,7 @@ def test_inference_table_skips_what_takes_minutes():
 )
 def test_bad_input(words, message, capsys):
     with pytest.raises(SystemExit) as exit_info:
-        main(["bench", "inference", *words])
+        main(["speed", "inference", *words])
     captured = capsys.readouterr()
     assert exit_info.value.code == 2
     assert captured.out == ""
