@@ -1,12 +1,5 @@
-"""Words to vectors: vocabularies, prompts, text encoders and the cached bank of embeddings."""
+"""Words to vectors: vocabularies, prompts and the cached bank of embeddings."""
 
-from ovd_d2.encoders.registry import (
-    TextEncoder,
-    TextEncoderScheme,
-    build_text_encoder,
-    register_text_encoder,
-    text_encoder_id,
-)
 from ovd_d2.language.attributes import (
     attribute_probabilities,
     expand_with_attributes,
@@ -28,14 +21,11 @@ __all__ = [
     "EmbeddingsLike",
     "TextEmbeddingBank",
     "TextEmbeddings",
-    "TextEncoder",
-    "TextEncoderScheme",
     "Vocabulary",
     "VocabularyLike",
     "article",
     "attribute_probabilities",
     "build_class_embeddings",
-    "build_text_encoder",
     "class_space",
     "clean_name",
     "expand_with_attributes",
@@ -44,7 +34,5 @@ __all__ = [
     "load_text_embeddings",
     "novel_flags",
     "read_novel_names",
-    "register_text_encoder",
-    "text_encoder_id",
     "vocabulary_product",
 ]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hashing_encoder import HashingEncoder
 
-from ovd_d2.encoders import TextEncoderScheme
+from ovd_d2.encoders import EncoderScheme
 from ovd_d2.encoders.registry import _SCHEMES
 from ovd_d2.errors import OVDError
 from ovd_d2.language import TextEmbeddingBank, Vocabulary, class_space
@@ -40,7 +40,7 @@ def test_embeddings_in_every_form(bank, tmp_path, monkeypatch):
     for path in (tmp_path / "ready.safetensors", str(tmp_path / "ready.safetensors")):
         assert torch.equal(class_space(NAMES, path)[1].embeddings, ready.embeddings)
     monkeypatch.setenv("OVD_D2_CACHE", str(tmp_path / "more"))
-    scheme = TextEncoderScheme(lambda rest: "hashing@000000000000", lambda *_: HashingEncoder(),
+    scheme = EncoderScheme(lambda rest: "hashing@000000000000", lambda *_: HashingEncoder(),
                                rest=None)  # fmt: skip
     monkeypatch.setitem(_SCHEMES, "hashing", scheme)
     by_name = class_space(NAMES, "hashing")[1]
@@ -56,7 +56,7 @@ def test_embeddings_in_every_form(bank, tmp_path, monkeypatch):
         ([], "minilm", "at least one"),
         (["cat", 3], "minilm", "must be strings"),
         ("cat", None, "text_embeddings is a NoneType"),
-        ("cat", "nonsense", "unknown text encoder 'nonsense'"),
+        ("cat", "nonsense", "unknown encoder 'nonsense'"),
         ("cat", "/nowhere/x.npy", "/nowhere/x.npy"),
     ],
 )
