@@ -19,7 +19,7 @@ def export(
     note: list[str] = typer.Option([], help="KEY=TEXT for the facts; may be repeated."),
     registered: list[str] = REGISTER,
 ) -> None:
-    """Write a CLIP model with a locked text tower as a file for mini-teacher:FILE."""
+    """Write a CLIP model with a locked text tower as a file for exported:FILE."""
     from ovd_d2 import register
     from ovd_d2.errors import OVDError
     from ovd_d2.jobs.export_teacher import export_checkpoint
@@ -37,7 +37,7 @@ def export(
 
 @app.command()
 def probe(
-    model: str = typer.Option("mini-teacher", help="openai-clip:..., hf:..., mini-teacher, ..."),
+    model: str = typer.Option("mini-teacher", help="openai-clip:..., open_clip:..., hf:..., ..."),
     train: str = typer.Option("mini_v1_objects_train_all", help="Labelled data set or folder."),
     validation: str = typer.Option("mini_v1_objects_val_seen", help="Another, to choose C."),
     test: str = typer.Option("mini_v1_objects_val", help="Another, to report."),

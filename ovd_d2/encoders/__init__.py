@@ -1,24 +1,33 @@
 """Image and text in one space: encoders of words, and CLIP-like models, behind one interface."""
 
-from .image_text_model import ImagePreprocessing, ImageTextModel, build_image_text_model
+from . import exported, huggingface, open_clip, openai_clip
+from .image_text_model import ImagePreprocessing, ImageTextModel
 from .region_encoder import CROP_RULES, CropRegionEncoder
 from .registry import (
-    TextEncoder,
-    TextEncoderScheme,
+    EncoderScheme,
+    build_image_text_model,
     build_text_encoder,
-    register_text_encoder,
+    register_encoder,
     text_encoder_id,
 )
+from .text_encoder import TextEncoder
+
+register_encoder("openai-clip", openai_clip.SCHEME)
+register_encoder("open_clip", open_clip.SCHEME)
+register_encoder("hf", huggingface.SCHEME)
+register_encoder("minilm", huggingface.MINILM)
+register_encoder("mini-teacher", exported.PACKAGED)
+register_encoder("exported", exported.SCHEME)
 
 __all__ = [
     "CROP_RULES",
     "CropRegionEncoder",
+    "EncoderScheme",
     "ImagePreprocessing",
     "ImageTextModel",
     "TextEncoder",
-    "TextEncoderScheme",
     "build_image_text_model",
     "build_text_encoder",
-    "register_text_encoder",
+    "register_encoder",
     "text_encoder_id",
 ]

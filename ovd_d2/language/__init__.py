@@ -1,12 +1,5 @@
-"""Words to vectors: vocabularies, prompts, text encoders and the cached bank of embeddings."""
+"""Words to vectors: vocabularies, prompts and the cached bank of embeddings."""
 
-from ovd_d2.encoders.registry import (
-    TextEncoder,
-    TextEncoderScheme,
-    build_text_encoder,
-    register_text_encoder,
-    text_encoder_id,
-)
 from ovd_d2.language.attributes import (
     attribute_probabilities,
     expand_with_attributes,
@@ -48,13 +41,10 @@ __all__ = [
     "configured_vocabulary",
     "TextEmbeddingBank",
     "TextEmbeddings",
-    "TextEncoder",
-    "TextEncoderScheme",
     "Vocabulary",
     "VocabularyLike",
     "article",
     "attribute_probabilities",
-    "build_text_encoder",
     "clean_name",
     "expand_with_attributes",
     "fill",
@@ -62,7 +52,5 @@ __all__ = [
     "load_text_embeddings",
     "novel_flags",
     "read_novel_names",
-    "register_text_encoder",
-    "text_encoder_id",
     "vocabulary_product",
 ]

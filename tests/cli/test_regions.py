@@ -93,7 +93,7 @@ def test_killed_twice_and_finished_by_two_processes(tmp_path, mini_root, encoder
         (["--dataset", "mini_v1_vla"], "mini_v1_vla"),
         (["--proposals", "json:/nowhere.json"], "proposals cannot be read from /nowhere.json"),
         (["--proposals", "rpn:/nowhere/model.pth"], "needs /nowhere/model.pth"),
-        (["--encoder", "minilm"], "unknown image-text model 'minilm'"),
+        (["--encoder", "minilm"], "encoder 'minilm' reads no images; write openai-clip:"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, mini_root, capsys, monkeypatch, changes, message):

@@ -11,13 +11,13 @@ from torch import nn
 
 import ovd_d2.encoders.registry as schemes
 from ovd_d2.encoders import (
+    EncoderScheme,
     ImagePreprocessing,
-    TextEncoderScheme,
     build_image_text_model,
     build_text_encoder,
     text_encoder_id,
 )
-from ovd_d2.encoders.exported_teacher import export_teacher
+from ovd_d2.encoders.exported import export_teacher
 from ovd_d2.encoders.image_towers import build_image_tower
 from ovd_d2.errors import OVDError
 from ovd_d2.files.digests import file_digest
@@ -36,7 +36,7 @@ class Numbers:
 
 @pytest.fixture
 def numbers(monkeypatch):
-    entry = TextEncoderScheme(lambda _: Numbers.encoder_id, lambda *_: Numbers(), rest=None)
+    entry = EncoderScheme(lambda _: Numbers.encoder_id, lambda *_: Numbers(), rest=None)
     monkeypatch.setitem(schemes._SCHEMES, "numbers", entry)
 
 
@@ -62,7 +62,7 @@ def write_facts(path):
 
 
 def test_round_trip(exported, tower):
-    model = build_image_text_model(f"mini-teacher:{exported}")
+    model = build_image_text_model(f"exported:{exported}")
     assert model.dim == 6 and model.preprocessing.resize == "squash"
     images = torch.randint(0, 256, (3, 3, 40, 20), dtype=torch.uint8)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_round_trip(exported, tower):
 
 
 def test_one_id_for_both_sides_and_none_of_the_locked_encoder(exported):
-    spec = f"mini-teacher:{exported}"
+    spec = f"exported:{exported}"
     ids = {text_encoder_id(spec), build_text_encoder(spec).encoder_id}
     ids |= {build_image_text_model(spec).encoder_id}
     assert ids == {f"mini-teacher@{file_digest(exported)[:12]}"}
@@ -80,13 +80,13 @@ def test_one_id_for_both_sides_and_none_of_the_locked_encoder(exported):
 
 def test_a_changed_file_is_refused_by_its_facts(exported):
     write_facts(exported)
-    build_image_text_model(f"mini-teacher:{exported}")
+    build_image_text_model(f"exported:{exported}")
     content = bytearray(exported.read_bytes())
     content[-7] ^= 1
     exported.write_bytes(content)
     for build in (build_image_text_model, build_text_encoder, text_encoder_id):
         with pytest.raises(OVDError, match="other sha256"):
-            build(f"mini-teacher:{exported}")
+            build(f"exported:{exported}")
 
 
 def test_an_export_replaces_old_facts(exported, tower, numbers):
@@ -95,14 +95,14 @@ def test_an_export_replaces_old_facts(exported, tower, numbers):
         exported, image_tower=tower, settings=SETTINGS, text_encoder=Numbers(),
         preprocessing=ImagePreprocessing(32), text_encoder_spec="numbers", logit_scale=21.0,
     )  # fmt: skip
-    build_image_text_model(f"mini-teacher:{exported}")
+    build_image_text_model(f"exported:{exported}")
 
 
 def test_facts_that_cannot_be_read(exported):
     for content in ("{", "[]", "{}"):
         exported.with_suffix(".json").write_text(content)
         with pytest.raises(OVDError, match=r"teacher\.json is damaged"):
-            text_encoder_id(f"mini-teacher:{exported}")
+            text_encoder_id(f"exported:{exported}")
 
 
 def rewritten(path, change):
@@ -136,19 +136,19 @@ def test_damaged_files_are_named(exported, damage):
     change, message = DAMAGES[damage]
     rewritten(exported, change)
     with pytest.raises(OVDError, match=message):
-        build_image_text_model(f"mini-teacher:{exported}")
+        build_image_text_model(f"exported:{exported}")
 
 
 def test_no_teacher_file(numbers, tmp_path):
     with pytest.raises(OVDError, match="do not exist; name a file"):
-        build_image_text_model(f"mini-teacher:{tmp_path}/none.safetensors")
+        build_image_text_model(f"exported:{tmp_path}/none.safetensors")
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"hello")
     with pytest.raises(OVDError, match="holds no teacher"):
-        build_text_encoder(f"mini-teacher:{path}")
+        build_text_encoder(f"exported:{path}")
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(OVDError, match="holds no teacher"):
-        build_image_text_model(f"mini-teacher:{path}")
+        build_image_text_model(f"exported:{path}")
 
 
 def test_other_suffix_is_refused(tower, tmp_path):
@@ -180,12 +180,12 @@ def test_packaged_teacher_is_what_its_facts_say():
 
 
 def test_packaged_teacher_that_was_tampered_with(tmp_path, monkeypatch):
-    from ovd_d2.encoders import exported_text as exported_teacher
+    from ovd_d2.encoders import exported
 
     for name in ("mini_teacher.safetensors", "mini_teacher.json"):
         shutil.copy(WEIGHTS / name, tmp_path)
     path = tmp_path / "mini_teacher.safetensors"
-    monkeypatch.setattr(exported_teacher, "_PACKAGED", path)
+    monkeypatch.setattr(exported, "_PACKAGED", path)
     build_text_encoder("mini-teacher")
     rewritten(path, lambda t, h: t["projection.weight"].mul_(1.001))
     with pytest.raises(OVDError, match="other sha256"):

@@ -101,7 +101,7 @@ def test_long_texts_are_cut_and_said_so(model, weights, caplog):
     encoder = build_text_encoder(f"openai-clip:{weights}")
     with caplog.at_level(logging.WARNING):
         features = encoder.encode(["dog", long])
-    assert "longer than CLIP's 77 tokens" in caplog.text
+    assert "longer than 77 tokens" in caplog.text
     torch.testing.assert_close(
         features, plain(model, ["dog", long], truncate=True), atol=2e-6, rtol=0
     )
@@ -167,21 +167,6 @@ def test_unknown_model_is_refused_with_the_known_ones(spec):
     for function in (build_text_encoder, text_encoder_id):
         with pytest.raises(OVDError, match=r"neither a file nor .*ViT-B/32"):
             function(spec)
-
-
-@pytest.mark.parametrize(
-    "spec, message",
-    [
-        ("word2vec", "unknown text encoder 'word2vec'; use one of openai-clip, hf, minilm"),
-        ("", "unknown text encoder ''"),
-        ("openai-clip:", "write openai-clip:NAME_OR_FILE"),
-        ("hf", "write hf:NAME_OR_FOLDER"),
-        ("minilm:l6", "nothing may follow 'minilm'"),
-    ],
-)
-def test_malformed_specs_are_refused(spec, message):
-    with pytest.raises(OVDError, match=message):
-        build_text_encoder(spec)
 
 
 def test_clipboard_package_is_recognised(monkeypatch):

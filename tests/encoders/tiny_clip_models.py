@@ -33,7 +33,7 @@ def save_clip_tokenizer(folder: Path):
     CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
 
 
-def save_word_tokenizer(folder: Path):
+def save_word_tokenizer(folder: Path, longest=16):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -41,7 +41,7 @@ def save_word_tokenizer(folder: Path):
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", model_max_length=16
+        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", model_max_length=longest
     ).save_pretrained(folder)
 
 
@@ -76,18 +76,33 @@ def save_hf_clip(folder: Path, text_only=False):
     return model.eval()
 
 
-def save_hf_siglip(folder: Path):
-    from transformers import SiglipConfig, SiglipModel, SiglipTextConfig, SiglipVisionConfig
+def save_siglip2_tokenizer(folder: Path):
+    """Letter by letter; as published, it makes lower case by itself and pads on the right."""
+    from transformers import Siglip2Tokenizer
 
-    text = _text(SiglipTextConfig, vocab_size=20, max_position_embeddings=12, projection_size=32,
-                 pad_token_id=0)  # fmt: skip
-    vision = _text(SiglipVisionConfig, image_size=32, patch_size=16)
-    config = SiglipConfig(text_config=text.to_dict(), vision_config=vision.to_dict())
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *sorted(set("".join(WORDS)))]
+    vocabulary = {token: place for place, token in enumerate(tokens)}
+    Siglip2Tokenizer(vocabulary, merges=[], padding_side="right").save_pretrained(folder)
+
+
+def save_hf_siglip(folder: Path, positions=12, family="Siglip"):
+    import transformers
+
+    def cls(name):
+        return getattr(transformers, f"{family}{name}")
+
+    text = _text(cls("TextConfig"), vocab_size=32, max_position_embeddings=positions,
+                 projection_size=32, pad_token_id=0)  # fmt: skip
+    sizes = {"image_size": 32} if family == "Siglip" else {"num_patches": 4}
+    vision = _text(cls("VisionConfig"), patch_size=16, **sizes)
+    config = cls("Config")(text_config=text.to_dict(), vision_config=vision.to_dict())
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = SiglipModel(config)
+        model = cls("Model")(config)
+        model.logit_scale.data.fill_(2.0)
+        model.logit_bias.data.fill_(-3.0)
     model.save_pretrained(folder)
-    save_word_tokenizer(folder)
+    save_word_tokenizer(folder, positions + 4)
     return model.eval()
 
 

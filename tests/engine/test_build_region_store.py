@@ -181,7 +181,7 @@ def test_the_whole_command_without_its_process(tmp_path, records, monkeypatch):
     [
         ({"dataset": "tiny_trian"}, r"--dataset names .*'tiny_trian'.*did you mean tiny_train"),
         ({"proposals": "edge_boxes"}, "--proposals edge_boxes is unknown"),
-        ({"encoder": "nonsense"}, "unknown image-text model 'nonsense'"),
+        ({"encoder": "nonsense"}, "unknown encoder 'nonsense'"),
         ({"crops": "2x"}, r"--crops 2x: use 1x or 1x\+1\.5x"),
         ({"device": "abacus"}, "--device abacus"),
         ({"topk": 0}, "--topk 0"),

@@ -13,7 +13,7 @@ from PIL import Image
 
 import ovd_d2.encoders.registry as schemes
 from ovd_d2.cli.app import main
-from ovd_d2.encoders import TextEncoderScheme, build_image_text_model
+from ovd_d2.encoders import EncoderScheme, build_image_text_model
 from ovd_d2.engine import OpenVocabTrainer
 from ovd_d2.engine.setup import check_config, load_config
 from ovd_d2.errors import OVDError
@@ -37,7 +37,7 @@ class ColourWords:
 
 @pytest.fixture
 def pairs(tmp_path, monkeypatch):
-    entry = TextEncoderScheme(lambda _: ColourWords.encoder_id, lambda *_: ColourWords(), rest=None)
+    entry = EncoderScheme(lambda _: ColourWords.encoder_id, lambda *_: ColourWords(), rest=None)
     monkeypatch.setitem(schemes._SCHEMES, "colours", entry)
     folder = tmp_path / "pairs"
     folder.mkdir()
@@ -126,7 +126,7 @@ def test_export_command_and_what_it_writes(trained, tmp_path, capsys):
     assert facts["licence"] == "none" and facts["training"]["iterations"] == 16
     assert facts["zero_shot_in_percent"][f"{OBJECTS}, crops of 1.0 x the box"]["top1"] > 90
     assert facts["encoder_id"] in capsys.readouterr().out
-    teacher = build_image_text_model(f"mini-teacher:{out}")
+    teacher = build_image_text_model(f"exported:{out}")
     images = torch.stack([torch.full((3, 32, 32), 90, dtype=torch.uint8)])
     with torch.no_grad():
         expected = trained.model.eval().encode_image(images)

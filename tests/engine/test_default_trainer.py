@@ -21,7 +21,7 @@ from detectron2.evaluation import COCOEvaluator
 from tiny_detector import ROOT, weights
 
 import ovd_d2
-from ovd_d2.encoders import TextEncoderScheme, register_text_encoder
+from ovd_d2.encoders import EncoderScheme, register_encoder
 from ovd_d2.engine import OpenVocabTrainer
 from ovd_d2.errors import OVDError
 from ovd_d2.language import TextEmbeddings, Vocabulary
@@ -38,8 +38,8 @@ WIDTH_OF = {16: "circle", 20: "triangle", 24: "square"}
 def shapes(tmp_path, monkeypatch):
     monkeypatch.setenv("OVD_D2_CACHE", str(tmp_path / "cache"))
     encoder = HashingEncoder(8)
-    entry = TextEncoderScheme(lambda _: encoder.encoder_id, lambda *_: encoder, rest=None)
-    register_text_encoder("hashing", entry)
+    entry = EncoderScheme(lambda _: encoder.encoder_id, lambda *_: encoder, rest=None)
+    register_encoder("hashing", entry)
     register(tmp_path)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ovd_d2.encoders import TextEncoderScheme, register_text_encoder
+from ovd_d2.encoders import EncoderScheme, register_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests/language"))
@@ -30,10 +30,10 @@ TEST: {{DETECTIONS_PER_IMAGE: 20}}
 
 def register_hashing():
     """Makes the text encoder "hashing" known."""
-    entry = TextEncoderScheme(
+    entry = EncoderScheme(
         lambda _: HashingEncoder().encoder_id, lambda *_: HashingEncoder(DIM), rest=None
     )
-    register_text_encoder("hashing", entry)
+    register_encoder("hashing", entry)
 
 
 def write_config(path, *, encoder="hashing", dim=DIM, order="RGB", names=NAMES):

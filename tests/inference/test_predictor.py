@@ -316,11 +316,11 @@ def test_names_of_another_encoder_are_refused(config, checkpoint, monkeypatch, t
     from hashing_encoder import HashingEncoder
     from random_models import DIM
 
-    from ovd_d2.encoders import TextEncoderScheme, register_text_encoder
+    from ovd_d2.encoders import EncoderScheme, register_encoder
 
     other = HashingEncoder(DIM, "other@111111111111")
-    register_text_encoder(
-        "other", TextEncoderScheme(lambda _: other.encoder_id, lambda *_: other, rest=None)
+    register_encoder(
+        "other", EncoderScheme(lambda _: other.encoder_id, lambda *_: other, rest=None)
     )
     yaml = write_config(tmp_path / "other.yaml", encoder="other")
     with pytest.raises(OVDError, match="hashing@000000000000"):

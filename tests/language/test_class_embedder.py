@@ -5,7 +5,7 @@ import torch
 from hashing_encoder import HashingEncoder
 from omegaconf import ListConfig
 
-from ovd_d2.encoders import TextEncoderScheme
+from ovd_d2.encoders import EncoderScheme
 from ovd_d2.encoders.registry import _SCHEMES
 from ovd_d2.errors import OVDError
 from ovd_d2.language import (
@@ -52,7 +52,7 @@ def test_embedders_in_every_form(bank, tmp_path, monkeypatch):
         assert torch.equal(embedder.embed(VOCABULARY).embeddings, ready.embeddings)
         assert embedder.encoder_id == ready.encoder_id == bank.encoder_id
     monkeypatch.setenv("OVD_D2_CACHE", str(tmp_path / "more"))
-    scheme = TextEncoderScheme(lambda rest: "hashing@000000000000", lambda *_: HashingEncoder(),
+    scheme = EncoderScheme(lambda rest: "hashing@000000000000", lambda *_: HashingEncoder(),
                                rest=None)  # fmt: skip
     monkeypatch.setitem(_SCHEMES, "hashing", scheme)
     by_name = as_class_embedder("hashing").embed(VOCABULARY)
@@ -112,7 +112,7 @@ def test_names_that_can_not_be_meant(vocabulary, words):
     [
         (None, "class_embedder is a NoneType"),
         (3, "class_embedder is a int"),
-        ("nonsense", "unknown text encoder 'nonsense'"),
+        ("nonsense", "unknown encoder 'nonsense'"),
         ("/nowhere/x.npy", "/nowhere/x.npy"),
     ],
 )

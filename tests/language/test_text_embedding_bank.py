@@ -10,7 +10,7 @@ from hashing_encoder import HashingEncoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovd_d2.encoders import TextEncoderScheme, register_text_encoder
+from ovd_d2.encoders import EncoderScheme, register_encoder
 from ovd_d2.encoders import registry as text_encoders
 from ovd_d2.errors import OVDError
 from ovd_d2.language import (
@@ -90,7 +90,7 @@ def test_cache_is_asked_before_an_encoder_is_loaded(tmp_path, monkeypatch):
         return HashingEncoder(encoder_id=f"hashing@{rest}")
 
     monkeypatch.setattr(text_encoders, "_SCHEMES", dict(text_encoders._SCHEMES))
-    register_text_encoder("hashing", TextEncoderScheme(lambda rest: f"hashing@{rest}", build))
+    register_encoder("hashing", EncoderScheme(lambda rest: f"hashing@{rest}", build))
     for _ in range(2):
         TextEmbeddingBank("hashing:a", cache_dir=tmp_path).embed(ANIMALS)
     assert built == ["a"]
@@ -217,8 +217,8 @@ def build(
 @pytest.fixture
 def hashing(monkeypatch, tmp_path):
     monkeypatch.setattr(text_encoders, "_SCHEMES", dict(text_encoders._SCHEMES))
-    scheme = TextEncoderScheme(lambda rest: "hashing@000000000000", lambda *_: HashingEncoder())
-    register_text_encoder("hashing", scheme)
+    scheme = EncoderScheme(lambda rest: "hashing@000000000000", lambda *_: HashingEncoder())
+    register_encoder("hashing", scheme)
     monkeypatch.setenv("OVD_D2_CACHE", str(tmp_path / "cache"))
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from ovd_d2.encoders import TextEncoderScheme, register_text_encoder
+from ovd_d2.encoders import EncoderScheme, register_encoder
 from ovd_d2.encoders import registry as text_encoders
 from ovd_d2.errors import OVDError
 from ovd_d2.language import (
@@ -206,8 +206,8 @@ def build(
 @pytest.fixture
 def hashing(monkeypatch, tmp_path):
     monkeypatch.setattr(text_encoders, "_SCHEMES", dict(text_encoders._SCHEMES))
-    scheme = TextEncoderScheme(lambda rest: "hashing@000000000000", lambda *_: HashingEncoder())
-    register_text_encoder("hashing", scheme)
+    scheme = EncoderScheme(lambda rest: "hashing@000000000000", lambda *_: HashingEncoder())
+    register_encoder("hashing", scheme)
     monkeypatch.setenv("OVD_D2_CACHE", str(tmp_path / "cache"))
 
 

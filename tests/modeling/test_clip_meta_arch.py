@@ -230,7 +230,7 @@ def test_temperature_does_not_decay():
         ({"IMAGE_TOWER": "clip_resnet", "IMAGE_SIZE": 40}, "IMAGE_SIZE 40"),
         ({"IMAGE_TOWER": "timm", "TIMM.WEIGHTS": "no.pth"}, "CLIP.TIMM.WEIGHTS names no file"),
         ({"TEXT_TOWER": "bert"}, "TEXT_TOWER is 'bert'"),
-        ({"TEXT_TOWER": "locked:nothing"}, "unknown text encoder"),
+        ({"TEXT_TOWER": "locked:nothing"}, "unknown encoder 'nothing'"),
         ({"TEXT.WIDTH": 15}, "TEXT.WIDTH 15"),
     ],
 )

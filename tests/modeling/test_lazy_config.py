@@ -48,7 +48,7 @@ class LetterEncoder:
 
 @pytest.fixture
 def letters(monkeypatch, tmp_path):
-    scheme = text_encoders.TextEncoderScheme(
+    scheme = text_encoders.EncoderScheme(
         lambda rest: LetterEncoder.encoder_id, lambda rest, device: LetterEncoder(), rest=None
     )
     monkeypatch.setitem(text_encoders._SCHEMES, "letters", scheme)
