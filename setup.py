@@ -19,6 +19,7 @@ REQUIRES = [
     "numpy>=1.23",
     "pillow>=9.5",
     "pyyaml>=6",
+    "filelock>=3.11",  # thread_local; tested: 4.2
     "fvcore>=0.1.5",
     "pycocotools>=2.0.7",
     "lvis>=0.5.3",
@@ -51,7 +52,7 @@ EXTRAS = {
     "grounding": ["transformers>=4.40"],
     "openclip": ["open_clip_torch>=2.24"],
     "web": ["gradio>=6.7"],
-    "dev": ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "filelock"],
+    "dev": ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff"],
 }
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 

@@ -21,8 +21,9 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from ovd_d2.data.mappers import image_text_pairs as _image_text_mapper  # noqa: F401
-from ovd_d2.data.mappers.detection import UnreadableImageError, build_mapper
+from ovd_d2.data.mappers.detection import build_mapper
 from ovd_d2.errors import OVDError
+from ovd_d2.files.images import UnreadableImageError
 
 from . import random_state
 from .held_out import warn_of_names_without_boxes, without_novel_boxes

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ovd_d2.data.mappers.detection import UnreadableImageError, read_image
+from ovd_d2.data.mappers.detection import read_image
 from ovd_d2.errors import OVDError
+from ovd_d2.files.images import MAX_PIXELS, UnreadableImageError
 
 logger = logging.getLogger(__name__)
 
-MAX_PIXELS = 50_000_000  # larger images are refused, as by INPUT.MAX_PIXELS
 MAX_UNREADABLE = 0.01  # share of images, as DATALOADER.MAX_CORRUPT_FRACTION
 _READ_AHEAD = 4
 
@@ -83,5 +83,5 @@ def read_record(record: dict[str, Any]) -> Tensor:
     wanted = (record.get("height", height), record.get("width", width))
     if wanted != (height, width):
         reason = f"it has {width} x {height} pixels, annotated as {wanted[1]} x {wanted[0]}"
-        raise UnreadableImageError(f"Cannot use the image {name}: {reason}.", name, reason)
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+        raise UnreadableImageError.of(name, reason)
+    return torch.from_numpy(pixels).permute(2, 0, 1)

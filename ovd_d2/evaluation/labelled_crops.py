@@ -14,10 +14,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ovd_d2.data.build import check_registered, dataset_errors
-from ovd_d2.data.datasets.image_text_pairs import IMAGE_SUFFIXES
 from ovd_d2.data.mappers.image_text_pairs import ImageTextPairMapper
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation.zero_shot_classification import ZeroShotClassificationEvaluator
+from ovd_d2.files.images import SUFFIXES
 from ovd_d2.language import TextEmbeddingBank, Vocabulary
 
 _PROGRESS_AFTER = 5.0  # seconds
@@ -75,7 +75,7 @@ def _from_folder(folder: Path) -> LabelledCrops:
         {"file_name": str(path), "label": label}
         for label, name in enumerate(classes)
         for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
+        if path.suffix.lower() in SUFFIXES
     ]
     if not records:
         raise OVDError(f"{folder} holds no image; it needs one sub-folder per class with images.")

@@ -1,8 +1,23 @@
-"""Any kind of picture -> (H, W, 3) uint8 RGB.
+"""Any kind of picture -> (H, W, 3) uint8 RGB: the reader of training, evaluation and prediction.
 
-Letters: H, W height and width of the picture as a viewer shows it, EXIF orientation applied.
+| in the picture | what is read |
+|---|---|
+| EXIF orientation | applied, to files and PIL images |
+| transparency (RGBA, LA, palettes) | on white |
+| 16 bits (grey: PNG, TIFF) | the upper 8: ``value >> 8``, so 32768 is 128, and all below 256 is 0 |
+| grey, 1 bit, palettes | R = G = B; 0 and 255; looked up |
+| CMYK, YCbCr | converted by Pillow |
+| gamma, colour profiles | ignored |
+| animations | the first frame |
+| floating point, 16 bits out of 0..65535 | refused: nothing says their range |
+
+The content tells the format, not the suffix. An RGB or grey file gives the bits that Detectron2's
+``read_image`` gives.
+
+Letters: H, W height and width of the picture as a viewer shows it.
 """
 
+import io
 import os
 import warnings
 from pathlib import Path
@@ -10,7 +25,9 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from detectron2.data.detection_utils import _apply_exif_orientation
+from detectron2.utils.file_io import PathManager
+from PIL import Image, UnidentifiedImageError
 
 from ovd_d2.errors import OVDError
 from ovd_d2.files.atomic import is_special_file
@@ -18,24 +35,47 @@ from ovd_d2.files.atomic import is_special_file
 # A file, a PIL image, or an array (H, W), (H, W, 1 | 3 | 4) or tensor (1 | 3 | 4, H, W) of uint8 or
 # uint16.
 Picture: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
-SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# What is taken for an image in a folder, a list of pairs, a tar file.
+SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff",
+            ".webp")  # fmt: skip
+MAX_PIXELS = 50_000_000  # of a file, where INPUT.MAX_PIXELS has no say; it is that key's default
 COLOUR_ORDERS = ("BGR", "RGB")
 # What Pillow may take a file for; of the others some start programs (EPS: Ghostscript).
-FILE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+FILE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS decides
 
 
-def to_rgb(picture: Picture, *, input_format: str = "BGR", max_pixels: int = 0) -> np.ndarray:
-    """The pixels of ``picture``.
+class UnreadableImageError(OVDError):
+    """An image that is missing, corrupt, too large, or not of the annotated size.
 
-    Grey becomes R = G = B; palettes are looked up; what is transparent lies on white; of 16 bits
-    the upper 8 count (0..65535 -> 0..255); of an animation the first frame is taken; CMYK, YCbCr
-    and the like are converted. EXIF orientation is applied to files and PIL images.
+    Attributes:
+        file_name: the image.
+        reason: what is wrong with it, without the file name.
+    """
+
+    def __init__(self, message: str, file_name: str = "", reason: str = "") -> None:
+        super().__init__(message)
+        self.file_name = file_name
+        self.reason = reason
+
+    @classmethod
+    def of(cls, file_name: str, reason: str, remedy: str = "") -> "UnreadableImageError":
+        """The error of ``file_name``; ``remedy``: a sentence to end with."""
+        return cls(
+            f"Cannot use the image {file_name}: {reason}. {remedy}".rstrip(), file_name, reason
+        )
+
+
+def to_rgb(
+    picture: Picture, *, input_format: str = "BGR", max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """The pixels of ``picture``, as the table above says.
 
     Args:
         picture: see :data:`Picture`.
         input_format: "BGR" (OpenCV, Detectron2) or "RGB": colour order of arrays and tensors.
             Files and PIL images know their own.
-        max_pixels: larger files are refused before they are decoded; 0: no limit.
+        max_pixels: see :func:`read_image`.
 
     Returns:
         (H, W, 3) uint8, RGB, contiguous, sharing no memory with ``picture``.
@@ -46,7 +86,7 @@ def to_rgb(picture: Picture, *, input_format: str = "BGR", max_pixels: int = 0) 
     if input_format not in COLOUR_ORDERS:
         raise OVDError(f'input_format is {input_format!r}; it must be "BGR" or "RGB".')
     if isinstance(picture, str | os.PathLike):
-        return _read_file(Path(picture), max_pixels)
+        return read_image(picture, max_pixels=max_pixels)
     if isinstance(picture, Image.Image):
         try:
             return _from_pil(picture)
@@ -108,28 +148,52 @@ def list_images(path: str | os.PathLike) -> list[Path]:
     return found
 
 
-def _read_file(path: Path, max_pixels: int) -> np.ndarray:
-    if is_special_file(path):
-        raise OVDError(f"Cannot use the image {path}: it is no plain file but a pipe or a device.")
+def read_image(
+    path: str | os.PathLike,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    content: bytes | None = None,
+    remedy: str = "",
+) -> np.ndarray:
+    """The pixels of an image file, as the table above says.
+
+    Args:
+        path: anything Detectron2's ``PathManager`` opens.
+        max_pixels: larger images are refused before they are decoded; 0: no limit.
+        content: the file's bytes, where ``path`` only names it.
+        remedy: a sentence that errors end with.
+
+    Returns:
+        (H, W, 3) uint8, RGB, contiguous.
+
+    Raises:
+        UnreadableImageError: naming the file and the reason.
+    """
+    path = os.fspath(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels decides
-            Image.init()
-            image = Image.open(path, formats=[name for name in FILE_FORMATS if name in Image.OPEN])
-        with image:
+        if content is None and is_special_file(path):
+            raise _UnusableError("it is no plain file but a pipe or a device")
+        Image.init()  # knows all formats from here on
+        formats = [name for name in FILE_FORMATS if name in Image.OPEN]
+        with PathManager.open(path, "rb") if content is None else io.BytesIO(content) as file:
+            image = Image.open(file, formats=formats)
             width, height = image.size
             if max_pixels and width * height > max_pixels:
-                raise OVDError(
-                    f"Cannot use the image {path}: {width} x {height} pixels are more than "
-                    f"INPUT.MAX_PIXELS = {max_pixels}; make it smaller or raise the limit."
+                raise _UnusableError(
+                    f"{width} x {height} pixels are more than INPUT.MAX_PIXELS = {max_pixels}; "
+                    "make it smaller or raise the limit"
                 )
             return _from_pil(image)
-    except OVDError:
-        raise
     except FileNotFoundError:
-        raise OVDError(f"There is no image {path}.") from None
+        reason = "there is no such file"
+        if not remedy:
+            raise UnreadableImageError(f"There is no image {path}.", path, reason) from None
+        raise UnreadableImageError.of(path, reason, remedy) from None
+    except UnidentifiedImageError:
+        reason = f"UnidentifiedImageError: it is none of {', '.join(formats)}"
+        raise UnreadableImageError.of(path, reason, remedy) from None
     except Exception as error:  # decoders raise anything on broken data
-        raise OVDError(f"Cannot use the image {path}: {_reason(error)}.") from error
+        raise UnreadableImageError.of(path, _reason(error), remedy) from error
 
 
 class _UnusableError(ValueError):
@@ -144,7 +208,8 @@ def _reason(error: Exception) -> str:
 def _from_pil(image: Image.Image) -> np.ndarray:
     if min(image.size) < 1:
         raise _UnusableError("it has no pixels")
-    image = ImageOps.exif_transpose(image)
+    image.load()  # of a TIFF, this applies the orientation already, and forgets it
+    image = _apply_exif_orientation(image)
     if image.mode.startswith("I"):  # "I;16" and its byte orders; "I": 16 bits in 32
         return _from_array(_to_uint16(np.asarray(image)), "RGB")
     if image.mode == "F":

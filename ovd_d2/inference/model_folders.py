@@ -7,7 +7,6 @@ prompts are its own, ``prompts.txt``. Of the facts these decide what a user gets
 pictures it knows; ``attributes``, how far attributes can be relied on.
 """
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -17,6 +16,7 @@ from detectron2.config import CfgNode
 
 from ovd_d2.config_file import load_config
 from ovd_d2.errors import OVDError
+from ovd_d2.files.digests import file_digest
 
 from .arguments import check_score_threshold
 
@@ -76,7 +76,7 @@ def weights_of(folder: Path) -> Path:
     path = folder / WEIGHTS
     wanted = read_facts(folder)["sha256"]
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = file_digest(path, fresh=True)
     except OSError as error:
         raise OVDError(f"Cannot read the weights {path}: {error.strerror}.") from error
     if digest != wanted:

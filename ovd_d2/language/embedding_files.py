@@ -11,7 +11,6 @@ normalised; a manifest ``X.npy.json`` with at least "encoder_id" may stand besid
 import hashlib
 import json
 import os
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ovd_d2.errors import OVDError
-from ovd_d2.files.atomic import beside
+from ovd_d2.files.atomic import atomic_write
+from ovd_d2.files.digests import file_digest
 
 FORMAT_VERSION = 1
 
@@ -54,8 +54,12 @@ def write_embedding_file(path: Path, embeddings: Tensor, manifest: dict[str, Any
         "shape": list(embeddings.shape),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
-    _write_atomically(path, content)
-    _write_atomically(manifest_path(path), json.dumps(manifest, indent=1).encode())
+    for place, data in (
+        (path, content),
+        (manifest_path(path), json.dumps(manifest, indent=1).encode()),
+    ):
+        with atomic_write(place) as file:
+            file.write(data)
 
 
 def read_embedding_file(path: Path) -> tuple[Tensor, dict[str, Any]]:
@@ -120,7 +124,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     digest = manifest.get("sha256")
     if digest is None and path.suffix == ".npy":
         return manifest
-    if digest != hashlib.sha256(path.read_bytes()).hexdigest():
+    if digest != file_digest(path, fresh=True):
         raise OVDError(
             f"text embeddings {path} do not match the sha256 in {file.name}: one of the two is "
             "stale; build them again"
@@ -169,31 +173,3 @@ def _check_values(path: Path, embeddings: Tensor) -> None:
             f"text embeddings {path} are all zero in row {int(zero.nonzero()[0])}, which has no "
             "direction; build the file again"
         )
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = beside(path, f".{uuid.uuid4().hex}.part")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _flush_folder(path.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Makes a rename survive a power cut; a no-op where folders cannot be opened (Windows)."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ovd_d2.encoders.registry import TextEncoder, build_text_encoder, text_encoder_id
 from ovd_d2.errors import OVDError
 from ovd_d2.files.digests import file_digest
+from ovd_d2.files.locks import lock
 from ovd_d2.language.embedding_files import read_embedding_file, write_embedding_file
 from ovd_d2.language.prompts import clean_name, fill, load_prompts
 from ovd_d2.language.vocabulary import Vocabulary
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 _CHUNK = 512  # texts encoded between two steps of the progress bar
 _PROGRESS_AFTER = 5.0  # seconds
+_LONGEST_WAIT = 3600.0  # seconds, for another process that embeds the same
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,19 +328,15 @@ def _one_process(path: Path) -> Iterator[None]:
 
     Goes on without a lock where none can be had: writing twice is safe, only slower.
     """
-    from iopath.common.file_io import file_lock
-
+    held = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = file_lock(str(path))
-        lock.acquire()
-    except Exception as error:  # read-only folder, or portalocker's own time-out
+        taken = "another process has been writing it for an hour"
+        held = lock(f"{path}.lock", taken=taken, wait=_LONGEST_WAIT)
+    except (OSError, OVDError) as error:  # for example a folder that cannot be written
         logger.warning("No lock on the text cache in %s (%s).", path.parent, error)
-        yield
-        return
     try:
-        for orphan in path.parent.glob(f".{path.name}*.part"):  # of a process that was killed
-            orphan.unlink(missing_ok=True)
         yield
     finally:
-        lock.release()
+        if held is not None:
+            held.release()

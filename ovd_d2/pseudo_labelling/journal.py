@@ -4,7 +4,6 @@
 ... of the processes. It goes when the label file is there.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO
 
 from ovd_d2.errors import OVDError
 from ovd_d2.files.atomic import beside, missing_folders, remove_empty, write_json
+from ovd_d2.files.locks import lock
 
 from .label_file import LabelledImage
 
@@ -35,14 +35,9 @@ class Journal:
 
     def __init__(self, folder: str | os.PathLike, rank: int = 0) -> None:
         path = Path(folder) / f"rank{rank}.jsonl"
+        taken = f"another process is writing {path}: wait for it, or give another --out"
+        self._lock = lock(path.with_suffix(".lock"), taken=taken)
         self._file: BinaryIO = open(path, "ab+")  # noqa: SIM115
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise OVDError(
-                f"another process is writing {path}: wait for it, or give another --out"
-            ) from None
         self._file.seek(0)
         whole = self._file.read().rfind(b"\n") + 1  # a line torn by a kill does not count
         self._file.truncate(whole)
@@ -64,6 +59,7 @@ class Journal:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
+        self._lock.release()
 
 
 def parts_folder(out: str | os.PathLike) -> Path:

@@ -15,8 +15,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovd_d2.data.build import dataset_errors
 from ovd_d2.data.datasets.annotation_files import read_json
-from ovd_d2.data.datasets.image_text_pairs import IMAGE_SUFFIXES, load_pairs
+from ovd_d2.data.datasets.image_text_pairs import load_pairs
 from ovd_d2.errors import OVDError
+from ovd_d2.files.images import SUFFIXES
 from ovd_d2.language import Vocabulary
 from ovd_d2.pseudo_labelling import CaptionLabeller, FolderLabeller
 
@@ -53,10 +54,10 @@ def load_images(dataset: str, folder: str) -> Records:
     files = sorted(
         path.relative_to(root).as_posix()
         for path in root.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+        if path.suffix.lower() in SUFFIXES and path.is_file()
     )
     if not files:
-        raise OVDError(f"--images {folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+        raise OVDError(f"--images {folder} holds no image ({', '.join(SUFFIXES)})")
     return [{"image_id": n, "file_name": str(root / f)} for n, f in enumerate(files, start=1)]
 
 

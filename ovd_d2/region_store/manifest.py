@@ -7,22 +7,20 @@ own, ``manifest.rank00000.json``, of the shards it has finished; merging them ma
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ovd_d2.errors import OVDError
+from ovd_d2.files.atomic import atomic_write
 
 FORMAT = "ovd_d2 region store"
 FORMAT_VERSION = 1
 DTYPE = "float16"
 BOX_FRAME = "xyxy, absolute pixels of the original image"
 MANIFEST = "manifest.json"
-PARTIAL_SUFFIX = ".partial"
 _SHARD_NAME = re.compile(r"rank(\d{5})-(\d{6})\.safetensors")
 _PART_NAME = re.compile(r"manifest\.rank(\d{5})\.json")
 
@@ -172,8 +170,8 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
         "shards": [asdict(shard) for shard in manifest.shards],
     }
     try:
-        with published(path) as partial:
-            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        with atomic_write(path) as file:
+            file.write((json.dumps(content, indent=1) + "\n").encode())
     except OSError as error:
         raise OVDError(f"manifest {path} cannot be written ({error}); make room for it") from error
 
@@ -245,38 +243,6 @@ def check_same_facts(wanted: StoreFacts, found: StoreFacts, path: Path, who: str
                 f"region store {path} has {field.name} {theirs!r}, but {who} has {ours!r}: "
                 "use the same settings, or write to another folder"
             )
-
-
-@contextmanager
-def published(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of ``path`` when the block ends.
-
-    Flushed to disk, renamed, folder flushed. On an exception nothing is left behind.
-    """
-    partial = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
-    try:
-        yield partial
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    flush_folder(path.parent)
-
-
-def flush_folder(folder: Path) -> None:
-    """Makes renames in ``folder`` survive a power cut; nothing where folders cannot be opened."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:  # some network file systems
-        pass
-    finally:
-        os.close(descriptor)
 
 
 def _from_json(kind: type, content: dict[str, Any], path: Path) -> Any:

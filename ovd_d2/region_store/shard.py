@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from ovd_d2.errors import OVDError
+from ovd_d2.files.atomic import atomic_write
 
-from .manifest import ImageId, ShardEntry, StoreFacts, published
+from .manifest import ImageId, ShardEntry, StoreFacts
 
 _REMEDY = (
     "copy it again from the original, or drop it with `ovd regions verify --drop-damaged` "
@@ -57,22 +58,12 @@ def write_shard(
     try:
         # Not save_file: it writes under a random name first, which a kill would leave behind.
         content = save(arrays, metadata={"image_ids": json.dumps(image_ids)})
-        with published(path) as partial:
-            partial.write_bytes(content)
+        with atomic_write(path) as file:
+            file.write(content)
     except (OSError, SafetensorError) as error:
         raise OVDError(f"shard {path} cannot be written ({error}); make room for it") from error
     digest = hashlib.sha256(content).hexdigest()
     return ShardEntry(path.name, len(content), digest, len(image_ids), row_offsets[-1])
-
-
-def digest_of(path: Path) -> str:
-    """Sha256 (64 hex digits) of a file's bytes."""
-    digest = hashlib.sha256()
-    block = memoryview(bytearray(1 << 20))
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(block):
-            digest.update(block[:count])
-    return digest.hexdigest()
 
 
 def read_index(folder: Path, entry: ShardEntry, facts: StoreFacts) -> ShardIndex:

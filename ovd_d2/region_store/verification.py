@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovd_d2.errors import OVDError
+from ovd_d2.files.digests import file_digest
 
 from .manifest import MANIFEST, ImageId, part_paths, read_all_manifests
-from .shard import digest_of, read_index
+from .shard import read_index
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def verify(
         try:
             index = read_index(folder, entry, manifest.facts)
             twice = next((i for i in index.image_ids if i in owner), None)
-            if digest_of(folder / entry.file) != entry.sha256:
+            if file_digest(folder / entry.file, fresh=True) != entry.sha256:
                 what = "was changed since it was written: its sha256 is not the manifest's"
             elif twice is not None:
                 what = f"holds image {twice!r}, which is in {owner[twice]} too"

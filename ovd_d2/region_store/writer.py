@@ -6,22 +6,23 @@ Letters: Ri regions of image i, D embedding width.
 import logging
 import os
 import time
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Iterator, Set
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
 import torch
+from filelock import BaseFileLock
 from torch import Tensor
 
 from ovd_d2.errors import OVDError
-from ovd_d2.files.atomic import missing_folders, remove_empty
+from ovd_d2.files.atomic import PARTIAL_SUFFIX, missing_folders, remove_empty
+from ovd_d2.files.locks import lock
 from ovd_d2.structures import RegionEmbeddings
 
 from .manifest import (
     MANIFEST,
-    PARTIAL_SUFFIX,
     ImageId,
     Manifest,
     StoreFacts,
@@ -91,7 +92,7 @@ class RegionStoreWriter:
         except OSError as error:
             raise OVDError(f"region store {self.path} cannot be created ({error})") from error
         self._is_new = not any(self.path.iterdir())
-        self._lock: BinaryIO | None = _lock(self.path, rank)
+        self._lock: BaseFileLock | None = _lock(self.path, rank)
         try:
             self._resume()
         except BaseException:
@@ -246,7 +247,7 @@ class RegionStoreWriter:
 
     def _unlock(self) -> None:
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
             self._lock = None
 
 
@@ -262,11 +263,7 @@ def merge_manifests(path: str | os.PathLike) -> Manifest:
     folder = Path(path)
     if not folder.is_dir():
         raise OVDError(f"region store {folder} does not exist; build it first")
-    parts = part_paths(folder)
-    locks: list[BinaryIO] = []
-    try:
-        for part in parts:
-            locks.append(_lock(folder, int(part.name.split(".")[1].removeprefix("rank"))))
+    with _all_parts(folder) as parts:
         merged = read_all_manifests(folder)
         if merged is None:
             raise OVDError(f"{folder} is no region store: it has no {MANIFEST}; build it first")
@@ -276,9 +273,6 @@ def merge_manifests(path: str | os.PathLike) -> Manifest:
             for part in parts:
                 part.unlink()
             _remove_unlisted(folder, {shard.file for shard in merged.shards})
-    finally:
-        for lock in locks:
-            lock.close()
     return merged
 
 
@@ -294,20 +288,24 @@ def drop_shards(path: str | os.PathLike, files: Iterable[str]) -> None:
     """
     folder, files = Path(path), set(files)
     manifests = [folder / MANIFEST] if (folder / MANIFEST).is_file() else []
-    locks: list[BinaryIO] = []
-    try:
-        for part in part_paths(folder):
-            locks.append(_lock(folder, int(part.name.split(".")[1].removeprefix("rank"))))
-            manifests.append(part)
-        for file in manifests:
+    with _all_parts(folder) as parts:
+        for file in [*manifests, *parts]:
             manifest = read_manifest(file)
             kept = tuple(shard for shard in manifest.shards if shard.file not in files)
             write_manifest(file, Manifest(manifest.facts, kept))
         for name in files:
             (folder / name).unlink(missing_ok=True)
-    finally:
-        for lock in locks:
-            lock.close()
+
+
+@contextmanager
+def _all_parts(folder: Path) -> Iterator[list[Path]]:
+    """The manifests of single processes, nobody else writing meanwhile."""
+    parts = part_paths(folder)
+    with ExitStack() as locks:
+        for part in parts:
+            rank = int(part.name.split(".")[1].removeprefix("rank"))
+            locks.callback(_lock(folder, rank).release)
+        yield parts
 
 
 def ids_of(folder: Path, manifest: Manifest) -> list[ImageId]:
@@ -353,22 +351,12 @@ def _lock_name(rank: int) -> str:
     return f".rank{rank:05d}.lock"
 
 
-def _lock(folder: Path, rank: int) -> BinaryIO:
-    """Holds the right to write as ``rank`` until closed; a killed process loses it."""
+def _lock(folder: Path, rank: int) -> BaseFileLock:
+    """Holds the right to write as ``rank`` until released; a killed process loses it."""
+    taken = (
+        f"another process is writing rank {rank} of region store {folder}; wait for it, or end it"
+    )
     try:
-        file = open(folder / _lock_name(rank), "ab")  # noqa: SIM115  (held open on purpose)
+        return lock(folder / _lock_name(rank), taken=taken)
     except OSError as error:
         raise OVDError(f"region store {folder} cannot be written ({error})") from error
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise OVDError(
-            f"another process is writing rank {rank} of region store {folder}; "
-            "wait for it, or end it"
-        ) from None
-    except (ImportError, OSError) as error:  # Windows, some network file systems
-        logger.warning("No lock on region store %s (%s): start no second writer", folder, error)
-    return file

@@ -12,7 +12,7 @@ from torchvision.ops import box_convert
 
 from ovd_d2.errors import OVDError
 from ovd_d2.files.atomic import check_picture, write_picture
-from ovd_d2.files.images import to_rgb
+from ovd_d2.files.images import read_image
 from ovd_d2.pseudo_labelling import read_label_file
 from ovd_d2.visualization.detections import draw_detections
 
@@ -64,7 +64,7 @@ def _tile(
 ) -> Image.Image:
     """One image with its boxes."""
     index = {category["id"]: k for k, category in enumerate(content["categories"])}
-    pixels = to_rgb(os.path.join(content["info"]["image_root"], image["file_name"]))
+    pixels = read_image(os.path.join(content["info"]["image_root"], image["file_name"]))
     found = Instances((image["height"], image["width"]))
     boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).view(-1, 4)
     found.pred_boxes = Boxes(box_convert(boxes, "xywh", "xyxy"))

@@ -13,6 +13,7 @@ import torch
 from torchvision.ops import box_convert, box_iou, nms
 
 from ovd_d2.errors import OVDError
+from ovd_d2.files.images import read_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -175,7 +176,7 @@ def draw_comparison(
     grid = figure.subplots(len(records), columns, squeeze=False)
     for row, record in zip(grid, records):
         truth = _ground_truth(record)
-        image = _read_image(record["file_name"])
+        image = read_image(record["file_name"])
         _draw_panel(row[0], image, truth, truth, names, is_novel)
         for axes, title in zip(row[1:], predictions):
             detections = _best(found[title].get(record["image_id"]), len(truth))
@@ -249,17 +250,6 @@ def _best(detections: Boxes | None, count: int) -> Boxes:
         return Boxes(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
     keep = nms(detections.boxes, detections.scores, OVERLAP_THRESHOLD)[:count]
     return Boxes(detections.boxes[keep], detections.classes[keep], detections.scores[keep])
-
-
-def _read_image(path: str) -> np.ndarray:
-    """(H, W, 3) uint8, RGB."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:
-        raise OVDError(f"Image {path} cannot be read: {error}.") from error
 
 
 def _draw_panel(

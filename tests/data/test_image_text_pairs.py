@@ -15,10 +15,10 @@ from PIL import Image
 from ovd_d2 import add_ovd_config
 from ovd_d2.data.build import build_train_loader
 from ovd_d2.data.datasets.image_text_pairs import load_pairs, register_pairs
-from ovd_d2.data.mappers.detection import UnreadableImageError
 from ovd_d2.data.mappers.image_text_pairs import ImageTextPairMapper
 from ovd_d2.data.random_state import seeded
 from ovd_d2.errors import OVDError
+from ovd_d2.files.images import UnreadableImageError
 
 
 def picture(number=0, size=(40, 30)):

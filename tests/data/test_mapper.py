@@ -14,11 +14,11 @@ from PIL import Image
 from ovd_d2.config import add_ovd_config
 from ovd_d2.data.mappers.detection import (
     OpenVocabDatasetMapper,
-    UnreadableImageError,
     build_mapper,
     read_image,
 )
 from ovd_d2.errors import OVDError
+from ovd_d2.files.images import UnreadableImageError
 
 # ruff: noqa: NPY002 (Detectron2's augmentations draw from the global generator)
 

@@ -19,7 +19,8 @@ tqdm.monitor_interval = 0  # no thread beside this one: a lock it holds at a for
 tqdm.set_lock(threading.RLock())  # tqdm's own is shared with children, and a killed one keeps it
 torch.set_num_threads(1)
 from hashing_encoder import HashingEncoder
-from ovd_d2.language import TextEmbeddingBank, Vocabulary, embedding_files
+from ovd_d2.files import atomic
+from ovd_d2.language import TextEmbeddingBank, Vocabulary
 
 folder = Path(sys.argv[1])
 vocabulary = Vocabulary.from_names([f"thing {i}" for i in range(50)])
@@ -37,7 +38,7 @@ def die_before_step(cache, step):
         return call
     for name in ("fsync", "replace", "close"):
         setattr(os, name, counted(getattr(os, name)))
-    embedding_files.open = counted(open)
+    atomic.open = counted(open)
     embed(cache)
 
 def write_forever(cache):
@@ -77,7 +78,7 @@ for before in ("empty", "damaged"):
         planned += 1
         check(cache, (before, step))
         if before == "empty":
-            assert not list(cache.glob(".*.part")), (before, step)
+            assert not list(cache.glob(".*.partial")), (before, step)
 
 unplanned = 0
 for seed in range(10):

@@ -21,6 +21,7 @@ import torch
 torch.set_num_threads(1)
 import safetensors.numpy
 from region_samples import facts, regions_of, same
+from ovd_d2.files import atomic
 from ovd_d2.region_store import RegionStore, RegionStoreWriter, merge_manifests, verify
 
 folder = Path(sys.argv[1])
@@ -66,9 +67,9 @@ def die_before(step, path):
             return function(*args, **kwargs)
         return call
     for owner, name in ((os, "fsync"), (os, "replace"), (os, "unlink"),
-                        (safetensors.numpy, "save"), (Path, "write_text"),
-                        (Path, "write_bytes"), (Path, "unlink")):
+                        (safetensors.numpy, "save"), (Path, "unlink")):
         setattr(owner, name, counted(getattr(owner, name)))
+    atomic.open = counted(open)
     write(path)
 
 def start(work, *arguments):

@@ -6,7 +6,6 @@ Nothing is copied into this repository. Three of the five art styles come from n
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import io
 import os
@@ -21,6 +20,7 @@ import numpy as np
 
 from ovd_d2.data.datasets.mini.splits import STYLES
 from ovd_d2.errors import OVDError
+from ovd_d2.files.digests import file_digest
 
 SPRITE_SIZE = 96  # pixels of the longer side
 INSTALL_HINT = "pip install -r requirements/all.txt"
@@ -71,7 +71,7 @@ def cache_dir() -> Path:
 
 def npm_folder() -> Path:
     """Where the npm packages of this lock file are kept, existing or not."""
-    digest = hashlib.sha256((_HERE / "package-lock.json").read_bytes()).hexdigest()
+    digest = file_digest(_HERE / "package-lock.json")
     return cache_dir() / "mini-artwork" / digest[:12]
 
 

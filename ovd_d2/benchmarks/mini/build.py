@@ -31,10 +31,8 @@ from ovd_d2.benchmarks.mini.annotations import (
 from ovd_d2.benchmarks.mini.artwork import Artwork, locate_artwork, render_sprite
 from ovd_d2.benchmarks.mini.manifest import (
     expected_manifest,
-    file_sha256,
     images_digest,
     problem_with,
-    write_manifest,
 )
 from ovd_d2.data.datasets.mini.categories import frequencies, load_categories, load_clutter
 from ovd_d2.data.datasets.mini.splits import (
@@ -47,7 +45,8 @@ from ovd_d2.data.datasets.mini.splits import (
     rng_for,
 )
 from ovd_d2.errors import OVDError
-from ovd_d2.files.atomic import missing_folders, remove_empty
+from ovd_d2.files.atomic import missing_folders, remove_empty, write_json
+from ovd_d2.files.digests import file_digest
 
 JPEG_QUALITY = 94
 _T = TypeVar("_T")
@@ -173,11 +172,11 @@ def _build_into(
         "images": {name: len(split_records) for name, split_records in by_split.items()},
         "images_sha256": images_digest({r.file_name: r.sha256 for r in records}),
         "files_sha256": {
-            str(path.relative_to(folder)): file_sha256(path)
+            str(path.relative_to(folder)): file_digest(path)
             for path in sorted([*folder.glob("annotations/*.json"), folder / "pairs.jsonl"])
         },
     }
-    write_manifest(folder, manifest)
+    write_json(folder / "manifest.json", manifest)  # last: a folder without it is not a built one
 
 
 def _sprite_file(artwork: Artwork, style: str, codepoints: str) -> Path:

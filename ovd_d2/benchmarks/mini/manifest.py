@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from ovd_d2.data.datasets.mini.categories import CATEGORIES_FILE
 from ovd_d2.data.datasets.mini.splits import REVISION, SEED, SPLITS, VERSION
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+from ovd_d2.files.digests import file_digest
 
 
 def images_digest(sha256_of: dict[str, str]) -> str:
@@ -29,16 +24,8 @@ def expected_manifest() -> dict[str, Any]:
         "version": VERSION,
         "revision": REVISION,
         "seed": SEED,
-        "categories_sha256": file_sha256(CATEGORIES_FILE),
+        "categories_sha256": file_digest(CATEGORIES_FILE),
     }
-
-
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Writes manifest.json last: a folder without it is not a built one."""
-    with (folder / "manifest.json").open("w", encoding="utf-8") as file:
-        file.write(json.dumps(manifest, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def problem_with(folder: Path) -> str | None:
@@ -63,7 +50,7 @@ def problem_with(folder: Path) -> str | None:
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if file_sha256(path) != digest:
+        if file_digest(path, fresh=True) != digest:
             return f"{name} has changed since it was built"
     return _problem_with_images(folder, manifest.get("images_sha256"))
 
@@ -76,5 +63,5 @@ def _problem_with_images(folder: Path, digest: str | None) -> str | None:
             path = folder / "images" / name
             if not path.is_file():
                 return f"images/{name} is missing"
-            found[name] = file_sha256(path)
+            found[name] = file_digest(path, fresh=True)
     return None if images_digest(found) == digest else "an image has changed since it was built"

@@ -11,6 +11,7 @@ from ovd_d2.data.datasets.mini.registration import class_metadata, load_mini
 from ovd_d2.data.datasets.mini.splits import ANNOTATION_SETS, VERSION
 from ovd_d2.errors import OVDError
 from ovd_d2.files.atomic import check_picture, write_picture
+from ovd_d2.files.images import read_image
 
 _SCALE = 2  # samples are enlarged by this
 
@@ -58,14 +59,8 @@ def draw_sample(record: dict[str, Any], metadata: Any) -> np.ndarray:
     """One image of a data set with its annotations, (H', W', 3) uint8 RGB, enlarged."""
     from detectron2.structures import BoxMode
     from detectron2.utils.visualizer import Visualizer
-    from PIL import Image
 
-    try:
-        image = np.asarray(Image.open(record["file_name"]).convert("RGB"))
-    except OSError as error:
-        raise OVDError(
-            f"{record['file_name']} is missing or damaged: run `ovd mini build --force`"
-        ) from error
+    image = read_image(record["file_name"], remedy="Run `ovd mini build --force`.")
     items = record["annotations"]
     visualizer = Visualizer(image, metadata, scale=_SCALE)
     novel = [bool(metadata.is_novel[item["category_id"]]) for item in items]

@@ -25,9 +25,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovd_d2.data.datasets.tar_shards import expand_shards, load_shards
 from ovd_d2.errors import OVDError
+from ovd_d2.files.images import SUFFIXES
 
 PREFIX = "pairs:"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _IMAGE_COLUMNS = ("file_name", "filepath", "image")
 _CAPTION_COLUMNS = ("caption", "title", "text")
 
@@ -90,7 +90,7 @@ def _from_folder(folder: Path) -> list[dict[str, Any]]:
     records = []
     for path in sorted(folder.rglob("*")):
         caption = path.with_suffix(".txt")
-        if path.suffix.lower() in IMAGE_SUFFIXES and caption.is_file():
+        if path.suffix.lower() in SUFFIXES and caption.is_file():
             try:
                 text = caption.read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:

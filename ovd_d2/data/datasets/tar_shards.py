@@ -15,8 +15,8 @@ from typing import Any
 from tqdm import tqdm
 
 from ovd_d2.errors import OVDError
+from ovd_d2.files.images import SUFFIXES
 
-_IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST_DIGITS = 18  # of a number in a range
 _BLOCK = 512  # bytes; tar ends with a block of zeros
@@ -84,7 +84,7 @@ def _load_shard(shard: Path) -> list[dict[str, Any]]:
             if member.offset_data + member.size > size:
                 raise EOFError(f"it ends inside {member.name}")
             key, suffix = _split(member.name)
-            if suffix in _IMAGE_SUFFIXES:
+            if f".{suffix}" in SUFFIXES:
                 place = (str(shard), member.offset_data, member.size)
                 pairs.setdefault(key, {}).update(file_name=f"{shard}/{member.name}", shard=place)
             elif suffix == "txt":

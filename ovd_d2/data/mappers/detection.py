@@ -12,15 +12,16 @@ from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode, Instances
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import Registry
+from PIL import Image
 
 from ovd_d2.data.mappers.class_alignment import class_map, trained_names
 from ovd_d2.data.mappers.target_rows import boxes_in_frame, followed_by, no_targets
 from ovd_d2.data.mappers.teacher_regions import TeacherRegions
 from ovd_d2.data.model_kind import check_heads_are_used
 from ovd_d2.errors import OVDError
-from ovd_d2.files.atomic import is_special_file
+from ovd_d2.files import images
+from ovd_d2.files.images import MAX_PIXELS, UnreadableImageError
 from ovd_d2.structures import Supervision
 from ovd_d2.structures.class_numbering import mark_numbering, numbering_of
 
@@ -30,27 +31,11 @@ DATASET_MAPPER_REGISTRY.__doc__ = (
 )
 
 
-class UnreadableImageError(OVDError):
-    """An image that is missing, corrupt, too large, or not of the annotated size.
-
-    Attributes:
-        file_name: the image.
-        reason: what is wrong with it, without the file name.
-    """
-
-    def __init__(self, message: str, file_name: str = "", reason: str = "") -> None:
-        super().__init__(message)
-        self.file_name = file_name
-        self.reason = reason
+_REMEDY = "Replace the file or its annotation."
 
 
-def _unreadable(file_name: str, reason: str) -> UnreadableImageError:
-    message = f"Cannot use the image {file_name}: {reason}. Replace the file or its annotation."
-    return UnreadableImageError(message, file_name, reason)
-
-
-def read_image(file_name: str, image_format: str, max_pixels: int = 0) -> np.ndarray:
-    """Decodes an image file, turned as its EXIF orientation says.
+def read_image(file_name: str, image_format: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The pixels of an image file, see :mod:`ovd_d2.files.images`, in one of Detectron2's formats.
 
     Args:
         file_name: anything Detectron2's ``PathManager`` opens.
@@ -63,24 +48,16 @@ def read_image(file_name: str, image_format: str, max_pixels: int = 0) -> np.nda
     Raises:
         UnreadableImageError: naming the file and the reason.
     """
-    from PIL import Image
+    return in_format(
+        images.read_image(file_name, max_pixels=max_pixels, remedy=_REMEDY), image_format
+    )
 
-    if is_special_file(file_name):
-        raise _unreadable(file_name, "it is no plain file but a pipe or a device")
-    try:
-        with PathManager.open(file_name, "rb") as file:
-            width, height = Image.open(file).size
-        if max_pixels and width * height > max_pixels:
-            reason = f"{width} x {height} pixels are more than INPUT.MAX_PIXELS = {max_pixels}"
-            raise _unreadable(file_name, reason)
-        return utils.read_image(file_name, format=image_format)
-    except UnreadableImageError:
-        raise
-    except FileNotFoundError:
-        raise _unreadable(file_name, "there is no such file") from None
-    except Exception as error:  # decoders raise anything on broken data
-        first_line = (str(error).splitlines() or [""])[0].rstrip(".")
-        raise _unreadable(file_name, f"{type(error).__name__}: {first_line}") from error
+
+def in_format(rgb: np.ndarray, image_format: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB in one of Detectron2's formats; may share memory."""
+    if image_format in ("RGB", "BGR"):
+        return rgb if image_format == "RGB" else rgb[:, :, ::-1]
+    return utils.convert_PIL_to_numpy(Image.fromarray(rgb), image_format)
 
 
 def scale_jitter_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
@@ -116,7 +93,7 @@ class OpenVocabDatasetMapper(DatasetMapper):
         self,
         is_train: bool,
         *,
-        max_pixels: int = 0,
+        max_pixels: int = MAX_PIXELS,
         teacher_regions: TeacherRegions | None = None,
         class_map: Sequence[int] | None = None,
         trained_names: Sequence[str] | None = None,
@@ -237,14 +214,18 @@ class OpenVocabDatasetMapper(DatasetMapper):
         except utils.SizeMismatchError:
             shapes = f"{image.shape[1]} x {image.shape[0]} pixels, annotated as"
             reason = f"it has {shapes} {sample.get('width')} x {sample.get('height')}"
-            raise _unreadable(sample["file_name"], reason) from None
+            raise UnreadableImageError.of(sample["file_name"], reason, _REMEDY) from None
         return image
 
     def _read_sem_seg(self, sample: dict[str, Any]) -> np.ndarray | None:
         file_name = sample.pop("sem_seg_file_name", None)
         if file_name is None or not self.is_train:
             return None
-        return read_image(file_name, "L", self.max_pixels).squeeze(2)
+        try:  # Detectron2's reader: these are class numbers, not a picture
+            return utils.read_image(file_name, "L").squeeze(2)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            raise UnreadableImageError.of(file_name, reason, _REMEDY) from error
 
 
 def _with_labels(

@@ -3,7 +3,6 @@
 Letters: S side of the training image.
 """
 
-import io
 import math
 import os
 from typing import Any
@@ -11,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import detection_utils as utils
 from PIL import Image
 from torch import Tensor
 
-from ovd_d2.data.mappers.detection import DATASET_MAPPER_REGISTRY, UnreadableImageError, read_image
+from ovd_d2.data.mappers.detection import DATASET_MAPPER_REGISTRY, in_format, read_image
 from ovd_d2.errors import OVDError
+from ovd_d2.files import images
+from ovd_d2.files.images import MAX_PIXELS, UnreadableImageError
 
 
 @DATASET_MAPPER_REGISTRY.register()
@@ -38,7 +38,7 @@ class ImageTextPairMapper:
         *,
         image_size: int,
         image_format: str = "RGB",
-        max_pixels: int = 0,
+        max_pixels: int = MAX_PIXELS,
         box_scale: tuple[float, float] = (1.0, 1.0),
         box_shift: float = 0.0,
         crop_area: tuple[float, float] = (1.0, 1.0),
@@ -199,20 +199,13 @@ def read_shard_image(record: dict[str, Any], image_format: str, max_pixels: int)
     """
     name = record["file_name"]
     path, offset, size = record["shard"]
+    remedy = "Replace the shard."
     try:
         with open(path, "rb") as file:
             data = os.pread(file.fileno(), size, offset)
         if len(data) != size:
             raise OSError("the shard ends before the image does")
-        with Image.open(io.BytesIO(data)) as image:
-            if max_pixels and image.width * image.height > max_pixels:
-                raise OSError(
-                    f"{image.width} x {image.height} pixels are more than INPUT.MAX_PIXELS = "
-                    f"{max_pixels}"
-                )
-            turned = utils._apply_exif_orientation(image)
-            return utils.convert_PIL_to_numpy(turned, image_format)
-    except Exception as error:  # decoders raise anything on broken data
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0].rstrip('.')}"
-        message = f"Cannot use the image {name}: {reason}. Replace the shard."
-        raise UnreadableImageError(message, name, reason) from error
+    except OSError as error:
+        raise UnreadableImageError.of(name, f"{type(error).__name__}: {error}", remedy) from error
+    rgb = images.read_image(name, max_pixels=max_pixels, content=data, remedy=remedy)
+    return in_format(rgb, image_format)
