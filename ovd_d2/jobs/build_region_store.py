@@ -24,7 +24,8 @@ from ovd_d2.encoders import CROP_RULES, CropRegionEncoder, build_image_text_mode
 from ovd_d2.engine.launch import launch
 from ovd_d2.errors import OVDError
 from ovd_d2.files.atomic import check_output_folder
-from ovd_d2.proposals.build import ProposalSource, build_proposal_source
+from ovd_d2.proposals.build import build_region_proposer
+from ovd_d2.proposals.proposer import BoxProposer
 from ovd_d2.region_store import RegionStoreWriter, StoreFacts, merge_manifests
 from ovd_d2.structures import RegionEmbeddings
 
@@ -109,13 +110,13 @@ def build_in_process(settings: BuildSettings, on_image: OnImage | None = None) -
     batch = settings.batch or (CPU_BATCH if device == "cpu" else GPU_BATCH)
     with dataset_errors("--dataset", [settings.dataset]):
         records = DatasetCatalog.get(settings.dataset)
-    source = build_proposal_source(settings.proposals, records, settings.topk, device)
+    proposer = build_region_proposer(settings.proposals, records, settings.topk, device)
     model = build_image_text_model(settings.encoder, device)
     encoder = CropRegionEncoder(model, CROP_RULES[settings.crops], batch)
     report = write_regions(
         records,
         settings.dataset,
-        source,
+        proposer,
         encoder,
         settings.out,
         rank=comm.get_rank(),
@@ -163,7 +164,7 @@ def process_device(wanted: str) -> str:
 def write_regions(
     records: Sequence[dict[str, Any]],
     dataset_name: str,
-    source: ProposalSource,
+    proposer: BoxProposer,
     encoder: CropRegionEncoder,
     out: str | os.PathLike,
     *,
@@ -177,7 +178,7 @@ def write_regions(
     Args:
         records: of the whole data set, in Detectron2's dataset format, the same in every process.
         dataset_name: for the store's facts.
-        source: of the boxes.
+        proposer: of the boxes.
         encoder: of the embeddings.
         out: folder of the store. With several processes it has to be merged when all are done.
         rank: of this process.
@@ -199,8 +200,8 @@ def write_regions(
         encoder_id=encoder.encoder_id,
         dim=encoder.dim,
         crop_rule=encoder.crop_rule,
-        proposals=source.name,
-        has_scores=source.has_scores,
+        proposals=proposer.name,
+        has_scores=proposer.has_scores,
     )
     share = len(image_ids[rank::world_size])
     unreadable: list[str] = []
@@ -214,7 +215,7 @@ def write_regions(
         tell(share - len(todo), share)
         allowed = MAX_UNREADABLE * share
         pictures = read_ahead([by_id[image_id] for image_id in todo], unreadable, share, allowed)
-        for group in _groups(pictures, source, encoder):
+        for group in _groups(pictures, proposer, encoder):
             rows = encoder.encode([g.image for g in group], [g.boxes for g in group])
             for one, embeddings in zip(group, rows):
                 writer.append(one.image_id, RegionEmbeddings(one.boxes, embeddings, one.scores))
@@ -236,14 +237,15 @@ class _Proposed:
 
 def _groups(
     pictures: Iterator[tuple[dict[str, Any], Tensor]],
-    source: ProposalSource,
+    proposer: BoxProposer,
     encoder: CropRegionEncoder,
 ) -> Iterator[list[_Proposed]]:
     """Images in their order, as many at a time as fill a batch of crops."""
     group: list[_Proposed] = []
     crops = 0
     for record, image in pictures:
-        boxes, scores = source(record, image)
+        ((boxes, scores),) = proposer(record, image)
+        scores = scores if proposer.has_scores else None
         group.append(_Proposed(record["image_id"], image, boxes, scores))
         crops += len(boxes) * len(encoder.scales)
         if crops >= encoder.batch or len(group) == _IMAGES_AT_ONCE:

@@ -28,9 +28,9 @@ from ovd_d2.jobs.build_region_store import (
     write_regions,
 )
 from ovd_d2.language import Vocabulary
-from ovd_d2.proposals.build import FileProposals
-from ovd_d2.proposals.published_boxes import PickledBoxes, ResultsFile
-from ovd_d2.proposals.queries import AskedForLabels, AskedForObjects, BoxSource
+from ovd_d2.proposals.build import build_label_proposer
+from ovd_d2.proposals.proposer import BoxProposer
+from ovd_d2.proposals.results_file import ResultsFile
 from ovd_d2.pseudo_labelling import (
     LABELS_KIND,
     OBJECT_CATEGORY,
@@ -57,7 +57,6 @@ logger = logging.getLogger(__name__)
 
 OnImage = Callable[[int, int], None]
 TOPK = {"labels": 1, "objects": 5}
-RPN_PROPOSALS = 300  # of which NMS and --topk leave the best
 
 
 @dataclass(frozen=True)
@@ -185,13 +184,23 @@ def _in_process(
         names = zip(ids, vocabulary.names)
         categories = [{"id": number, "name": name} for number, name in names]
         labels = _read_labels(settings, records, vocabulary)
-    source = build_box_source(settings, vocabulary, [c["id"] for c in categories], device)
-    facts = _facts(settings, records, vocabulary, labels, source.name)
+    proposer = build_label_proposer(
+        settings.detector,
+        vocabulary,
+        [c["id"] for c in categories],
+        queries=settings.queries,
+        config_file=settings.config_file,
+        batch=settings.batch,
+        device=device,
+    )
+    facts = _facts(settings, records, vocabulary, labels, proposer.name)
     todo = [r for r in records if labels is None or r["image_id"] in labels]
     done, seconds, unreadable = 0, 0.0, ()
     if not _is_finished(settings.out, facts):
         with journal.nothing_empty_left(settings.out, alone=comm.get_world_size() == 1):
-            done, seconds, unreadable = _find_boxes(settings, todo, labels, source, facts, on_image)
+            done, seconds, unreadable = _find_boxes(
+                settings, todo, labels, proposer, facts, on_image
+            )
         if comm.is_main_process():
             _merge(settings.out, facts, todo, categories)
         wait_for_all()
@@ -222,50 +231,6 @@ def _read_labels(settings: LabellingSettings, records: Records, vocabulary: Voca
         folder_names=settings.folder_names,
     )
     return reader.read(settings.labels)
-
-
-def build_box_source(
-    settings: LabellingSettings,
-    vocabulary: Vocabulary | None,
-    category_ids: Sequence[int],
-    device: str,
-) -> BoxSource:
-    """Who finds the boxes.
-
-    Args:
-        settings: ``detector``, ``queries``, ``config_file`` and ``batch`` count.
-        vocabulary: K classes; None for objects.
-        category_ids: (K,) of the data set's json.
-        device: where a detector computes.
-
-    Raises:
-        OVDError: unknown kind, or the file or model cannot be used.
-    """
-    kind, _, rest = settings.detector.partition(":")
-    if not rest or kind not in ("hf", "model", "mavl", "json"):
-        raise OVDError(
-            f"--detector {settings.detector} is unknown: use hf:MODEL, model:CHECKPOINT, "
-            "mavl:PATH or json:FILE"
-        )
-    if settings.queries and kind != "hf":
-        raise OVDError(f"--queries are for --detector hf:MODEL; {kind}: is not asked in words")
-    if kind in ("mavl", "json"):
-        published = PickledBoxes if kind == "mavl" else ResultsFile
-        return published(rest, None if vocabulary is None else category_ids)
-    if kind == "hf":
-        from ovd_d2.proposals.huggingface_queries import HuggingFaceQueries
-
-        detector = HuggingFaceQueries(rest, device, settings.batch)
-        if vocabulary is None:
-            return AskedForObjects(detector, settings.queries or OBJECT_QUERIES)
-        return AskedForLabels(detector, vocabulary)
-    from ovd_d2.proposals.own_detector import DetectedLabels, DetectedObjects
-
-    checkpoint, _, config = rest.partition(",config=")
-    config = settings.config_file or config
-    if vocabulary is None:
-        return DetectedObjects(checkpoint, RPN_PROPOSALS, device, config)
-    return DetectedLabels(checkpoint, vocabulary, device, config)
 
 
 def _facts(
@@ -309,7 +274,7 @@ def _find_boxes(
     settings: LabellingSettings,
     todo: Records,
     labels: Labels | None,
-    source: BoxSource,
+    proposer: BoxProposer,
     facts: dict[str, Any],
     on_image: OnImage | None,
 ) -> tuple[int, float, tuple[str, ...]]:
@@ -330,13 +295,17 @@ def _find_boxes(
     with journal.Journal(folder, rank) as part:
         pictures = read_ahead(left, unreadable, len(share), MAX_UNREADABLE * len(share))
         for record, image in pictures:
-            classes = (0,) if labels is None else labels[record["image_id"]]
-            found, size = source(record, image, classes), tuple(image.shape[1:])
+            classes = None if labels is None else labels[record["image_id"]]
+            found, size = proposer(record, image, classes), tuple(image.shape[1:])
             if labels is None:
                 chosen = [choose_objects(found, size, topk, settings.min_score)]
             else:
                 chosen = [choose_for_label(f, size, topk, settings.min_score) for f in found]
-            part.append(labelled_image(record["image_id"], image, classes, chosen))
+            part.append(
+                labelled_image(
+                    record["image_id"], image, (0,) if classes is None else classes, chosen
+                )
+            )
             images += 1
             tell(len(share) - len(left) + images + len(unreadable), len(share))
     seconds = time.perf_counter() - start
@@ -368,7 +337,10 @@ def _build_regions(
         kept = {image["id"] for image in content["images"]}
         records = [record for record in records if record["image_id"] in kept]
     topk = max(1, len(content["annotations"]))  # all boxes of an image
-    proposals = FileProposals(os.fspath(settings.out), [r["image_id"] for r in records], topk)
+    image_ids = [record["image_id"] for record in records]
+    proposals = ResultsFile(
+        os.fspath(settings.out), f"--out {settings.out}", image_ids=image_ids, topk=topk
+    )
     batch = CPU_BATCH if device == "cpu" else GPU_BATCH
     model = build_image_text_model(settings.encoder, device)
     report = write_regions(

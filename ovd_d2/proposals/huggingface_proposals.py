@@ -4,14 +4,16 @@ Letters: Ri regions of image i.
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image, nms
 
-from ovd_d2.proposals.build import best
 from ovd_d2.proposals.huggingface_detector import load_huggingface_detector
+from ovd_d2.proposals.proposer import best
+from ovd_d2.pseudo_labelling import Found
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +48,10 @@ class HuggingFaceProposals:
         self.name = f"{detector.identity}, top {topk}"
 
     @torch.inference_mode()
-    def __call__(self, record: dict[str, Any], image: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`~ovd_d2.proposals.build.ProposalSource`."""
+    def __call__(
+        self, record: dict[str, Any], image: Tensor, classes: Sequence[int] | None = None
+    ) -> list[Found]:
+        """See :class:`~ovd_d2.proposals.proposer.BoxProposer`."""
         words = {"text": [[ASKED_FOR]]} if self._needs_words else {}
         pixels = image.permute(1, 2, 0).numpy()
         inputs = self._processor(
@@ -62,7 +66,7 @@ class HuggingFaceProposals:
         kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1) & scores.isfinite()
         boxes, scores = boxes[kept], scores[kept]
         kept = nms(boxes, scores, NMS_IOU)
-        return best(boxes[kept], scores[kept], self._topk)
+        return [best(boxes[kept], scores[kept], self._topk)]
 
     def _postprocess(self, outputs: Any, inputs: Any, size: tuple[int, int]) -> dict[str, Tensor]:
         """The model's own way from its outputs to boxes in pixels of the image."""

@@ -1,18 +1,23 @@
-"""Boxes for labels by a detector of ours.
+"""Boxes by a detector of ours: for labels, or whatever its RPN proposes.
 
 Letters: Ri proposals of image i, K classes.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from ovd_d2.config_file import config_digest, load_config
+from ovd_d2.data.held_out import novel_mask
+from ovd_d2.data.mixing import training_datasets
 from ovd_d2.data.model_kind import has_open_vocabulary
 from ovd_d2.errors import OVDError
 from ovd_d2.files.digests import file_digest
@@ -20,14 +25,15 @@ from ovd_d2.inference.open_detector import inference_config, open_detector, run_
 from ovd_d2.language import Vocabulary
 from ovd_d2.modeling import set_vocabulary
 from ovd_d2.modeling.open_vocabulary import part_with
-from ovd_d2.proposals.build import RPNProposals
 from ovd_d2.pseudo_labelling import Found
+
+logger = logging.getLogger(__name__)
 
 BOXES_PER_LABEL = 50
 
 
 class DetectedLabels:
-    """A :class:`~ovd_d2.proposals.queries.BoxSource`: the boxes that score highest for a label.
+    """A :class:`~ovd_d2.proposals.proposer.BoxProposer`: the boxes that score highest for a label.
 
     The classifier knows all K names, once and for all images, so that a score means the same
     everywhere; but a label gets its best boxes however low they score and whatever other class
@@ -42,6 +48,8 @@ class DetectedLabels:
     Raises:
         OVDError: no config or checkpoint, weights that do not fit, or a closed-set model; named.
     """
+
+    has_scores = True
 
     def __init__(
         self, checkpoint: str, vocabulary: Vocabulary, device: str = "cpu", config_file: str = ""
@@ -61,9 +69,9 @@ class DetectedLabels:
 
     @torch.no_grad()
     def __call__(
-        self, record: dict[str, Any], image: Tensor, classes: Sequence[int]
+        self, record: dict[str, Any], image: Tensor, classes: Sequence[int] | None = None
     ) -> list[Found]:
-        """See :class:`~ovd_d2.proposals.queries.BoxSource`."""
+        """See :class:`~ovd_d2.proposals.proposer.BoxProposer`."""
         height, width = image.shape[1:]
         sample = to_sample(image.permute(1, 2, 0).numpy(), self._cfg)
         heads = part_with(self._model, "boxes_and_scores")
@@ -118,31 +126,72 @@ def best_of_classes(
     return results
 
 
-class DetectedObjects:
-    """A :class:`~ovd_d2.proposals.queries.BoxSource`: the proposals of a detector's RPN.
+class RPNProposals:
+    """A :class:`~ovd_d2.proposals.proposer.BoxProposer`: top proposals of the RPN of a detector
+    that ``train_net.py`` trained; no class is used.
+
+    Only backbone and RPN are built, so neither text encoder nor vocabulary is needed. Scores are
+    the RPN's objectness as a probability.
 
     Args:
-        checkpoint: weights of train_net.py.
-        topk: proposals per image.
+        checkpoint: weights with the run's ``config.yaml`` beside them.
+        topk: boxes to keep per image after NMS; replaces the config's numbers.
         device: where to compute.
-        config_file: the yaml of the model; "": the config.yaml beside the weights.
+        config_file: instead of the config.yaml beside the weights.
+        asked: what named the checkpoint, for messages; "": "--proposals rpn:CHECKPOINT".
+
+    Raises:
+        OVDError: no config or checkpoint, or weights that do not fit; named.
     """
 
-    def __init__(
-        self, checkpoint: str, topk: int, device: str = "cpu", config_file: str = ""
-    ) -> None:
-        path, config = run_files(checkpoint, config_file, asked=f"--detector model:{checkpoint}")
-        self._proposals = RPNProposals(str(path), topk, device, str(config))
-        self.name = model_name(path, config, config_file) + ", RPN"
+    has_scores = True
 
+    def __init__(
+        self,
+        checkpoint: str,
+        topk: int,
+        device: str = "cpu",
+        config_file: str = "",
+        asked: str = "",
+    ) -> None:
+        path, config = run_files(
+            checkpoint, config_file, asked=asked or f"--proposals rpn:{checkpoint}"
+        )
+        cfg = load_config(str(config))
+        _warn_unless_base_only(cfg, checkpoint)
+        cfg = inference_config(cfg, device)
+        cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"  # nothing behind the RPN is built
+        cfg.MODEL.RPN.POST_NMS_TOPK_TEST = topk
+        cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = max(cfg.MODEL.RPN.PRE_NMS_TOPK_TEST, topk)
+        self._cfg, self._model, self.files = cfg, open_detector(cfg, path), (path, config)
+        self.name = f"rpn:{path.parent.name}/{path.name}@{file_digest(path)[:12]}, top {topk}"
+
+    @torch.no_grad()
     def __call__(
-        self, record: dict[str, Any], image: Tensor, classes: Sequence[int]
+        self, record: dict[str, Any], image: Tensor, classes: Sequence[int] | None = None
     ) -> list[Found]:
-        """See :class:`~ovd_d2.proposals.queries.BoxSource`."""
-        return [self._proposals(record, image)]
+        """See :class:`~ovd_d2.proposals.proposer.BoxProposer`."""
+        (output,) = self._model([to_sample(image.permute(1, 2, 0).numpy(), self._cfg)])
+        found = output["proposals"].to("cpu")
+        return [(found.proposal_boxes.tensor, found.objectness_logits.sigmoid())]
 
 
 def model_name(path: Path, config: Path, given: str) -> str:
     """Weights by their digest, and the yaml by its own where it is not the run's."""
     name = f"model:{path.absolute().parent.name}/{path.name}@{file_digest(path)[:12]}"
     return f"{name}, config {config.name}@{config_digest(config)[:12]}" if given else name
+
+
+def _warn_unless_base_only(cfg: CfgNode, checkpoint: str) -> None:
+    """Proposals of a detector that saw boxes of novel classes would leak them to the student."""
+    if cfg.DATASETS.NOVEL_NAMES:
+        return  # they were held out
+    for name in training_datasets(cfg):
+        metadata = MetadataCatalog.get(name) if name in MetadataCatalog.list() else None
+        if metadata is None or not any(metadata.get("is_novel") or novel_mask(cfg, name)):
+            logger.warning(
+                "%s was trained on %s, which is not known to hold boxes of base classes only: its "
+                "proposals may know novel classes.",
+                checkpoint,
+                name,
+            )

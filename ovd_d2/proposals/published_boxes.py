@@ -1,4 +1,4 @@
-"""Boxes that others computed: MAVL's pickles, as RKD's authors publish them, and results files.
+"""Boxes that others computed: MAVL's pickles, as RKD's authors publish them.
 
 The pickles hold, for an image (named without folder and ending), either a pair (boxes, scores):
 class-agnostic; or a dict {category id: (boxes, scores)}: of its labels. Boxes are xyxy in pixels of
@@ -17,8 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ovd_d2.data.datasets.annotation_files import read_json
-from ovd_d2.data.datasets.record_check import checked_results
 from ovd_d2.errors import OVDError
 from ovd_d2.files.digests import file_digest
 from ovd_d2.pseudo_labelling.box_choice import Found
@@ -27,7 +25,7 @@ from ovd_d2.region_store.restricted_unpickler import read_restricted_pickle
 
 
 class PickledBoxes:
-    """A :class:`~ovd_d2.proposals.queries.BoxSource` of published pickles.
+    """A :class:`~ovd_d2.proposals.proposer.BoxProposer` out of published pickles.
 
     Nothing of the pickles is run. An image or label without an entry has no boxes.
 
@@ -39,6 +37,8 @@ class PickledBoxes:
     Raises:
         OVDError: nothing there, two pickles of one image, or a pickle is refused.
     """
+
+    has_scores = True
 
     def __init__(self, path: str, category_ids: Sequence[int] | None = None) -> None:
         source = Path(path)
@@ -63,9 +63,9 @@ class PickledBoxes:
         self.name = f"mavl:{source.name}@{digest[:12]}"
 
     def __call__(
-        self, record: dict[str, Any], image: Tensor, classes: Sequence[int]
+        self, record: dict[str, Any], image: Tensor, classes: Sequence[int] | None = None
     ) -> list[Found]:
-        """See :class:`~ovd_d2.proposals.queries.BoxSource`."""
+        """See :class:`~ovd_d2.proposals.proposer.BoxProposer`."""
         name = published_name(record["file_name"])
         if self._content is not None:
             where, content = f"{self._path}, image {name},", self._content.get(name, ([], []))
@@ -84,48 +84,6 @@ class PickledBoxes:
                 )
             content = {}
         return [_found(content.get(self._category_ids[k], ([], [])), where) for k in classes]
-
-
-class ResultsFile:
-    """A :class:`~ovd_d2.proposals.queries.BoxSource` of a json of results, as COCO's.
-
-    Args:
-        path: a list of {"image_id", "category_id", "bbox": [x, y, width, height], "score"}, or a
-            dict whose "annotations" are one.
-        category_ids: see :class:`PickledBoxes`; None ignores the entries' "category_id".
-
-    Raises:
-        OVDError: unreadable, or an entry is none.
-    """
-
-    def __init__(self, path: str, category_ids: Sequence[int] | None = None) -> None:
-        try:
-            content = read_json(path)
-            digest = file_digest(path)
-        except (OSError, ValueError) as error:
-            raise OVDError(f"--detector json:{path} cannot be read ({error})") from error
-        known = None if category_ids is None else set(category_ids)
-        self._category_ids = category_ids
-        self._rows: dict[tuple[Any, Any], list[tuple[list[float], float]]] = {}
-        for entry in checked_results(content, path, scored=True, category_ids=known):
-            x, y, width, height = entry["bbox"]
-            key = (entry["image_id"], None if known is None else entry["category_id"])
-            self._rows.setdefault(key, []).append(([x, y, x + width, y + height], entry["score"]))
-        self.name = f"json:{Path(path).name}@{digest[:12]}"
-
-    def __call__(
-        self, record: dict[str, Any], image: Tensor, classes: Sequence[int]
-    ) -> list[Found]:
-        """See :class:`~ovd_d2.proposals.queries.BoxSource`."""
-        ids = [None] if self._category_ids is None else [self._category_ids[k] for k in classes]
-        found = [self._rows.get((record["image_id"], category), []) for category in ids]
-        return [
-            (
-                torch.tensor([box for box, _ in rows], dtype=torch.float32).view(-1, 4),
-                torch.tensor([score for _, score in rows], dtype=torch.float32),
-            )
-            for rows in found
-        ]
 
 
 def _found(pair: Any, where: str) -> Found:

@@ -1,4 +1,4 @@
-"""Who finds the boxes: a detector that is asked in words, or any other source of them.
+"""Proposers that ask a detector in words.
 
 Letters: H, W height and width of an image; Ri boxes of a query.
 """
@@ -31,30 +31,10 @@ class QueryDetector(Protocol):
         ...
 
 
-class BoxSource(Protocol):
-    """Gives boxes for classes of an image.
-
-    Attributes:
-        name: for the label file; names weights and files by their digests.
-    """
-
-    name: str
-
-    def __call__(
-        self, record: dict[str, Any], image: Tensor, classes: Sequence[int]
-    ) -> list[Found]:
-        """Boxes for each of ``classes``; for a source of objects, per query, whatever they are.
-
-        Args:
-            record: of the image, in Detectron2's dataset format.
-            image: (3, H, W) uint8, RGB, turned as its EXIF orientation says.
-            classes: indices into the vocabulary; of no meaning to a source of objects.
-        """
-        ...
-
-
 class AskedForLabels:
     """Asks a detector for "every {name}" of each label of an image (RKD, section 3.3)."""
+
+    has_scores = True
 
     def __init__(
         self, detector: QueryDetector, vocabulary: Vocabulary, wording: str = CLASS_QUERY
@@ -70,14 +50,16 @@ class AskedForLabels:
         self.name = detector.name
 
     def __call__(
-        self, record: dict[str, Any], image: Tensor, classes: Sequence[int]
+        self, record: dict[str, Any], image: Tensor, classes: Sequence[int] | None = None
     ) -> list[Found]:
-        """See :class:`BoxSource`."""
+        """See :class:`~ovd_d2.proposals.proposer.BoxProposer`."""
         return self._detector(image, [self._queries[k] for k in classes])
 
 
 class AskedForObjects:
     """Asks a detector for whatever is there, in several wordings (MAVL, section 3)."""
+
+    has_scores = True
 
     def __init__(self, detector: QueryDetector, queries: Sequence[str] = OBJECT_QUERIES) -> None:
         """
@@ -90,7 +72,7 @@ class AskedForObjects:
         self.name = detector.name
 
     def __call__(
-        self, record: dict[str, Any], image: Tensor, classes: Sequence[int]
+        self, record: dict[str, Any], image: Tensor, classes: Sequence[int] | None = None
     ) -> list[Found]:
-        """See :class:`BoxSource`."""
+        """See :class:`~ovd_d2.proposals.proposer.BoxProposer`."""
         return self._detector(image, self._queries)

@@ -91,7 +91,7 @@ def test_killed_twice_and_finished_by_two_processes(tmp_path, mini_root, encoder
     ("changes", "message"),
     [
         (["--dataset", "mini_v1_vla"], "mini_v1_vla"),
-        (["--proposals", "json:/nowhere.json"], "proposals cannot be read from /nowhere.json"),
+        (["--proposals", "json:/nowhere.json"], "--proposals json:/nowhere.json cannot be read"),
         (["--proposals", "rpn:/nowhere/model.pth"], "needs /nowhere/model.pth"),
         (["--encoder", "minilm"], "encoder 'minilm' reads no images; write openai-clip:"),
     ],

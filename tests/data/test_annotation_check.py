@@ -28,8 +28,7 @@ from ovd_d2.data.datasets.lvis import load_lvis_v1
 from ovd_d2.data.datasets.record_check import checked_results
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation.coco_open_vocab import CheckedCOCOEvaluator
-from ovd_d2.proposals.build import FileProposals
-from ovd_d2.proposals.published_boxes import ResultsFile
+from ovd_d2.proposals.results_file import ResultsFile
 from ovd_d2.pseudo_labelling import read_label_file
 
 MASK = {"size": [40, 50], "counts": [0, 100, 1900]}
@@ -331,20 +330,20 @@ def test_results_that_cannot_be_meant(tmp_path, change):
     path = tmp_path / "results.json"
     path.write_text(json.dumps([RESULT, {**RESULT, **change}]))
     with pytest.raises(OVDError, match=r"results.json: entry 1 is no result: its"):
-        FileProposals(str(path), [1], 5)
+        ResultsFile(str(path), "json", image_ids=[1], topk=5)
     with pytest.raises(OVDError, match=r"results.json: entry 1 is no result: its"):
-        ResultsFile(str(path), (1,))
+        ResultsFile(str(path), "json", category_ids=(1,), needs_scores=True)
 
 
 def test_categories_of_results(tmp_path, caplog):
     path = tmp_path / "results.json"
     path.write_text(json.dumps([RESULT, {**RESULT, "category_id": 9}]))
     with caplog.at_level(logging.WARNING):
-        ResultsFile(str(path), (1,))
+        ResultsFile(str(path), "json", category_ids=(1,), needs_scores=True)
     assert "1 results are of categories that nobody asked for, such as entry 1" in caplog.text
     path.write_text(json.dumps([{**RESULT, "category_id": None}]))
     with pytest.raises(OVDError, match="its category_id is None"):
-        ResultsFile(str(path), (1,))
+        ResultsFile(str(path), "json", category_ids=(1,), needs_scores=True)
     assert len(checked_results([{**RESULT, "category_id": None}], "x", scored=True)) == 1
 
 

@@ -31,11 +31,11 @@ class Scattered(GroundTruthProposals):
 
     has_scores = True
 
-    def __call__(self, record, image):
+    def __call__(self, record, image, classes=None):
         count = record["image_id"] % 4
         boxes = torch.rand(count, 4, generator=torch.Generator().manual_seed(record["image_id"]))
         boxes = torch.cat([boxes[:, :2] * 20, boxes[:, :2] * 20 + boxes[:, 2:] * 30], dim=1)
-        return boxes, image.float().mean() + torch.arange(count)
+        return [(boxes, image.float().mean() + torch.arange(count))]
 
 
 SOURCE = Scattered(300)
@@ -54,7 +54,7 @@ def check(path, records, encoder):
     assert len(store) == len(records) and verify(path) == []
     for record in records:
         image = pixels_of(record)
-        boxes, scores = SOURCE(record, image)
+        ((boxes, scores),) = SOURCE(record, image)
         found = store[record["image_id"]]
         assert torch.equal(found.boxes, boxes)
         torch.testing.assert_close(found.scores, scores)

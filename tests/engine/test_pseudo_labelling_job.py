@@ -15,7 +15,7 @@ from tiny_image_text import tiny_model
 from ovd_d2.errors import OVDError
 from ovd_d2.jobs import pseudo_label as module
 from ovd_d2.jobs.pseudo_label import LabellingSettings, pseudo_label
-from ovd_d2.proposals.build import build_proposal_source
+from ovd_d2.proposals.build import build_region_proposer
 from ovd_d2.proposals.queries import AskedForLabels, AskedForObjects
 from ovd_d2.region_store import RegionStore
 
@@ -53,12 +53,12 @@ class Fake:
 def fake(monkeypatch):
     detector = Fake()
 
-    def build(settings, vocabulary, category_ids, device):
+    def build(spec, vocabulary, category_ids, *, queries, **more):
         if vocabulary is None:
-            return AskedForObjects(detector, settings.queries or ("all objects",))
+            return AskedForObjects(detector, queries or ("all objects",))
         return AskedForLabels(detector, vocabulary)
 
-    monkeypatch.setattr(module, "build_box_source", build)
+    monkeypatch.setattr(module, "build_label_proposer", build)
     return detector
 
 
@@ -150,8 +150,8 @@ def test_objects_can_be_read_as_proposals(tmp_path, records, fake):
     assert found["info"]["kind"] == "ovd_d2 proposals"
     assert found["categories"] == [{"id": 1, "name": "object"}]
     assert report.images == 6 and report.labels == 0
-    source = build_proposal_source(f"json:{tmp_path / 'out/labels.json'}", records, 9)
-    boxes, scores = source(records[0], None)
+    source = build_region_proposer(f"json:{tmp_path / 'out/labels.json'}", records, 9)
+    ((boxes, scores),) = source(records[0], None)
     assert source.has_scores and boxes[0].tolist()[:2] == [1, 2] and len(boxes) == 2
     assert scores.tolist() == pytest.approx([0.9, 0.09])
 

@@ -19,7 +19,8 @@ from random_models import (  # noqa: F401  (fixtures)
 from ovd_d2.errors import OVDError
 from ovd_d2.inference.predictor import OpenVocabPredictor
 from ovd_d2.language import Vocabulary
-from ovd_d2.proposals.own_detector import DetectedLabels, DetectedObjects, best_of_classes
+from ovd_d2.proposals.build import build_label_proposer
+from ovd_d2.proposals.own_detector import DetectedLabels, best_of_classes
 
 VOCABULARY = Vocabulary.from_names(["cat", "red mug", "traffic light", "tie", "bus"])
 SIZE = (70, 120)
@@ -106,6 +107,6 @@ def test_a_closed_set_model_is_refused(tmp_path):
 
 
 def test_objects_are_the_rpn_s(checkpoint):  # noqa: F811
-    source = DetectedObjects(str(checkpoint), 20)
-    ((boxes, scores),) = source({}, image(), (0,))
-    assert 1 <= len(boxes) <= 20 and (scores.diff() <= 0).all() and source.name.endswith(", RPN")
+    source = build_label_proposer(f"model:{checkpoint}", None, ())
+    ((boxes, scores),) = source({}, image())
+    assert 1 <= len(boxes) <= 300 and (scores.diff() <= 0).all() and source.name.endswith(", RPN")

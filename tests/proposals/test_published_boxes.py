@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ovd_d2.errors import OVDError
-from ovd_d2.proposals.published_boxes import PickledBoxes, ResultsFile
+from ovd_d2.proposals.published_boxes import PickledBoxes
+from ovd_d2.proposals.results_file import ResultsFile
 
 IMAGE = torch.zeros(3, 48, 64, dtype=torch.uint8)
 IDS = (10, 20, 30)
@@ -118,10 +119,10 @@ def test_results_file(tmp_path):
     path = tmp_path / "r.json"
     for content in (entries, {"annotations": entries}):
         path.write_text(json.dumps(content))
-        found = ResultsFile(str(path), IDS)(record(), IMAGE, (0, 2))
+        found = ResultsFile(str(path), "json", category_ids=IDS)(record(), IMAGE, (0, 2))
         assert as_lists(found) == [([[1, 2, 4, 6]], [0.5]), ([], [])]
         assert found[1][0].shape == (0, 4)
-    (boxes, _) = ResultsFile(str(path))(record(), IMAGE, (0,))[0]
+    (boxes, _) = ResultsFile(str(path), "json")(record(), IMAGE)[0]
     assert len(boxes) == 2
 
 
@@ -133,4 +134,6 @@ def test_results_file(tmp_path):
 def test_damaged_results_are_named(tmp_path, content):
     (tmp_path / "r.json").write_text(content)
     with pytest.raises(OVDError, match=r"r\.json"):
-        ResultsFile(str(tmp_path / "r.json"), IDS)
+        ResultsFile(
+            str(tmp_path / "r.json"), "--detector json:r.json", category_ids=IDS, needs_scores=True
+        )

@@ -12,7 +12,8 @@ from tiny_detector import TRAIN, register, tiny_config, write_dataset
 
 from ovd_d2.engine import OpenVocabTrainer
 from ovd_d2.errors import OVDError
-from ovd_d2.proposals.build import best, build_proposal_source
+from ovd_d2.proposals.build import build_region_proposer
+from ovd_d2.proposals.proposer import best
 
 IMAGE = torch.zeros(3, 48, 64, dtype=torch.uint8)
 RECORDS = [{"image_id": number} for number in (1, 2, 3)]
@@ -23,7 +24,7 @@ def annotation(box, mode=BoxMode.XYWH_ABS, **more):
 
 
 def test_ground_truth():
-    source = build_proposal_source("gt", RECORDS, 2)
+    source = build_region_proposer("gt", RECORDS, 2)
     assert not source.has_scores and source.name == "gt, top 2"
     annotations = [
         annotation([1, 2, 3, 4]),
@@ -31,10 +32,10 @@ def test_ground_truth():
         annotation([5, 6, 7, 8], BoxMode.XYXY_ABS),
         annotation([0, 0, 1, 1]),
     ]
-    boxes, scores = source({"annotations": annotations}, IMAGE)
-    assert boxes.tolist() == [[1, 2, 4, 6], [5, 6, 7, 8]] and scores is None
+    ((boxes, scores),) = source({"annotations": annotations}, IMAGE)
+    assert boxes.tolist() == [[1, 2, 4, 6], [5, 6, 7, 8]] and scores.tolist() == [1.0, 1.0]
     for empty in ({}, {"annotations": []}):
-        assert source(empty, IMAGE)[0].shape == (0, 4)
+        assert source(empty, IMAGE)[0][0].shape == (0, 4)
 
 
 def write(path, content):
@@ -55,34 +56,34 @@ def test_file_of_results(tmp_path, caplog):
         result(99, [1, 1, 1, 1], score=0.5),
     ]
     with caplog.at_level(logging.WARNING):
-        source = build_proposal_source(write(tmp_path / "found.json", entries), RECORDS, 2)
+        source = build_region_proposer(write(tmp_path / "found.json", entries), RECORDS, 2)
     assert "boxes for 1 images that the data set does not have" in caplog.text
     assert source.has_scores and source.name.startswith("json:found.json@")
-    boxes, scores = source({"image_id": 2}, IMAGE)
+    ((boxes, scores),) = source({"image_id": 2}, IMAGE)
     assert boxes.tolist() == [[5, 5, 5, 7], [1, 1, 2, 2]]
     torch.testing.assert_close(scores, torch.tensor([0.9, 0.5]))
-    assert source({"image_id": 1}, IMAGE)[0].tolist() == [[10, 20, 40, 60.5]]
-    boxes, scores = source({"image_id": 3}, IMAGE)
+    assert source({"image_id": 1}, IMAGE)[0][0].tolist() == [[10, 20, 40, 60.5]]
+    ((boxes, scores),) = source({"image_id": 3}, IMAGE)
     assert boxes.shape == (0, 4) and scores.shape == (0,)
     whole = {"info": {}, "images": [], "annotations": entries}
-    same = build_proposal_source(write(tmp_path / "label_file.json", whole), RECORDS, 2)
-    assert torch.equal(same({"image_id": 2}, IMAGE)[0], source({"image_id": 2}, IMAGE)[0])
-    other = build_proposal_source(write(tmp_path / "found.json", entries[:-1]), RECORDS, 2)
+    same = build_region_proposer(write(tmp_path / "label_file.json", whole), RECORDS, 2)
+    assert torch.equal(same({"image_id": 2}, IMAGE)[0][0], source({"image_id": 2}, IMAGE)[0][0])
+    other = build_region_proposer(write(tmp_path / "found.json", entries[:-1]), RECORDS, 2)
     assert other.name != source.name  # another file is another source, whatever its name
 
 
 def test_file_without_scores_keeps_its_order(tmp_path):
     entries = [result("a", [n, 0, 1, 1]) for n in range(3)]
-    source = build_proposal_source(write(tmp_path / "p.json", entries), [{"image_id": "a"}], 2)
-    boxes, scores = source({"image_id": "a"}, IMAGE)
-    assert not source.has_scores and scores is None
+    source = build_region_proposer(write(tmp_path / "p.json", entries), [{"image_id": "a"}], 2)
+    ((boxes, scores),) = source({"image_id": "a"}, IMAGE)
+    assert not source.has_scores and scores.tolist() == [1.0] * len(boxes)
     assert boxes[:, 0].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[", "cannot be read from"),
+        ("[", "cannot be read"),
         ({"images": []}, "must hold a list of results"),
         ({"annotations": {}}, "must hold a list of results"),
         ({"annotations": [3]}, "entry 0 is no result"),
@@ -99,19 +100,19 @@ def test_file_without_scores_keeps_its_order(tmp_path):
 )
 def test_damaged_files_are_named(tmp_path, content, message):
     with pytest.raises(OVDError, match=message) as caught:
-        build_proposal_source(write(tmp_path / "broken.json", content), RECORDS, 5)
+        build_region_proposer(write(tmp_path / "broken.json", content), RECORDS, 5)
     assert "broken.json" in str(caught.value)
 
 
 @pytest.mark.parametrize("spec", ["", "nonsense", "rpn", "rpn:", "edge:boxes", "GT"])
 def test_unknown_kinds_are_refused(spec):
     with pytest.raises(OVDError, match=f"--proposals {spec} is unknown"):
-        build_proposal_source(spec, RECORDS, 5)
+        build_region_proposer(spec, RECORDS, 5)
 
 
 def test_top_zero_is_refused():
     with pytest.raises(OVDError, match="--topk 0"):
-        build_proposal_source("gt", RECORDS, 0)
+        build_region_proposer("gt", RECORDS, 0)
 
 
 def test_best_keeps_the_order_of_ties():
@@ -139,14 +140,14 @@ def test_rpn_proposals_are_the_detectors_own(run_folder, caplog):
 
     folder, model = run_folder
     with caplog.at_level(logging.WARNING):
-        source = build_proposal_source(f"rpn:{folder / 'model_final.pth'}", RECORDS, 7)
+        source = build_region_proposer(f"rpn:{folder / 'model_final.pth'}", RECORDS, 7)
     assert f"was trained on {TRAIN}, which is not known to hold boxes of base" in caplog.text
     assert source.name.startswith("rpn:run/model_final.pth@") and source.has_scores
     model.proposal_generator.post_nms_topk = {True: 7, False: 7}
     mapper = DatasetMapper(tiny_config(folder, "INPUT.FORMAT", "BGR"), is_train=False)
     for record in DatasetCatalog.get(TRAIN)[:2]:  # a portrait and a landscape
         pixels = read_image(record["file_name"], "RGB")
-        boxes, scores = source(record, torch.from_numpy(pixels.copy()).permute(2, 0, 1))
+        ((boxes, scores),) = source(record, torch.from_numpy(pixels.copy()).permute(2, 0, 1))
         with torch.no_grad():
             sample = mapper(record)
             images = model.preprocess_image([sample])
@@ -164,7 +165,7 @@ def test_base_only_detectors_bring_no_warning(run_folder, caplog):
     folder, _ = run_folder
     MetadataCatalog.get(TRAIN).set(is_novel=[False, False, True])
     with caplog.at_level(logging.WARNING):
-        build_proposal_source(f"rpn:{folder / 'model_final.pth'}", RECORDS, 7)
+        build_region_proposer(f"rpn:{folder / 'model_final.pth'}", RECORDS, 7)
     assert "novel" not in caplog.text
 
 
@@ -173,7 +174,7 @@ def test_an_incomplete_run_is_refused(run_folder, missing):
     folder, _ = run_folder
     (folder / missing).unlink()
     with pytest.raises(OVDError, match=f"needs .*{missing}, which does not exist"):
-        build_proposal_source(f"rpn:{folder / 'model_final.pth'}", RECORDS, 7)
+        build_region_proposer(f"rpn:{folder / 'model_final.pth'}", RECORDS, 7)
 
 
 def test_weights_of_another_detector_are_refused(run_folder):
@@ -182,7 +183,7 @@ def test_weights_of_another_detector_are_refused(run_folder):
     weights.pop("proposal_generator.rpn_head.conv.weight")
     torch.save({"model": weights}, folder / "model_final.pth")
     with pytest.raises(OVDError, match=r"lacks 1 of .* such as .*rpn_head\.conv\.weight"):
-        build_proposal_source(f"rpn:{folder / 'model_final.pth'}", RECORDS, 7)
+        build_region_proposer(f"rpn:{folder / 'model_final.pth'}", RECORDS, 7)
 
 
 def tiny_backbone(*stages):
@@ -267,10 +268,10 @@ def test_detectors_of_transformers(tmp_path, save):
     pytest.importorskip("transformers")
     save(tmp_path)
     image = (torch.rand(3, 48, 80) * 255).byte()
-    source = build_proposal_source(f"hf:{tmp_path}", RECORDS, 5)
+    source = build_region_proposer(f"hf:{tmp_path}", RECORDS, 5)
     assert source.has_scores and source.name.startswith("hf:") and "@" in source.name
-    boxes, scores = source({"image_id": 1}, image)
-    again, _ = build_proposal_source(f"hf:{tmp_path}", RECORDS, 5)({"image_id": 1}, image)
+    ((boxes, scores),) = source({"image_id": 1}, image)
+    ((again, _),) = build_region_proposer(f"hf:{tmp_path}", RECORDS, 5)({"image_id": 1}, image)
     assert torch.equal(boxes, again)
     assert boxes.dtype == scores.dtype == torch.float32
     assert 1 <= len(boxes) == len(scores) <= 5
@@ -287,7 +288,7 @@ def test_detr_boxes_are_its_queries_in_the_original_frame(tmp_path):
 
     model = save_detr(tmp_path)
     image = (torch.rand(3, 48, 80) * 255).byte()
-    boxes, scores = build_proposal_source(f"hf:{tmp_path}", RECORDS, 100)({}, image)
+    ((boxes, scores),) = build_region_proposer(f"hf:{tmp_path}", RECORDS, 100)({}, image)
     inputs = DetrImageProcessor.from_pretrained(tmp_path)(images=image, return_tensors="pt")
     with torch.no_grad():
         raw = model(**inputs)
@@ -305,4 +306,4 @@ def test_what_is_no_detector_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(OVDError, match=f"--proposals hf:{tmp_path} cannot be used"):
-        build_proposal_source(f"hf:{tmp_path}", RECORDS, 5)
+        build_region_proposer(f"hf:{tmp_path}", RECORDS, 5)

@@ -20,7 +20,7 @@ from ovd_d2.encoders.crop_resampling import crop_pixels, resample_crops
 from ovd_d2.encoders.openai_clip import OpenAIClipTextEncoder, import_clip
 from ovd_d2.errors import OVDError
 from ovd_d2.jobs.build_region_store import CPU_BATCH, GPU_BATCH, write_regions
-from ovd_d2.proposals.build import FileProposals
+from ovd_d2.proposals.results_file import ResultsFile
 from ovd_d2.region_store import RegionStore
 
 IMAGE_SIZE = (480, 640)  # height and width, as COCO's images
@@ -116,7 +116,7 @@ def measure_regions(
     encoder = CropRegionEncoder(model, (1.0,), batch)
     with tempfile.TemporaryDirectory(prefix="ovd-bench-regions-") as work:
         records, boxes = _photos_and_boxes(Path(work), images, regions)
-        source = FileProposals(str(Path(work) / "boxes.json"), range(images), regions)
+        source = ResultsFile(str(Path(work) / "boxes.json"), "boxes.json", topk=regions)
         pictures = [_open(record) for record in records]
         stores = [Path(work) / f"store{turn}" for turn in range(repeats + 1)]
 
