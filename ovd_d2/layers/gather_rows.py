@@ -1,26 +1,8 @@
 """Rows of all processes in one tensor, with gradients that flow back to where they came from."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch import distributed as dist
-
-
-class _GatherRows(torch.autograd.Function):
-    """all_gather whose backward sums the gradients of all processes."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def gather_rows(rows: Tensor) -> Tensor:
@@ -33,10 +15,6 @@ def gather_rows(rows: Tensor) -> Tensor:
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
-    return _GatherRows.apply(rows) if rows.is_floating_point() else _gather_constants(rows)
+    from torch.distributed.nn.functional import all_gather
 
-
-def _gather_constants(rows: Tensor) -> Tensor:
-    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
+    return torch.cat(all_gather(rows))
