@@ -57,6 +57,9 @@ def _add_open_vocab(cfg: CN) -> None:
     # The score of a region is sqrt(its probability x the RPN's objectness), as in CenterNet2 and
     # Detic on LVIS.
     _C.MULT_PROPOSAL_SCORE = False
+    # Names in ovd_d2.modeling.roi_heads.REGION_TASK_REGISTRY: losses of one's own on regions,
+    # beside those that MODEL.REGION_DISTILLATION, IMAGE_BRANCH and IMAGE_LABELS ask for.
+    _C.REGION_TASKS = []
 
 
 def _add_distillation(cfg: CN) -> None:

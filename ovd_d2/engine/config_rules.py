@@ -143,7 +143,7 @@ _KEYS: tuple[tuple[Rule, str, str], ...] = (  # rule, prefix, keys below it
     (Rule(lambda v: v in range(6), "0 to 5"), "MODEL.", "BACKBONE.FREEZE_AT"),
     (COUNT, "MODEL.FPN.", "OUT_CHANNELS"),
     (one_of("sum", "avg"), "MODEL.FPN.", "FUSE_TYPE"),
-    (empty_or(NAMES), "MODEL.FPN.", "IN_FEATURES"),
+    (empty_or(NAMES), "MODEL.", "FPN.IN_FEATURES OPEN_VOCAB.REGION_TASKS"),
     (NAMES, "MODEL.", "RPN.IN_FEATURES ROI_HEADS.IN_FEATURES RETINANET.IN_FEATURES "
      "SEM_SEG_HEAD.IN_FEATURES RESNETS.OUT_FEATURES"),
     (NORM, "MODEL.", "FPN.NORM RESNETS.NORM ROI_BOX_HEAD.NORM ROI_MASK_HEAD.NORM "

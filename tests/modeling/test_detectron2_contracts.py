@@ -75,10 +75,12 @@ def test_no_image_at_all_before_the_other_parts(build):
     for branch in ("DistilledImageBranch", "LabelledImageBranch"):
         model = build("fpn", 5, *DISTIL, "MODEL.IMAGE_BRANCH.NAME", branch)
         with EventStorage():
-            losses = model.roi_heads.image_branch.losses(nothing, [], nothing, [])
+            heads = model.roi_heads
+            losses = heads.image_branch.losses(heads.box_predictor, nothing, [])
         assert losses and all(value == 0 for value in losses.values())
         sum(losses.values()).backward()
-    (loss,) = ImageLabelSupervision(weight=1.0)(torch.zeros(0, 6, requires_grad=True), []).values()
+    nothing = torch.zeros(0, 10, requires_grad=True)
+    (loss,) = ImageLabelSupervision(weight=1.0).losses(predictor(), nothing, []).values()
     loss.backward()
     assert loss == 0
 

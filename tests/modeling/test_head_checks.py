@@ -127,8 +127,11 @@ def test_explicit_arguments_that_go_together():
         ),
         (lambda: {"score_rule": ScoreRule(combine="ensemble")}, "needs an image_branch"),
         (
-            lambda: {"distiller": RegionDistiller(weight=1.0), "image_branch": image_branch()},
-            "distiller.*give one of them",
+            lambda: {
+                "region_tasks": [RegionDistiller(weight=1.0)],
+                "image_branch": image_branch(),
+            },
+            "region_tasks has a RegionDistiller.*image_branch.*give one of them",
         ),
         (lambda: {"vocabulary": 3}, "vocabulary is 3"),
         (lambda: {"class_embedder": 3}, "class_embedder is a int"),

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from small_detectors import DIM, make_batch, make_target
 from small_detectors import training_losses as losses_of
+from test_region_distillation import with_regions
 
 from ovd_d2.encoders import registry as text_encoders
 from ovd_d2.language import TextEmbeddings
@@ -30,6 +31,8 @@ from ovd_d2.modeling import (
     set_vocabulary,
 )
 from ovd_d2.modeling.classifiers import EmbeddingClassifier
+from ovd_d2.modeling.roi_heads import RegionDistiller, RegionTask
+from ovd_d2.structures import Supervision
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "configs/lazy/mask_rcnn_R_50_FPN_open_vocab.py"
 TRAINED, ASKED = ("circle", "square", "triangle"), ("star", "square")
@@ -159,10 +162,27 @@ def open_vocabulary(heads: DictConfig, target, predictors: list[DictConfig], fol
     np.save(folder / "three.npy", np.random.default_rng(0).normal(size=(3, DIM)))
 
 
-def steps_and_swaps(node: DictConfig) -> None:
+class RowCount(RegionTask):
+    """A task of one's own, with a parameter: its loss is the number of rows."""
+
+    kind = Supervision.TEACHER_REGION
+
+    def __init__(self, width):
+        super().__init__()
+        self.layer = torch.nn.Linear(width, 1)
+
+    def losses(self, predictor, features, rows):
+        return {"loss_rows": 0 * self.layer(features).sum() + len(features)}
+
+
+def steps_and_swaps(node: DictConfig, stages: tuple[str, ...] = ("",)) -> None:
+    node.roi_heads.region_tasks = [L(RegionDistiller)(weight=0.5), L(RowCount)(width=32)]
     model = instantiate(node)
-    batch = make_batch([make_target([[10, 10, 50, 60], [40, 20, 90, 90]], [1, 2], (96, 96))])
+    targets = make_target([[10, 10, 50, 60], [40, 20, 90, 90]], [1, 2], (96, 96))
+    batch = make_batch([with_regions(targets, 3)])
     losses = losses_of(model, batch)
+    assert all(losses[f"loss_distill_l1{stage}"] > 0 for stage in stages)
+    assert all(losses[f"loss_rows{stage}"] == 3 for stage in stages)
     sum(losses.values()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None or not parameter.requires_grad, name
@@ -202,4 +222,4 @@ def test_a_cascade_of_the_lazy_zoo(tmp_path):
     heads.mask_head.update(
         input_shape=ShapeSpec(channels=16, width=14, height=14), conv_dims=[8, 8]
     )
-    steps_and_swaps(node)
+    steps_and_swaps(node, stages=("_stage0", "_stage1", "_stage2"))

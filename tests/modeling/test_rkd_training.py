@@ -291,7 +291,7 @@ def test_accuracy_on_pseudo_boxes_is_logged(build):
 
 def test_labels_teach_nothing_without_a_weight(build):
     model = build("fpn", 5, *RKD, "MODEL.IMAGE_LABELS.WEIGHT", 0.0)
-    assert model.roi_heads.image_labels is None
+    assert [task.kind for task in model.roi_heads.tasks] == [REGION]
     losses = losses_of(model, make_batch(BATCHES["everything"]()))
     assert "loss_image_label" not in losses
 

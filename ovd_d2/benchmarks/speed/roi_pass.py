@@ -12,7 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Boxes
-from torch import Tensor, nn
+from torch import Tensor
 
 from ovd_d2.benchmarks.speed.train_step import (
     build_offline,
@@ -56,7 +56,7 @@ def measure_roi_part(
     """Times pooler and box head, forward and backward, on the features of one made-up batch.
 
     Args:
-        cfg: with one of our ROI heads; of a cascade the first stage's box head is timed.
+        cfg: with one of our ROI heads; of a cascade the last stage's box head is timed.
         regions: teacher regions per image, each > 0, beside ROI_HEADS.BATCH_SIZE_PER_IMAGE
             proposals.
         images: N; 0 for SOLVER.IMS_PER_BATCH.
@@ -77,14 +77,13 @@ def measure_roi_part(
         features = model.backbone(inputs)
     features = {name: f.detach().requires_grad_() for name, f in features.items()}
     side, count = inputs.shape[-1], cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
-    head = _box_head(heads)
 
     def boxes(number: int, seed: int) -> list[Boxes]:
         generator = torch.Generator().manual_seed(seed)
         tables = [random_boxes(number, side, generator) for _ in batch]
         return [Boxes(table.to(inputs.device)) for table in tables]
 
-    proposals, results = boxes(count, 0), []
+    proposals = boxes(count, 0)
     ways: dict[int, tuple[list[float], list[float]]] = {n: ([], []) for n in regions}
     more = {n: boxes(n, 1) for n in regions}
     for turn in progress(range(-1, rounds)):
@@ -92,32 +91,24 @@ def measure_roi_part(
             joint = [Boxes.cat(pair) for pair in zip(proposals, more[number])]
             passes = ([joint], [proposals, more[number]])
             for way in (0, 1) if turn % 2 else (1, 0):
-                seconds = _timed(heads, head, features, passes[way])
+                seconds = _timed(heads, features, passes[way])
                 if turn >= 0:
                     times[way].append(seconds)
-    for number, (shared, separate) in ways.items():
-        results.append(RoiPartTimes(number, shared, separate))
-    return results
-
-
-def _box_head(heads: nn.Module) -> nn.Module:
-    if hasattr(heads, "res5"):
-        return heads.res5
-    return heads.box_head[0] if isinstance(heads.box_head, nn.ModuleList) else heads.box_head
+    return [RoiPartTimes(number, *times) for number, times in ways.items()]
 
 
 def _timed(
-    heads: nn.Module, head: nn.Module, features: dict[str, Tensor], passes: list[list[Boxes]]
+    heads: OpenVocabROIHeadsMixin, features: dict[str, Tensor], passes: list[list[Boxes]]
 ) -> float:
     cuda = next(iter(features.values())).is_cuda
     for feature in features.values():
         feature.grad = None
-    head.zero_grad()
+    heads.zero_grad()
     if cuda:
         torch.cuda.synchronize()
     start = time.perf_counter()
     # One backward pass through all of them, as in training.
-    sum(head(heads.pool(features, boxes)).mean() for boxes in passes).backward()
+    sum(heads.region_features(heads.pool(features, b)).mean() for b in passes).backward()
     if cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - start

@@ -14,6 +14,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
+from ovd_d2.data.mappers.target_rows import followed_by
 from ovd_d2.engine.optimizer import build_optimizer
 from ovd_d2.engine.train_loop import TrainLoop, amp_dtype
 from ovd_d2.engine.trainer import OpenVocabTrainer
@@ -21,7 +22,7 @@ from ovd_d2.errors import OVDError
 from ovd_d2.language import LATER, RandomEmbeddings, Vocabulary
 from ovd_d2.modeling import is_open_vocabulary, set_vocabulary
 from ovd_d2.modeling.open_vocabulary import part_with
-from ovd_d2.structures import PartialMasks, Supervision
+from ovd_d2.structures import Supervision
 
 OBJECTS = 5  # boxes of an image; the mini benchmark has 3 to 7, LVIS 13
 
@@ -235,16 +236,11 @@ def _with_regions(batch: list[dict], count: int, cfg: CfgNode) -> list[dict]:
 
 
 def _rows(targets: Instances, count: int, dim: int, generator: torch.Generator) -> Instances:
-    """What ``data.teacher_regions.TeacherRegions`` makes of ``targets``."""
-    rows = Instances(targets.image_size)
+    """``targets`` and regions of a made-up teacher."""
     boxes = random_boxes(count, targets.image_size[0], generator)
-    rows.gt_boxes = Boxes(torch.cat([targets.gt_boxes.tensor, boxes]))
-    rows.gt_classes = torch.cat([targets.gt_classes, torch.full((count,), -1)])
-    if targets.has("gt_masks"):
-        rows.gt_masks = PartialMasks.followed_by_none(targets.gt_masks, count)
-    kinds = [Supervision.BOX] * len(targets) + [Supervision.TEACHER_REGION] * count
-    rows.supervision = torch.tensor([int(kind) for kind in kinds], dtype=torch.int64)
-    embeddings = torch.randn(len(kinds), dim, generator=generator)
+    none = torch.full((count,), -1)
+    rows = followed_by(targets, boxes, none, Supervision.TEACHER_REGION)
+    embeddings = torch.randn(len(rows), dim, generator=generator)
     rows.teacher_embedding = nn.functional.normalize(embeddings, dim=1).half()
     return rows
 

@@ -80,6 +80,7 @@ class EmbeddingClassifier(nn.Module):
                 f'MODEL.OPEN_VOCAB.BACKGROUND is "{background}"; use "learned" or "zero".'
             )
         self.projection = projection or linear_projection(in_features, embed_dim)
+        self.in_features = in_features
         self.embed_dim = embed_dim
         self.logit_scale = logit_scale
         self.background = None

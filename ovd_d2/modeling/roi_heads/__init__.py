@@ -10,6 +10,7 @@ from .open_vocab_roi_heads import (
     OpenVocabROIHeads,
 )
 from .region_distiller import RegionDistiller
+from .region_task import REGION_TASK_REGISTRY, RegionTask
 from .score_fusion import ScoreRule
 from .target_checks import EVALUATION, TargetChecks, honour
 from .teacher_on_crops import TeacherOnCrops
@@ -18,6 +19,7 @@ from .top_pairs_inference import top_pairs_inference
 __all__ = [
     "EVALUATION",
     "IMAGE_BRANCH_REGISTRY",
+    "REGION_TASK_REGISTRY",
     "BoxHeadWithNorm",
     "DistilledImageBranch",
     "LabelledImageBranch",
@@ -28,6 +30,7 @@ __all__ = [
     "OpenVocabROIHeadsMixin",
     "OpenVocabRes5ROIHeads",
     "RegionDistiller",
+    "RegionTask",
     "ScoreRule",
     "TargetChecks",
     "TeacherOnCrops",

@@ -1,5 +1,7 @@
 """What can be known to be wrong about open-vocabulary ROI heads before they see an image."""
 
+from collections.abc import Sequence
+
 from detectron2.config import CfgNode
 from torch import nn
 
@@ -8,6 +10,7 @@ from ovd_d2.errors import OVDError
 from .image_branch import ImageBranch
 from .open_vocab_box_predictor import OpenVocabBoxPredictor
 from .region_distiller import RegionDistiller
+from .region_task import RegionTask
 from .score_fusion import ScoreRule
 
 PLAIN, CASCADE, C4 = "OpenVocabROIHeads", "OpenVocabCascadeROIHeads", "OpenVocabRes5ROIHeads"
@@ -63,7 +66,7 @@ def check_class_agnostic(cfg: CfgNode) -> None:
 def check_parts(
     box_predictors: list[nn.Module],
     mask_head: nn.Module | None,
-    distiller: RegionDistiller | None,
+    region_tasks: Sequence[RegionTask],
     image_branch: ImageBranch | None,
     score_rule: ScoreRule | None,
 ) -> None:
@@ -84,9 +87,11 @@ def check_parts(
             f"mask_head predicts {masks} masks per region, one per class, which no other "
             "vocabulary could use: build it with num_classes=1."
         )
-    if distiller is not None and image_branch is not None:
+    distils = any(isinstance(task, RegionDistiller) for task in region_tasks)
+    if distils and image_branch is not None:
         raise OVDError(
-            "distiller teaches the text branch and image_branch has its own: give one of them."
+            "region_tasks has a RegionDistiller, which teaches the text branch, and image_branch "
+            "has its own: give one of them."
         )
     if score_rule is not None and score_rule.combine == "ensemble" and image_branch is None:
         raise OVDError('score_rule combines with "ensemble", which needs an image_branch.')

@@ -1,10 +1,10 @@
 """A second opinion on the class of a region, beside the text branch that owns the boxes.
 
-Letters: R regions over the batch, Ri of image i, M regions with a teacher embedding, K classes,
-D embedding width, C x P x P a pooled region.
+Letters: R regions over the batch, Ri of image i, K classes, D embedding width, C x P x P a pooled
+region.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -12,26 +12,28 @@ from detectron2.structures import ImageList, Instances
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from ovd_d2.errors import OVDError
 from ovd_d2.language import TextEmbeddings, Vocabulary
 from ovd_d2.losses import masked_softmax_cross_entropy
 from ovd_d2.modeling.classifiers import EmbeddingClassifier, linear_projection
+from ovd_d2.structures import Supervision
 
 from .open_vocab_box_predictor import held_out
 from .region_distiller import RegionDistiller
+from .region_task import RegionTask
+
+# Makes a head of its own weights for (R, C, P, P) pooled regions, and says how wide its features
+# are.
+SecondHeadFactory = Callable[[], tuple[nn.Module, int]]
 
 IMAGE_BRANCH_REGISTRY = Registry("IMAGE_BRANCH")
 IMAGE_BRANCH_REGISTRY.__doc__ = """
-Parts that ``MODEL.IMAGE_BRANCH.NAME`` names, built as ``Branch.build(cfg, head, width)``: ``head``
-makes (R, ``width``) features of (R, C, P, P) pooled regions and has weights of its own.
+Parts that ``MODEL.IMAGE_BRANCH.NAME`` names, built as ``Branch.build(cfg, make_head)`` with a
+:data:`SecondHeadFactory`.
 """
 
 
 class ImageBranch(nn.Module):
-    """What the ROI heads ask of a second opinion."""
-
-    has_head = True
-    needs_teacher_regions = False
+    """What the ROI heads ask of a second opinion. One that learns is a :class:`RegionTask` too."""
 
     def check_vocabulary(self, embeddings: TextEmbeddings) -> None:
         """Raises OVDError if this branch cannot go with class ``embeddings`` that the text branch
@@ -41,22 +43,10 @@ class ImageBranch(nn.Module):
         """Swaps the K classes."""
         raise NotImplementedError
 
-    def losses(
-        self,
-        pooled: Tensor,
-        proposals: Sequence[Instances],
-        pooled_regions: Tensor,
-        regions: Sequence[Instances],
-    ) -> dict[str, Tensor]:
-        """What the branch learns from a batch; every parameter gets a gradient.
-
-        Args:
-            pooled: (R, C, P, P) of the sampled proposals.
-            proposals: per image, with ``gt_classes``.
-            pooled_regions: (M, C, P, P) of the teacher's regions.
-            regions: per image, with ``teacher_embedding``.
-        """
-        return {}
+    def region_embeddings(self, pooled: Tensor) -> Tensor | None:
+        """(R, C, P, P) pooled regions -> (R, D) L2-normalised, if it is this branch that learns
+        from a teacher; None: the text branch's count."""
+        return None
 
     def candidates(self, boxes: Tensor, objectness: Tensor) -> Tensor | None:
         """Rows of an image's boxes (Ri, 4) worth looking at, int64; None for all."""
@@ -73,9 +63,11 @@ class ImageBranch(nn.Module):
         raise NotImplementedError
 
 
-class SecondHead(ImageBranch):
+class SecondHead(ImageBranch, RegionTask):
     """Convolutions, fully connected layers and projection of its own, on the pooled regions that
     the text branch sees too."""
+
+    has_head = True
 
     def __init__(self, head: nn.Module, classifier: EmbeddingClassifier):
         super().__init__()
@@ -104,7 +96,7 @@ class DistilledImageBranch(SecondHead):
     class: hence none in its softmax.
     """
 
-    needs_teacher_regions = True
+    kind = Supervision.TEACHER_REGION
 
     def __init__(
         self, head: nn.Module, classifier: EmbeddingClassifier, distiller: RegionDistiller
@@ -113,19 +105,20 @@ class DistilledImageBranch(SecondHead):
         self.distiller = distiller
 
     @classmethod
-    def build(cls, cfg: CfgNode, head: nn.Module, width: int) -> "DistilledImageBranch":
+    def build(cls, cfg: CfgNode, make_head: SecondHeadFactory) -> "DistilledImageBranch":
         """From ``MODEL.IMAGE_BRANCH`` and ``MODEL.REGION_DISTILLATION``."""
+        head, width = make_head()
         return cls(head, _classifier(cfg, width, "zero"), RegionDistiller(cfg))
 
     def losses(
-        self,
-        pooled: Tensor,
-        proposals: Sequence[Instances],
-        pooled_regions: Tensor,
-        regions: Sequence[Instances],
+        self, predictor: nn.Module, features: Tensor, rows: Sequence[Instances]
     ) -> dict[str, Tensor]:
-        """See :meth:`RegionDistiller.forward`."""
-        return self.distiller(self.cls_score.embed(self.features(pooled_regions)), regions)
+        """See :meth:`RegionDistiller.losses`; the student is this branch's own ``cls_score``."""
+        return self.distiller.losses(self, self.features(features), rows)
+
+    def region_embeddings(self, pooled: Tensor) -> Tensor:
+        """See :class:`ImageBranch`."""
+        return self.cls_score.embed(self.features(pooled))
 
 
 @IMAGE_BRANCH_REGISTRY.register()
@@ -135,13 +128,16 @@ class LabelledImageBranch(SecondHead):
     (``loss_cls_image``), with a learned background vector of its own. The background takes part in
     that loss only; scores are over the names, as with :class:`DistilledImageBranch`."""
 
+    kind = Supervision.BOX
+
     def __init__(self, head: nn.Module, classifier: EmbeddingClassifier):
         super().__init__(head, classifier)
         self.register_buffer("excluded", torch.zeros(0, dtype=torch.bool), persistent=False)
 
     @classmethod
-    def build(cls, cfg: CfgNode, head: nn.Module, width: int) -> "LabelledImageBranch":
+    def build(cls, cfg: CfgNode, make_head: SecondHeadFactory) -> "LabelledImageBranch":
         """From ``MODEL.IMAGE_BRANCH``."""
+        head, width = make_head()
         return cls(head, _classifier(cfg, width, "learned"))
 
     def set_vocabulary(self, vocabulary: Vocabulary, embeddings: TextEmbeddings) -> None:
@@ -150,16 +146,12 @@ class LabelledImageBranch(SecondHead):
         self.excluded = held_out(vocabulary).to(self.cls_score.class_embeddings.device)
 
     def losses(
-        self,
-        pooled: Tensor,
-        proposals: Sequence[Instances],
-        pooled_regions: Tensor,
-        regions: Sequence[Instances],
+        self, predictor: nn.Module, features: Tensor, rows: Sequence[Instances]
     ) -> dict[str, Tensor]:
         """``loss_cls_image``: ViLD's text loss."""
-        logits = self.cls_score(self.features(pooled))
+        logits = self.cls_score(self.features(features))
         no_targets = logits.new_zeros(0, dtype=torch.int64)
-        targets = torch.cat([no_targets, *(p.gt_classes for p in proposals)])
+        targets = torch.cat([no_targets, *(p.gt_classes for p in rows)])
         return {"loss_cls_image": masked_softmax_cross_entropy(logits, targets, self.excluded)}
 
 
@@ -174,15 +166,3 @@ def _classifier(cfg: CfgNode, width: int, background: str) -> EmbeddingClassifie
             width, open_vocab.EMBED_DIM, cfg.MODEL.IMAGE_BRANCH.PROJECTION_HIDDEN
         ),
     )
-
-
-def image_branch_class(name: str) -> type[ImageBranch]:
-    """The class that ``MODEL.IMAGE_BRANCH.NAME`` names.
-
-    Raises:
-        OVDError: there is none of that name.
-    """
-    if name not in IMAGE_BRANCH_REGISTRY:
-        known = ", ".join(sorted(key for key, _ in IMAGE_BRANCH_REGISTRY))
-        raise OVDError(f"MODEL.IMAGE_BRANCH.NAME is {name!r}; it must be '' or one of {known}.")
-    return IMAGE_BRANCH_REGISTRY.get(name)

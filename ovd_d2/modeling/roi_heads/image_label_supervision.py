@@ -1,6 +1,6 @@
 """Image-level labels teach the classifier through one pseudo box each.
 
-Letters: Bi labels of image i, B over the batch, N images, K classes.
+Letters: Bi labels of image i, B over the batch, K classes, F width of a region's features.
 """
 
 from collections.abc import Sequence
@@ -13,15 +13,20 @@ from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
 from ovd_d2.losses import pseudo_box_loss
+from ovd_d2.structures import Supervision
+
+from .region_task import RegionTask
 
 
-class ImageLabelSupervision(nn.Module):
+class ImageLabelSupervision(RegionTask):
     """RKD's pseudo-max-score loss, weighted; has no parameters.
 
     The mean is over the images that have a label, so that it does not matter whether they fill a
     batch of their own or share one with boxed images. ``image_label/accuracy`` in the event
     storage is the share of pseudo boxes whose best class is the label.
     """
+
+    kind = Supervision.IMAGE_LABEL
 
     @configurable
     def __init__(self, *, weight: float):
@@ -43,18 +48,20 @@ class ImageLabelSupervision(nn.Module):
             )
         return {"weight": cfg.MODEL.IMAGE_LABELS.WEIGHT}
 
-    @torch.jit.unused
-    def forward(self, logits: Tensor, labelled: Sequence[Instances]) -> dict[str, Tensor]:
+    def losses(
+        self, predictor: nn.Module, features: Tensor, rows: Sequence[Instances]
+    ) -> dict[str, Tensor]:
         """``loss_image_label``, weight applied; 0 with a gradient path if B = 0.
 
         Args:
-            logits: (B, K + 1) fp32 of the pseudo boxes, background last.
-            labelled: per image the rows of IMAGE_LABEL, with ``gt_classes`` (Bi,) in [0, K), in the
-                order of ``logits``.
+            predictor: its ``cls_score`` learns.
+            features: (B, F) of the pseudo boxes.
+            rows: per image, with ``gt_classes`` (Bi,) in [0, K).
         """
+        logits = predictor.cls_score(features)
         no_labels = logits.new_zeros(0, dtype=torch.int64)
-        labels = torch.cat([no_labels, *(rows.gt_classes for rows in labelled)])
-        counts = [len(rows) for rows in labelled if len(rows)]
+        labels = torch.cat([no_labels, *(of_image.gt_classes for of_image in rows)])
+        counts = [len(of_image) for of_image in rows if len(of_image)]
         images = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.long))
         loss = pseudo_box_loss(logits, labels, images.to(labels.device), len(counts))
         if len(logits):

@@ -1,8 +1,10 @@
 """What makes Detectron2's ROI heads open-vocabulary, whichever they are.
 
-Letters: Ri target rows of image i, R regions over the batch, M of them with a teacher embedding,
-K classes, D embedding width.
+Letters: Ri target rows of image i, R regions over the batch, K classes, D embedding width.
 """
+
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -23,18 +25,19 @@ from ovd_d2.language import (
     configured_vocabulary,
 )
 from ovd_d2.modeling.classifiers.embedding_classifier import encoders_differ
-from ovd_d2.structures import Supervision, is_box_supervised, rows_with
 
 from .head_checks import check_class_agnostic, check_head_name, check_parts
-from .image_branch import ImageBranch, image_branch_class
+from .image_branch import IMAGE_BRANCH_REGISTRY, ImageBranch
 from .image_label_supervision import ImageLabelSupervision
 from .open_vocab_box_predictor import OpenVocabBoxPredictor
 from .region_distiller import RegionDistiller
+from .region_task import REGION_TASK_REGISTRY, RegionTask, registered
+from .region_training import RegionTraining
 from .score_fusion import ScoreRule
 from .target_checks import EVALUATION, TargetChecks
 
 
-class OpenVocabROIHeadsMixin:
+class OpenVocabROIHeadsMixin(RegionTraining):
     """Gives any of Detectron2's ROI heads text classes and targets of mixed supervision.
 
     Target rows may carry ``supervision`` (Ri,): Detectron2's own losses see the BOX rows only, and
@@ -44,23 +47,11 @@ class OpenVocabROIHeadsMixin:
     go through the same layers together, and a convolution (C4's res5, on some CPUs) or a matrix
     product over another number of rows need not be equal in the last bit. Batch norm in the box
     head is the exception: its statistics then are over proposals and regions.
-
-    Teacher regions and sampled proposals share one pooling pass. Who learns from the regions:
-
-    * the text branch (ViLD, ViLD-image), if there is a ``distiller``: they go through the box head
-      together with the proposals;
-    * the ``image_branch`` (ViLD-ensemble), if there is one that wants them: through its own head.
-
-    So do rows of IMAGE_LABEL, whose boxes teach the text branch's classifier if there are
-    ``image_labels`` (RKD).
     """
 
     __jit_unused_properties__ = (
-        "box_predictors",
-        "vocabulary",
-        "needs_teacher_regions",
-        "logit_scale",
-    )
+        "box_predictors", "vocabulary", "logit_scale", "tasks", "needs_teacher_regions"
+    )  # fmt: skip
 
     @configurable
     def __init__(
@@ -68,9 +59,8 @@ class OpenVocabROIHeadsMixin:
         *,
         vocabulary: VocabularyLike | None,
         class_embedder: ClassEmbedderLike,
-        distiller: RegionDistiller | None = None,
+        region_tasks: Sequence[RegionTask] = (),
         image_branch: ImageBranch | None = None,
-        image_labels: ImageLabelSupervision | None = None,
         score_rule: ScoreRule | None = None,
         target_checks: TargetChecks | None = None,
         **kwargs,
@@ -81,9 +71,9 @@ class OpenVocabROIHeadsMixin:
                 None: none before :meth:`set_vocabulary`, and nothing is embedded.
             class_embedder: makes (K, D) embeddings of classes, see
                 :func:`ovd_d2.language.as_class_embedder`.
-            distiller: teaches the text branch's embeddings.
-            image_branch: a second opinion on classes; not together with ``distiller``.
-            image_labels: teaches the text branch from rows of IMAGE_LABEL; None: they are ignored.
+            region_tasks: what is learned beside Detectron2's losses; rows of other kinds than
+                theirs are ignored.
+            image_branch: a second opinion on classes; not together with a RegionDistiller.
             score_rule: how opinions become scores; None: the text branch's probabilities.
             target_checks: knows how the data sets number their classes; None: as the vocabulary.
             kwargs: of Detectron2's heads; every box predictor is an
@@ -95,10 +85,9 @@ class OpenVocabROIHeadsMixin:
         """
         super().__init__(**{**kwargs, "num_classes": 1})
         mask_head = getattr(self, "mask_head", None)
-        check_parts(self.box_predictors, mask_head, distiller, image_branch, score_rule)
-        self.distiller = distiller
+        check_parts(self.box_predictors, mask_head, region_tasks, image_branch, score_rule)
+        self.region_tasks = nn.ModuleList(region_tasks)
         self.image_branch = image_branch
-        self.image_labels = image_labels
         self.score_rule = score_rule
         self.target_checks = TargetChecks() if target_checks is None else target_checks
         self.class_embedder = as_class_embedder(class_embedder)
@@ -132,36 +121,40 @@ class OpenVocabROIHeadsMixin:
             open_vocab.USE_SYNONYMS, cfg.MODEL.DEVICE,
         )  # fmt: skip
         ret["target_checks"] = TargetChecks(cfg)
-        ret.update(cls._extra_parts(cfg, stock_cfg, input_shape))
+        ret.update(cls._extra_parts(cfg, stock_cfg, input_shape, ret))
         return ret
 
     @classmethod
     def _extra_parts(
-        cls, cfg: CfgNode, stock_cfg: CfgNode, input_shape: dict[str, ShapeSpec]
+        cls, cfg: CfgNode, stock_cfg: CfgNode, input_shape: dict[str, ShapeSpec], ret: dict
     ) -> dict:
-        """Distiller, image branch, image labels and score rule as ``cfg`` asks for them."""
-        name, train_classifier = cfg.MODEL.IMAGE_BRANCH.NAME, cfg.MODEL.OPEN_VOCAB.TRAIN_CLASSIFIER
-        by_objectness = cfg.MODEL.OPEN_VOCAB.MULT_PROPOSAL_SCORE or not train_classifier
-        has_labels = cfg.MODEL.IMAGE_LABELS.WEIGHT != 0
-        parts = {"image_labels": ImageLabelSupervision(cfg) if has_labels else None}
-        if not name:
-            distillation = cfg.MODEL.REGION_DISTILLATION
-            learns = distillation.WEIGHT != 0 or distillation.RELATION_WEIGHT != 0
-            learns = learns or not train_classifier
-            return {
-                **parts,
-                "distiller": RegionDistiller(cfg) if learns else None,
-                "score_rule": ScoreRule(combine="objectness") if by_objectness else None,
-            }
-        if by_objectness:
+        """Region tasks, image branch and score rule as ``cfg`` asks for them."""
+        branch, open_vocab = cfg.MODEL.IMAGE_BRANCH.NAME, cfg.MODEL.OPEN_VOCAB
+        by_objectness = open_vocab.MULT_PROPOSAL_SCORE or not open_vocab.TRAIN_CLASSIFIER
+        if branch and by_objectness:
             raise OVDError(
                 "MODEL.OPEN_VOCAB.TRAIN_CLASSIFIER False and MULT_PROPOSAL_SCORE True are for a "
                 'single head: set MODEL.IMAGE_BRANCH.NAME "".'
             )
-        branch = image_branch_class(name)
-        head, width = cls._second_head(stock_cfg, input_shape) if branch.has_head else (None, 0)
-        branch = branch.build(cfg, head, width)
-        return {**parts, "image_branch": branch, "score_rule": ScoreRule(cfg)}
+        predictor = ret["box_predictors"][0] if "box_predictors" in ret else ret["box_predictor"]
+        shapes = {False: ShapeSpec(channels=predictor.cls_score.in_features),
+                  True: _pooled_shape(cfg, input_shape)}  # fmt: skip
+        # Those of the list first: their names in a checkpoint then do not depend on the others.
+        key = "MODEL.OPEN_VOCAB.REGION_TASKS"
+        kinds = [registered(REGION_TASK_REGISTRY, name, key) for name in open_vocab.REGION_TASKS]
+        tasks = [kind(cfg, shapes[kind.has_head]) for kind in kinds]
+        distillation = cfg.MODEL.REGION_DISTILLATION
+        distils = distillation.WEIGHT != 0 or distillation.RELATION_WEIGHT != 0
+        if not branch and (distils or not open_vocab.TRAIN_CLASSIFIER):
+            tasks.append(RegionDistiller(cfg))
+        if cfg.MODEL.IMAGE_LABELS.WEIGHT != 0:
+            tasks.append(ImageLabelSupervision(cfg))
+        if not branch:
+            rule = ScoreRule(combine="objectness") if by_objectness else None
+            return {"region_tasks": tasks, "score_rule": rule}
+        branch = registered(IMAGE_BRANCH_REGISTRY, branch, "MODEL.IMAGE_BRANCH.NAME")
+        branch = branch.build(cfg, partial(cls._second_head, stock_cfg, input_shape))
+        return {"region_tasks": tasks, "image_branch": branch, "score_rule": ScoreRule(cfg)}
 
     @classmethod
     def _second_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> tuple[nn.Module, int]:
@@ -171,9 +164,7 @@ class OpenVocabROIHeadsMixin:
         for key in ("NUM_CONV", "CONV_DIM", "NUM_FC", "FC_DIM"):
             if cfg.MODEL.IMAGE_BRANCH[key] >= 0:
                 cfg.MODEL.ROI_BOX_HEAD[key] = cfg.MODEL.IMAGE_BRANCH[key]
-        side = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
-        channels = input_shape[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
-        head = build_box_head(cfg, ShapeSpec(channels=channels, height=side, width=side))
+        head = build_box_head(cfg, _pooled_shape(cfg, input_shape))
         out = head.output_shape
         return head, out.channels * (out.height or 1) * (out.width or 1)
 
@@ -192,12 +183,6 @@ class OpenVocabROIHeadsMixin:
     def logit_scale(self) -> float:
         """Factor on cosines of :meth:`region_embeddings`."""
         return self.box_predictors[-1].cls_score.logit_scale
-
-    @property
-    def needs_teacher_regions(self) -> bool:
-        """Whether training makes use of target rows of TEACHER_REGION."""
-        branch = self.image_branch
-        return self.distiller is not None or (branch is not None and branch.needs_teacher_regions)
 
     def check_teacher(self, encoder_id: str) -> None:
         """Raises OVDError unless region embeddings by ``encoder_id`` share the classes' space."""
@@ -262,54 +247,13 @@ class OpenVocabROIHeadsMixin:
             found = self._detections(boxes, scores, [p.image_size for p in proposals])
             return self.forward_with_given_boxes(features, found), {}
         self._check_has_vocabulary()
-        regions = [
-            rows_with(t, Supervision.TEACHER_REGION) if self.needs_teacher_regions else t[:0]
-            for t in targets
-        ]
-        labelled = [
-            rows_with(t, Supervision.IMAGE_LABEL) if self.image_labels is not None else t[:0]
-            for t in targets
-        ]
-        expected = {Supervision.TEACHER_REGION: regions} if self.needs_teacher_regions else {}
-        if self.image_labels is not None:
-            expected[Supervision.IMAGE_LABEL] = labelled
-        self.target_checks.before_training(targets, self.vocabulary, expected)
-        proposals = [p if is_box_supervised(t) else p[:0] for p, t in zip(proposals, targets)]
-        targets = [rows_with(t, Supervision.BOX) for t in targets]
-        numbers = self.target_checks.class_numbers
-        targets = numbers.of_vocabulary(targets, self.vocabulary)
-        labelled = numbers.of_vocabulary(labelled, self.vocabulary)
-        return self._train(features, proposals, targets, regions, labelled)
-
-    def _train(
-        self,
-        features: dict[str, Tensor],
-        proposals: list[Instances],
-        targets: list[Instances],
-        regions: list[Instances],
-        labelled: list[Instances],
-    ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """Sampled proposals and losses; ``targets`` are the BOX rows, ``regions`` the teacher's,
-        ``labelled`` those of IMAGE_LABEL."""
-        proposals = self.label_and_sample_proposals(proposals, targets)
-        losses = self._box_losses(features, proposals, targets, regions, labelled)
-        losses.update(self._forward_mask(features, proposals))
-        losses.update(self._forward_keypoint(features, proposals))
-        return proposals, losses
+        return self._train(features, proposals, targets)
 
     def _detections(
         self, boxes: list[Tensor], scores: list[Tensor], image_sizes: list[tuple[int, int]]
     ) -> list[Instances]:
+        """What is kept of :meth:`boxes_and_scores`."""
         return self.box_predictor.detections(boxes, scores, image_sizes)[0]
-
-    def pool(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
-        """(R, C, P, P), what the box head (of the first stage) looks at.
-
-        Args:
-            features: of the backbone.
-            boxes: per image, absolute, in the frame of the model's input.
-        """
-        return self.box_pooler([features[name] for name in self.box_in_features], boxes)
 
     def boxes_and_scores(
         self, images: ImageList, features: dict[str, Tensor], proposals: list[Instances]
@@ -327,7 +271,7 @@ class OpenVocabROIHeadsMixin:
             proposals, or of those that the image branch wants to look at.
         """
         pooled = self.pool(features, [p.proposal_boxes for p in proposals])
-        predictions = self.box_predictor(self._text_features(pooled))
+        predictions = self.box_predictor(self.vectors(self.region_features(pooled)))
         return self._scored(
             images,
             pooled,
@@ -347,28 +291,13 @@ class OpenVocabROIHeadsMixin:
             (R, D) fp32, L2-normalised, of the branch that learns from a teacher if there is one
             with a head of its own, else of the (last) text branch.
         """
-        pooled, branch = self.pool(features, boxes), self.image_branch
-        if branch is not None and branch.has_head and branch.needs_teacher_regions:
-            return branch.cls_score.embed(branch.features(pooled))
-        return self.box_predictors[-1].cls_score.embed_for_teacher(self._text_features(pooled))
-
-    def _extra_losses(
-        self,
-        predictor: OpenVocabBoxPredictor,
-        x_regions: Tensor,
-        regions: list[Instances],
-        x_labelled: Tensor,
-        labelled: list[Instances],
-    ) -> dict[str, Tensor]:
-        """What the text branch learns beside boxes, from the features of the teacher's regions
-        (M, ...) and of the pseudo boxes (B, ...)."""
-        losses = {}
-        if self.distiller is not None:
-            student = predictor.cls_score.embed_for_teacher(x_regions.flatten(1))
-            losses.update(self.distiller(student, regions))
-        if self.image_labels is not None:
-            losses.update(self.image_labels(predictor.cls_score(x_labelled.flatten(1)), labelled))
-        return losses
+        pooled, found = self.pool(features, boxes), None
+        if self.image_branch is not None:
+            found = self.image_branch.region_embeddings(pooled)
+        if found is None:
+            x = self.vectors(self.region_features(pooled))
+            found = self.box_predictors[-1].cls_score.embed_for_teacher(x)
+        return found
 
     def _scored(
         self,
@@ -378,15 +307,8 @@ class OpenVocabROIHeadsMixin:
         probabilities: list[Tensor],
         proposals: list[Instances],
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Boxes and scores from what the branches say, see :meth:`boxes_and_scores`.
-
-        Args:
-            images: the model's input.
-            pooled: (R, C, P, P), what the (last) text branch looked at.
-            boxes: per image (Ri, 4), predicted by the text branch.
-            probabilities: per image (Ri, K + 1), of the text branch.
-            proposals: per image, of the RPN, with ``objectness_logits`` (Ri,).
-        """
+        """:meth:`boxes_and_scores` from those of the (last) text branch, (Ri, 4) and (Ri, K + 1),
+        what it looked at, (R, C, P, P), and the RPN's ``objectness_logits`` (Ri,)."""
         if self.score_rule is None:
             return boxes, probabilities
         else:  # an else, since torch.jit.script leaves out only what is in a branch
@@ -417,3 +339,10 @@ def _stock_config(cfg: CfgNode, num_classes: int) -> CfgNode:
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
     cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = False
     return cfg
+
+
+def _pooled_shape(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> ShapeSpec:
+    """Of one pooled region."""
+    side = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
+    channels = input_shape[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
+    return ShapeSpec(channels=channels, height=side, width=side)

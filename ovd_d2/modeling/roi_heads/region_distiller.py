@@ -1,6 +1,7 @@
 """Region embeddings learn from a teacher's.
 
-Letters: Ri teacher regions of image i, M regions over the batch, D embedding width.
+Letters: Ri teacher regions of image i, M regions over the batch, D embedding width,
+F width of a region's features.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ from ovd_d2.losses import (
     mean_l1_distillation_loss,
 )
 from ovd_d2.losses.inter_embedding_relation import RELATION_CONVENTIONS
+from ovd_d2.structures import Supervision
+
+from .region_task import RegionTask
 
 # Value of MODEL.REGION_DISTILLATION.LOSS -> (name of the loss, function).
 LOSSES = {
@@ -28,13 +32,15 @@ LOSSES = {
 }
 
 
-class RegionDistiller(nn.Module):
+class RegionDistiller(RegionTask):
     """The weighted distillation losses of a batch: embedding by embedding, and (RKD) the relations
     among all of them. It has no parameters.
 
     It also writes the mean cosine between student and teacher to the event storage, as
     ``distill/cosine``: the number to watch, 1 for a perfect student.
     """
+
+    kind = Supervision.TEACHER_REGION
 
     @configurable
     def __init__(
@@ -82,20 +88,22 @@ class RegionDistiller(nn.Module):
             "relation": distillation.RELATION,
         }
 
-    @torch.jit.unused
-    def forward(self, student: Tensor, regions: Sequence[Instances]) -> dict[str, Tensor]:
+    def losses(
+        self, predictor: nn.Module, features: Tensor, rows: Sequence[Instances]
+    ) -> dict[str, Tensor]:
         """``loss_distill_l1`` (or ``_l2``) and ``loss_distill_relation``, as far as their weights
-        are above 0, weights applied; 0 with a gradient path if M = 0.
+        are above 0, weights applied; 0 with a gradient path if there is no row.
 
         Args:
-            student: (M, D) L2-normalised region embeddings.
-            regions: per image the rows of TEACHER_REGION, with ``teacher_embedding`` (Ri, D) of
-                any floating type, in the order of ``student``; M is the sum of Ri.
+            predictor: its ``cls_score`` is the student.
+            features: (M, F) of the regions.
+            rows: per image, with ``teacher_embedding`` (Ri, D) of any floating type.
 
         Raises:
             OVDError: rows without embeddings, or of another width than D.
         """
-        teacher = [_embeddings_of(rows) for rows in regions if len(rows)]
+        student = predictor.cls_score.embed_for_teacher(features)
+        teacher = [_embeddings_of(of_image) for of_image in rows if len(of_image)]
         teacher = torch.cat(teacher) if teacher else student.new_zeros(0, student.shape[1])
         losses = {}
         if self.weight:

@@ -29,12 +29,12 @@ _DATA_KEYS = ("DATASETS.SOURCES", "DATASETS.REGION_STORE", "INPUT.SCALE_JITTER.E
 _PATIENCE, _PATIENCE_WITH_SOURCES = 20, 1000
 _REMEDIES = {
     Supervision.TEACHER_REGION: (
-        "a teacher's regions (MODEL.REGION_DISTILLATION or MODEL.IMAGE_BRANCH)",
+        "a teacher's regions (MODEL.REGION_DISTILLATION, IMAGE_BRANCH or OPEN_VOCAB.REGION_TASKS)",
         "set DATASETS.REGION_STORE",
         "take the weights of MODEL.REGION_DISTILLATION back to 0",
     ),
     Supervision.IMAGE_LABEL: (
-        "image labels (MODEL.IMAGE_LABELS.WEIGHT)",
+        "image labels (MODEL.IMAGE_LABELS.WEIGHT or OPEN_VOCAB.REGION_TASKS)",
         "name a data set labels:FILE in DATASETS.SOURCES or DATASETS.TRAIN",
         "set MODEL.IMAGE_LABELS.WEIGHT 0",
     ),

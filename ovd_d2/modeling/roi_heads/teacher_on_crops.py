@@ -10,13 +10,13 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import nms
 from detectron2.structures import Boxes, ImageList
-from torch import Tensor, nn
+from torch import Tensor
 
 from ovd_d2.errors import OVDError
 from ovd_d2.language import TextEmbeddings, Vocabulary
 from ovd_d2.modeling.classifiers.embedding_classifier import encoders_differ
 
-from .image_branch import IMAGE_BRANCH_REGISTRY, ImageBranch
+from .image_branch import IMAGE_BRANCH_REGISTRY, ImageBranch, SecondHeadFactory
 
 
 class RegionEncoder(Protocol):
@@ -38,8 +38,6 @@ class TeacherOnCrops(ImageBranch):
     With MODEL.IMAGE_BRANCH.SCORES "objectness" this is the paper's CLIP on crops, with "ensemble"
     its ViLD-text + CLIP. Weights of any detector of ours with the same ROI heads fit.
     """
-
-    has_head = False
 
     def __init__(
         self,
@@ -75,8 +73,8 @@ class TeacherOnCrops(ImageBranch):
         self.register_buffer("class_embeddings", torch.zeros(0, 0), persistent=False)
 
     @classmethod
-    def build(cls, cfg: CfgNode, head: nn.Module | None, width: int) -> "TeacherOnCrops":
-        """From ``MODEL.IMAGE_BRANCH``; ``head`` is not needed."""
+    def build(cls, cfg: CfgNode, make_head: SecondHeadFactory) -> "TeacherOnCrops":
+        """From ``MODEL.IMAGE_BRANCH``; no head is made."""
         branch = cfg.MODEL.IMAGE_BRANCH
         spec = branch.TEACHER or cfg.MODEL.OPEN_VOCAB.TEXT_ENCODER
         scales = tuple(float(scale) for scale in branch.CROP_SCALES)
