@@ -10,7 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from detectron2 import model_zoo
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,6 +27,23 @@ DATALOADER: {NUM_WORKERS: 0}
 SOLVER: {IMS_PER_BATCH: 2, MAX_ITER: 1, BASE_LR: 0.1, STEPS: [], CHECKPOINT_PERIOD: 1}
 OUTPUT_DIR: run
 VERSION: 2
+"""
+TASK = """
+MODEL:
+  DEVICE: cpu
+  WEIGHTS: ""
+  RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 64, NORM: BN}
+  BACKBONE: {FREEZE_AT: 0}
+  FPN: {OUT_CHANNELS: 16}
+  ROI_HEADS: {NAME: OpenVocabROIHeads, BATCH_SIZE_PER_IMAGE: 8}
+  ROI_BOX_HEAD: {CLS_AGNOSTIC_BBOX_REG: True, FC_DIM: 16, NUM_FC: 1}
+  RPN: {POST_NMS_TOPK_TRAIN: 20}
+  OPEN_VOCAB: {TEXT_EMBEDDINGS: colours.npy, EMBED_DIM: 8, REGION_TASKS: [Sharpness]}
+DATASETS: {TRAIN: [toy_train], TEST: []}
+INPUT: {MIN_SIZE_TRAIN: [64]}
+DATALOADER: {NUM_WORKERS: 0}
+SOLVER: {IMS_PER_BATCH: 2, MAX_ITER: 1, BASE_LR: 0.001, STEPS: [], WARMUP_ITERS: 0}
+OUTPUT_DIR: task
 """
 
 
@@ -93,6 +113,22 @@ def test_a_meta_architecture_of_somebody_else(folder):
     assert len(labels["annotations"]) + labels["info"]["labels_without_box"] == 6
 
 
+@pytest.mark.slow
+def test_a_region_task_of_somebody_else(folder):
+    """In the heads of a zoo detector: trained, saved and gone on with."""
+    base = model_zoo.get_config_file("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml")
+    np.save(folder / "colours.npy", np.eye(3, 8, dtype=np.float32))
+    (folder / "task.yaml").write_text(f"_BASE_: {base}\n" + TASK)
+    train = (sys.executable, ROOT / "train_net.py", "--config-file", "task.yaml", "--register", TOY)
+    run(folder, *train)
+    run(folder, *train, "--resume", "SOLVER.MAX_ITER", 2)
+    rows = [json.loads(line) for line in (folder / "task/metrics.json").read_text().splitlines()]
+    assert all(row["loss_sharpness"] > 0 for row in rows) and rows[-1]["iteration"] == 1
+    weights = torch.load(folder / "task/model_final.pth", weights_only=True)["model"]
+    (name,) = [name for name in weights if name.startswith("roi_heads.region_tasks.")]
+    assert name.endswith(".weight") and (weights[name] != 1).any()
+
+
 def test_the_predictor_and_the_loops_of_others(folder, monkeypatch):
     """Without a process of its own: the names below are the toy's whole contract."""
     monkeypatch.setenv("TOY_DATA", str(folder))
@@ -105,6 +141,7 @@ def test_the_predictor_and_the_loops_of_others(folder, monkeypatch):
     from ovd_d2.engine import OpenVocabTrainer
     from ovd_d2.errors import OVDError
     from ovd_d2.modeling import OpenVocabularyModel, get_vocabulary, set_vocabulary
+    from ovd_d2.modeling.roi_heads import REGION_TASK_REGISTRY
 
     try:
         run_registration(TOY)
@@ -120,6 +157,7 @@ def test_the_predictor_and_the_loops_of_others(folder, monkeypatch):
             set_vocabulary(model, "mauve", "minilm")
     finally:
         META_ARCH_REGISTRY._obj_map.pop("WordReader", None)
+        REGION_TASK_REGISTRY._obj_map.pop("Sharpness", None)
         for name in ("toy_train", "toy_turned"):
             DatasetCatalog.pop(name, None)
             MetadataCatalog.pop(name, None)

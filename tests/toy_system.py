@@ -1,7 +1,7 @@
 """A system that this package does not know: a one-stage detector that reads words letter by letter.
 
-Named by ``--register``, as a user's own file is: it registers the meta-architecture and two data
-sets whose classes are numbered in different orders.
+Named by ``--register``, as a user's own file is: it registers the meta-architecture, a task for the
+ROI heads of others, and two data sets whose classes are numbered in different orders.
 """
 
 import os
@@ -15,12 +15,28 @@ from torch import nn
 from torch.nn.functional import cross_entropy, pad
 
 from ovd_d2.language import as_vocabulary, configured_vocabulary
+from ovd_d2.modeling.roi_heads import REGION_TASK_REGISTRY, RegionTask
+from ovd_d2.structures import Supervision
 
 CHANNEL = {"red": 0, "green": 1, "blue": 2}
 
 for name in ("toy_train", "toy_turned"):
     folder = os.environ["TOY_DATA"]
     register_coco_instances(name, {}, f"{folder}/{name}.json", f"{folder}/images")
+
+
+@REGION_TASK_REGISTRY.register()
+class Sharpness(RegionTask):
+    """Something else to learn from the sampled proposals, with a weight of its own."""
+
+    kind = Supervision.BOX
+
+    def __init__(self, cfg, input_shape):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(input_shape.channels))
+
+    def losses(self, predictor, features, rows):
+        return {"loss_sharpness": ((features @ self.weight).tanh() ** 2).sum() / 100}
 
 
 @META_ARCH_REGISTRY.register()
