@@ -42,7 +42,7 @@ class RegionTraining:
     def _train(
         self, features: dict[str, Tensor], proposals: list[Instances], targets: list[Instances]
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """Sampled proposals and losses."""
+        """Sampled proposals and losses; kinds of rows in an order that no list of tasks changes."""
         kinds = sorted({task.kind for task in self.tasks} - {BOX}, reverse=True)
         further = {kind: [rows_with(t, kind) for t in targets] for kind in kinds}
         self.target_checks.before_training(targets, self.vocabulary, further)
