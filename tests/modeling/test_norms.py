@@ -7,7 +7,7 @@ from torch import nn
 
 from ovd_d2.engine.trainer import OpenVocabTrainer
 from ovd_d2.errors import OVDError
-from ovd_d2.inference import predictor
+from ovd_d2.inference.open_detector import inference_config, open_detector
 from ovd_d2.modeling.batch_norm import set_batch_norm_constants
 from ovd_d2.modeling.proposal_generator import RPNHeadWithNorm
 from ovd_d2.modeling.roi_heads import BoxHeadWithNorm, MaskHeadWithNorm
@@ -89,10 +89,12 @@ def test_constants_reach_every_batch_norm_and_no_other():
         set_batch_norm_constants(model, eps=float("nan"))
 
 
-def test_trainer_and_predictor_build_with_them(zoo_cfg):
+def test_trainer_and_predictor_build_with_them(zoo_cfg, tmp_path):
     cfg = zoo_cfg("fpn", 5, *NORMED)
-    for build in (OpenVocabTrainer.build_model, lambda c: predictor._build(c, torch.device("cpu"))):
-        model = build(cfg.clone())
+    trained = OpenVocabTrainer.build_model(cfg.clone())
+    torch.save({"model": trained.state_dict()}, tmp_path / "model.pth")
+    opened = open_detector(inference_config(cfg, "cpu"), tmp_path / "model.pth")
+    for model in (trained, opened):
         heads = (model.roi_heads.box_head, model.roi_heads.mask_head,
                  model.proposal_generator.rpn_head)  # fmt: skip
         for head in heads:
