@@ -25,8 +25,8 @@ def _add_open_vocab(cfg: CN) -> None:
     # (K, D) class embeddings from a file (.npy of Detic / object-centric-ovd, or .safetensors);
     # "" computes them with TEXT_ENCODER and PROMPTS and caches them.
     _C.TEXT_EMBEDDINGS = ""
-    # "openai-clip:NAME_OR_FILE", "open_clip:MODEL:TAG_OR_FILE", "hf:NAME_OR_FOLDER",
-    # "exported:FILE" (a teacher of yours), "mini-teacher" or "minilm".
+    # One of "openai-clip:NAME_OR_FILE", "open_clip:MODEL:TAG_OR_FILE", "hf:NAME_OR_FOLDER",
+    # "exported:FILE" (a teacher of yours), "mini-teacher" and "minilm".
     _C.TEXT_ENCODER = "openai-clip:ViT-B/32"
     # "name", "photo", "article_photo", "vild63", "vild63_this_is", "imagenet80", a template such as
     # "a drawing of a {}", or a text file of templates.
