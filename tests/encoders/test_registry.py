@@ -65,8 +65,9 @@ def test_another_package_adds_a_scheme_with_one_call(monkeypatch):
 )  # fmt: skip
 @pytest.mark.parametrize("function", [text_encoder_id, build_text_encoder, build_image_text_model])
 def test_malformed_specs_are_refused_by_all_alike(function, spec, message, monkeypatch):
-    own = {k: v for k, v in registry._SCHEMES.items() if k not in ("hashing", "colours")}
-    monkeypatch.setattr(registry, "_SCHEMES", own)  # without those of other tests
+    names = ("openai-clip", "open_clip", "hf", "minilm", "mini-teacher", "exported")
+    own = {name: registry._SCHEMES[name] for name in names}  # without those of other tests
+    monkeypatch.setattr(registry, "_SCHEMES", own)
     with pytest.raises(OVDError, match=message):
         function(spec)
 
