@@ -55,7 +55,9 @@ class AttributeExpansion:
         """
         self.vocabulary = vocabulary_product(names, attributes)
         self._heads = part_with(model, "region_embeddings")
-        if self._heads is None:
+        if self._heads is None or (
+            embeddings is None and not hasattr(self._heads, "class_embedder")
+        ):
             raise OVDError(
                 f"{type(model).__name__} gives no embeddings of regions, which attributes need: "
                 "use a detector with ovd_d2's ROI heads."

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 
@@ -25,7 +25,6 @@ LATER = "later"  # as MODEL.OPEN_VOCAB.VOCABULARY: classes come by set_vocabular
 _FILES = (".npy", ".safetensors")
 
 
-@runtime_checkable
 class ClassEmbedder(Protocol):
     """What a model that scores against an embedding matrix asks for its rows:
     :class:`TextEmbeddingBank`, :class:`EmbeddingFile`, :class:`GivenEmbeddings`,
@@ -134,7 +133,7 @@ def as_class_embedder(value: ClassEmbedderLike) -> ClassEmbedder:
     if isinstance(value, str | os.PathLike):
         path = os.fspath(value)
         return EmbeddingFile(path) if Path(path).suffix in _FILES else TextEmbeddingBank(path)
-    if isinstance(value, ClassEmbedder):
+    if callable(getattr(value, "embed", None)):  # encoder_id may have to load what it identifies
         return value
     raise OVDError(
         f"class_embedder is a {type(value).__name__}; give a TextEmbeddingBank or another "

@@ -169,8 +169,7 @@ class TextEmbeddingBank:
             OVDError: it cannot be loaded.
         """
         if self._encoder is None:
-            with torch.random.fork_rng():  # a cached answer draws no random numbers either
-                self._encoder = build_text_encoder(self._spec, self._device)
+            self._encoder = build_text_encoder(self._spec, self._device)
         return self._encoder
 
     @property

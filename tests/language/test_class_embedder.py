@@ -10,7 +10,6 @@ from ovd_d2.encoders.registry import _SCHEMES
 from ovd_d2.errors import OVDError
 from ovd_d2.language import (
     LATER,
-    ClassEmbedder,
     EmbeddingFile,
     RandomEmbeddings,
     TextEmbeddingBank,
@@ -77,7 +76,15 @@ def test_random_embeddings_are_of_the_name_alone():
 def test_every_embedder_keeps_the_protocol(bank):
     for embedder in (bank, EmbeddingFile("x.npy"), RandomEmbeddings(2)):
         assert hasattr(type(embedder), "encoder_id") and callable(embedder.embed)
-    assert isinstance(bank, ClassEmbedder)
+
+
+def test_nothing_is_looked_up_before_it_is_asked_for():
+    """A model that is built without classes needs no encoder: not even its id."""
+    unknown = TextEmbeddingBank("nonsense", "name")
+    assert as_class_embedder(unknown) is unknown
+    assert as_class_embedder("hf:/nowhere").embed
+    with pytest.raises(OVDError, match="unknown encoder 'nonsense'"):
+        unknown.embed(VOCABULARY)
 
 
 def test_what_a_config_names(tmp_path):
