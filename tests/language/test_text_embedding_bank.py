@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from configured_classes import build
 from embedding_damages import DAMAGES
 from hashing_encoder import HashingEncoder
 from hypothesis import given, settings
@@ -17,8 +18,6 @@ from ovd_d2.language import (
     PROMPT_SETS,
     TextEmbeddingBank,
     Vocabulary,
-    configured_class_embedder,
-    configured_vocabulary,
 )
 
 ANIMALS = Vocabulary(("cat", "Bald_eagle", "owl"), synonyms=(("cat", "kitty"), (), ("owlet",)))
@@ -200,18 +199,6 @@ def test_broken_encoder_is_refused_and_nothing_cached(tmp_path, value):
     with pytest.raises(OVDError, match="hashing@000000000000 gave"):
         TextEmbeddingBank(Broken(), cache_dir=tmp_path).embed(ANIMALS)
     assert not list(tmp_path.glob("*.safetensors"))
-
-
-def build(
-    vocabulary="",
-    train_datasets=("lvis_v1_train",),
-    text_embeddings="",
-    text_encoder="hashing:a",
-    prompts="photo",
-):
-    classes = configured_vocabulary(vocabulary, train_datasets)
-    embedder = configured_class_embedder(text_embeddings, text_encoder, prompts, False, "cpu")
-    return classes, embedder.embed(classes)
 
 
 @pytest.fixture

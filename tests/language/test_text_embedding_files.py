@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from configured_classes import build
 from embedding_damages import DAMAGES
 from hashing_encoder import HashingEncoder
 from hypothesis import given, settings
@@ -19,8 +20,6 @@ from ovd_d2.language import (
     TextEmbeddingBank,
     TextEmbeddings,
     Vocabulary,
-    configured_class_embedder,
-    configured_vocabulary,
     load_text_embeddings,
 )
 
@@ -189,18 +188,6 @@ def test_text_embeddings_check_and_normalise_what_they_get():
             TextEmbeddings(wrong, ANIMALS.names, "x")
     with pytest.raises(OVDError, match="the row of 'Bald_eagle' is zero, nan or inf"):
         TextEmbeddings(torch.tensor([[1.0], [0.0], [1.0]]), ANIMALS.names, "x")
-
-
-def build(
-    vocabulary="",
-    train_datasets=("lvis_v1_train",),
-    text_embeddings="",
-    text_encoder="hashing:a",
-    prompts="photo",
-):
-    classes = configured_vocabulary(vocabulary, train_datasets)
-    embedder = configured_class_embedder(text_embeddings, text_encoder, prompts, False, "cpu")
-    return classes, embedder.embed(classes)
 
 
 @pytest.fixture
