@@ -1,0 +1,25 @@
+"""Every configuration key that ovd_d2 adds to Detectron2's defaults, one file per group."""
+
+from detectron2.config import CfgNode as CN
+
+from ovd_d2.config import (
+    clip,
+    data,
+    evaluation,
+    image_branch,
+    layers,
+    open_vocab,
+    region_tasks,
+    solver,
+    timm,
+)
+
+_GROUPS = (open_vocab, region_tasks, image_branch, timm, clip, layers, solver, data, evaluation)
+
+
+def add_ovd_config(cfg: CN) -> None:
+    """Adds ovd_d2's keys with their defaults to ``cfg``, in place. Safe to call twice."""
+    if "OPEN_VOCAB" in cfg.MODEL:
+        return
+    for group in _GROUPS:
+        group.add_keys(cfg)

@@ -1,0 +1,58 @@
+"""Keys of data sets, mappers and loaders: DATASETS, INPUT, DATALOADER."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_keys(cfg: CN) -> None:
+    """Adds the group to ``cfg``, in place."""
+    # Large-scale jitter (ViLD, Detic: 0.1-2.0): scale the image so that it would fit into a square
+    # of SIZE pixels times a random factor, then crop or pad to that square. Replaces
+    # MIN_SIZE_TRAIN; flips stay with INPUT.RANDOM_FLIP.
+    cfg.INPUT.SCALE_JITTER = CN(
+        {"ENABLED": False, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0, "SIZE": 1024}
+    )
+    # [["dataset", factor], ...] for DATALOADER.SAMPLER_TRAIN Weighted(Category)TrainingSampler;
+    # Detectron2's samplers read it, but its defaults lack it.
+    cfg.DATASETS.TRAIN_REPEAT_FACTOR = []
+    # Folder of the region store (`ovd regions build`) of the training images, "" for none.
+    cfg.DATASETS.REGION_STORE = ""
+    # At most this many of its regions per image and step; 0 all (ViLD 300, RKD 5).
+    cfg.DATASETS.REGIONS_PER_IMAGE = 300
+    # Which: "random", drawn anew at every step, or the "first" of the store, its best (RKD).
+    cfg.DATASETS.REGIONS_CHOICE = "random"
+    # Names of classes that are novel, or .txt and .json files of such names: held out of training,
+    # boxes and all, and counted in AP_novel. Empty: the data sets' own is_novel says.
+    cfg.DATASETS.NOVEL_NAMES = []
+    # Python files or modules that register data sets. They are run, so train_net.py takes them
+    # from the command line only (--register, or this key), and from a yaml with --trust.
+    cfg.DATASETS.REGISTER = []
+    # Training data of several kinds, mixed; empty: DATASETS.TRAIN alone. A list of mappings: NAME;
+    # OPTS, [KEY, value, ...], keys of the data (DATASETS.TRAIN, DATASETS.REGION_STORE, INPUT.*,
+    # DATALOADER.*, SOLVER.IMS_PER_BATCH, ...) that differ for this source; and for "alternate"
+    # RATIO (default 1), which counts batches, not images. Classes are still those of VOCABULARY, or
+    # of DATASETS.TRAIN outside.
+    cfg.DATASETS.SOURCES = []
+    # "alternate": each batch is of one source, as often as its RATIO says; "together": each batch
+    # is one batch of every source, one behind the other.
+    cfg.DATASETS.MIXING = "alternate"
+    # Name in ovd_d2.data.mappers.detection.DATASET_MAPPER_REGISTRY: what makes samples of records.
+    cfg.INPUT.MAPPER = "OpenVocabDatasetMapper"
+    # Images with more pixels are refused before decoding (0: no limit).
+    cfg.INPUT.MAX_PIXELS = 50_000_000
+    # Corrupt images are skipped, counted and named; training stops when more than this share of
+    # the training images has turned out corrupt.
+    cfg.DATALOADER.MAX_CORRUPT_FRACTION = 0.01
+    # For INPUT.MAPPER ImageTextPairMapper. BOX_SCALE: side of the crop over the side of the box,
+    # drawn log-uniformly between the two; BOX_SHIFT: its centre moves by up to this share of the
+    # side; CROP_AREA: share of a whole image (a pair without box) that is kept, drawn uniformly;
+    # COLOR_JITTER: strength of brightness, contrast and saturation changes; GRAY: probability of a
+    # grey image.
+    cfg.INPUT.PAIRS = CN(
+        {
+            "BOX_SCALE": [1.0, 1.0],
+            "BOX_SHIFT": 0.0,
+            "CROP_AREA": [0.9, 1.0],
+            "COLOR_JITTER": 0.0,
+            "GRAY": 0.0,
+        }
+    )

@@ -1,0 +1,15 @@
+"""Keys of evaluation: TEST."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_keys(cfg: CN) -> None:
+    """Adds the group to ``cfg``, in place."""
+    # "hotcoco" (fast) or "lvis-api" (reference).
+    cfg.TEST.LVIS_BACKEND = "hotcoco"
+    # Names that compete with the data set's classes in evaluation and are not scored:
+    # "imagenet21k:N" takes N of ImageNet-21K (RKD's strict setting on LVIS: four times its 1203).
+    cfg.TEST.DISTRACTORS = ""
+    # Also report AP with 10,000 detections per class over the data set instead of 300 per image
+    # (Dave et al. 2021, "fixed AP").
+    cfg.TEST.FIXED_AP = False

@@ -1,0 +1,31 @@
+"""Keys of the second opinion on a region's class: MODEL.IMAGE_BRANCH."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_keys(cfg: CN) -> None:
+    """Adds the group to ``cfg``, in place."""
+    _C = cfg.MODEL.IMAGE_BRANCH = CN()
+    # A second opinion on the class of a region, in MODEL's IMAGE_BRANCH registry: "" none,
+    # "DistilledImageBranch" a second head that learns from the teacher (ViLD-ensemble),
+    # "LabelledImageBranch" the same head trained on labels (the control), "TeacherOnCrops".
+    _C.NAME = ""
+    # "ensemble": geometric mean with the text branch; "objectness": sqrt(image branch's probability
+    # x RPN objectness), the text branch's classes are not used (CLIP on crops).
+    _C.SCORES = "ensemble"
+    # Exponent of the text branch for base classes and of the image branch for novel ones (ViLD).
+    _C.LAMBDA = 2.0 / 3.0
+    # Exponent of the text branch for all classes of a vocabulary without novel ones (DetPro).
+    _C.FIXED_WEIGHT = 0.6
+    # Shape of the second head; -1: as MODEL.ROI_BOX_HEAD. Not for C4 heads.
+    _C.NUM_CONV = -1
+    _C.CONV_DIM = -1
+    _C.NUM_FC = -1
+    _C.FC_DIM = -1
+    # As MODEL.OPEN_VOCAB.PROJECTION_HIDDEN, for the second head.
+    _C.PROJECTION_HIDDEN = 0
+    # TeacherOnCrops: image-text model ("" for MODEL.OPEN_VOCAB.TEXT_ENCODER), sides of the crops
+    # relative to the box, and the IoU above which the box of lower objectness is not looked at.
+    _C.TEACHER = ""
+    _C.CROP_SCALES = [1.0, 1.5]
+    _C.NMS_THRESH = 0.9

@@ -1,0 +1,24 @@
+"""Keys of the optimiser and of checkpoints: SOLVER."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_keys(cfg: CN) -> None:
+    """Adds the group to ``cfg``, in place."""
+    # "SGD" (Detectron2's) or "ADAMW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # [PREFIX, factor] pairs: parameters whose name starts with PREFIX use BASE_LR times the factor
+    # of the first that fits, e.g. [["backbone.", 0.1], ["roi_heads.image_branch.", 3.0]].
+    cfg.SOLVER.LR_MULTIPLIERS = []
+    for old, prefix in (("BACKBONE", "backbone."), ("IMAGE_BRANCH", "roi_heads.image_branch.")):
+        cfg.register_renamed_key(
+            f"SOLVER.{old}_MULTIPLIER",
+            "SOLVER.LR_MULTIPLIERS",
+            message=f'write [["{prefix}", factor]]; without a factor leave it out',
+        )
+    # Micro-batches summed into one optimizer step; IMS_PER_BATCH is the size of one micro-batch.
+    cfg.SOLVER.ACCUMULATE = 1
+    # Type used under SOLVER.AMP.ENABLED: "float16" (scaled loss) or "bfloat16".
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # Keep this many newest checkpoints besides model_final; 0 keeps all.
+    cfg.SOLVER.CHECKPOINT_KEEP = 3
