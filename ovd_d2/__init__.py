@@ -62,7 +62,8 @@ def _started_by_console_script() -> bool:
     multiprocessing = sys.modules.get("multiprocessing")
     if multiprocessing is not None and multiprocessing.parent_process() is not None:
         return False
-    return bool(sys.argv) and Path(sys.argv[0]).stem == "ovd"
+    program = Path(sys.argv[0]).name if sys.argv else ""  # not a user's own ovd.py
+    return program in ("ovd", "ovd.exe")
 
 
 def __getattr__(name: str) -> object:
