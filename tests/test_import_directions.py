@@ -80,7 +80,11 @@ def violations(path: Path, source: str) -> list[str]:
         for name in imports(path, list(ast.walk(tree))):
             top, _, rest = name.partition(".")
             other = rest.partition(".")[0]
-            if top == "ovd_d2" and other in ALL and other not in MAY_IMPORT[room] | EVERYBODY | {room}:
+            if (
+                top == "ovd_d2"
+                and other in ALL
+                and other not in MAY_IMPORT[room] | EVERYBODY | {room}
+            ):
                 found.append(f"{room} must not import {name}")
             if room == "modeling" and rest.startswith("modeling."):
                 found += climbs(path, rest.split(".")[1])

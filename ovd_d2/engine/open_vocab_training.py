@@ -19,7 +19,7 @@ from ovd_d2.errors import OVDError
 from ovd_d2.evaluation import build_evaluator, check_evaluator
 from ovd_d2.modeling.batch_norm import finish_model
 from ovd_d2.modeling.build import explained_build
-from ovd_d2.modeling.roi_heads import EVALUATION, honour
+from ovd_d2.modeling.target_checks import EVALUATION, honour
 
 from .dataset_vocabulary import vocabulary_for
 from .optimizer import build_optimizer

@@ -8,7 +8,7 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from torch import nn
 
 from ovd_d2.errors import OVDError
-from ovd_d2.modeling.roi_heads import honour
+from ovd_d2.modeling.target_checks import honour
 
 _HONOURED = ("OPTIMIZER", "LR_MULTIPLIERS")
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ovd_d2.errors import OVDError
-from ovd_d2.modeling.roi_heads import honour
+from ovd_d2.modeling.target_checks import honour
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from ovd_d2.checkpoint.atomic_checkpointer import AtomicCheckpointer
 from ovd_d2.data import random_state
 from ovd_d2.errors import OVDError
 from ovd_d2.files.atomic import write_json
-from ovd_d2.modeling.roi_heads import EVALUATION, honour
+from ovd_d2.modeling.target_checks import EVALUATION, honour
 
 from . import hooks
 from .divergence import remedy_for_divergence

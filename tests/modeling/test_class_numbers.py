@@ -7,7 +7,7 @@ from small_detectors import make_target
 
 from ovd_d2.errors import OVDError
 from ovd_d2.language import Vocabulary
-from ovd_d2.modeling.roi_heads.class_numbers import ClassNumbers
+from ovd_d2.modeling.class_numbers import ClassNumbers
 from ovd_d2.structures.class_numbering import CLASS_NUMBERING, mark_numbering, numbering_of
 
 DATASET, NAMES = "class_numbers_test", ("cat", "dog", "mug")

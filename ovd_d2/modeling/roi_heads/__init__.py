@@ -12,12 +12,10 @@ from .open_vocab_roi_heads import (
 from .region_distiller import RegionDistiller
 from .region_task import REGION_TASK_REGISTRY, RegionTask
 from .score_fusion import ScoreRule
-from .target_checks import EVALUATION, TargetChecks, honour
 from .teacher_on_crops import TeacherOnCrops
 from .top_pairs_inference import top_pairs_inference
 
 __all__ = [
-    "EVALUATION",
     "IMAGE_BRANCH_REGISTRY",
     "REGION_TASK_REGISTRY",
     "BoxHeadWithNorm",
@@ -32,8 +30,6 @@ __all__ = [
     "RegionDistiller",
     "RegionTask",
     "ScoreRule",
-    "TargetChecks",
     "TeacherOnCrops",
-    "honour",
     "top_pairs_inference",
 ]

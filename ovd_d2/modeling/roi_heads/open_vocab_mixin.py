@@ -25,6 +25,7 @@ from ovd_d2.language import (
     configured_vocabulary,
 )
 from ovd_d2.modeling.classifiers.embedding_classifier import encoders_differ
+from ovd_d2.modeling.target_checks import EVALUATION, TargetChecks
 
 from .head_checks import check_class_agnostic, check_head_name, check_parts
 from .image_branch import IMAGE_BRANCH_REGISTRY, ImageBranch
@@ -34,7 +35,6 @@ from .region_distiller import RegionDistiller
 from .region_task import REGION_TASK_REGISTRY, RegionTask, registered
 from .region_training import RegionTraining
 from .score_fusion import ScoreRule
-from .target_checks import EVALUATION, TargetChecks
 
 
 class OpenVocabROIHeadsMixin(RegionTraining):

@@ -1,4 +1,4 @@
-"""What open-vocabulary ROI heads notice of a trainer that is not made for them."""
+"""What open-vocabulary models notice of a trainer that is not made for them."""
 
 import logging
 from collections import Counter
@@ -12,10 +12,9 @@ from torch import nn
 from ovd_d2.config import add_ovd_config
 from ovd_d2.errors import OVDError
 from ovd_d2.language import Vocabulary
+from ovd_d2.modeling.class_numbers import ClassNumbers
 from ovd_d2.structures import Supervision
 from ovd_d2.structures.class_numbering import CLASS_NUMBERING
-
-from .class_numbers import ClassNumbers
 
 logger = logging.getLogger(__name__)
 
