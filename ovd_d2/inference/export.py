@@ -39,7 +39,7 @@ _KEPT = ("VERSION", "MODEL", "INPUT.FORMAT", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_S
          "INPUT.MAX_PIXELS", "TEST.DETECTIONS_PER_IMAGE")  # fmt: skip
 # Parts of MODEL that point to files, or that only training reads.
 _DROPPED = (
-    "MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.TIMM.WEIGHTS", "MODEL.TIMM.FREEZE_STAGES",
+    "MODEL.DEVICE", "MODEL.TIMM.FREEZE_STAGES",
     "MODEL.OPEN_VOCAB.VOCABULARY", "MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS", "MODEL.BACKBONE.FREEZE_AT",
     "MODEL.LOAD_PROPOSALS", "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "MODEL.RPN.POSITIVE_FRACTION",
     "MODEL.RPN.PRE_NMS_TOPK_TRAIN", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "MODEL.RPN.SMOOTH_L1_BETA",
@@ -145,7 +145,7 @@ def _write(
         "sha256": hashlib.sha256(content).hexdigest(),
         "bytes": len(content),
         "parameters": sum(p.numel() for p in predictor.model.parameters()),
-        "text_encoder": cfg.MODEL.OPEN_VOCAB.TEXT_ENCODER,
+        "text_encoder": cfg.MODEL.OPEN_VOCAB.TEXT_ENCODER if predictor.encoder_id else "",
         "text_encoder_id": predictor.encoder_id,
         "classes": len(get_vocabulary(predictor.model)),
         "train_datasets": training_datasets(cfg),
@@ -220,7 +220,7 @@ def _inference_yaml(cfg: CfgNode, dropped: Sequence[str]) -> str:
     kept: dict[str, Any] = {}
     for key, value in _leaves(cfg, ""):
         under_kept = any(key == k or key.startswith(k + ".") for k in _KEPT)
-        if not under_kept or key in dropped or key.endswith("LOSS_WEIGHT"):
+        if not under_kept or key in dropped or key.endswith((".WEIGHTS", "LOSS_WEIGHT")):
             continue
         if value == _get(defaults, key) and key != "VERSION":
             continue

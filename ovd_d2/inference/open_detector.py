@@ -36,12 +36,20 @@ def inference_config(cfg: CfgNode, device: str | torch.device) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = str(device)
-    cfg.MODEL.WEIGHTS = ""
-    cfg.MODEL.TIMM.WEIGHTS = ""
+    _forget_weights(cfg.MODEL)
     cfg.MODEL.LOAD_PROPOSALS = False
     cfg.MODEL.OPEN_VOCAB.VOCABULARY = LATER
     cfg.MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS = ""
     return cfg
+
+
+def _forget_weights(node: CfgNode) -> None:
+    """Empties every WEIGHTS: the whole model's own come afterwards."""
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            _forget_weights(value)
+        elif key == "WEIGHTS":
+            node[key] = ""
 
 
 def open_detector(cfg: CfgNode, weights: str | os.PathLike) -> nn.Module:

@@ -117,6 +117,7 @@ class OpenVocabPredictor:
             classes = wanted_vocabulary(vocabulary, self._trained)
         self._attributes: AttributeExpansion | None = None
         self.cfg = _inference_config(cfg, self.device, score_threshold, topk)
+        self._score_threshold = score_threshold
         self.model = open_detector(self.cfg, weights)
         set_vocabulary(self.model, classes)
 
@@ -151,6 +152,8 @@ class OpenVocabPredictor:
     @property
     def score_threshold(self) -> float:
         """Detections that score less are dropped."""
+        if self._score_threshold is not None:
+            return self._score_threshold
         return self.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
 
     @property
@@ -279,8 +282,14 @@ class OpenVocabPredictor:
                 detect = self._attributes.detect if self._attributes else self.model
                 outputs = detect([samples[i] for i in members])
             for i, output in zip(members, outputs):
-                found[i] = output["instances"].to("cpu")
+                found[i] = self._good_enough(output["instances"].to("cpu"))
         return [found[i] for i in range(len(images))]
+
+    def _good_enough(self, instances: Instances) -> Instances:
+        """What reaches the threshold: not every model takes it from MODEL.ROI_HEADS."""
+        if self._score_threshold is None:
+            return instances
+        return instances[instances.scores >= self._score_threshold]
 
 
 def _own_vocabulary(cfg: CfgNode) -> Vocabulary | None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,12 +39,7 @@ def load_timm_weights(net: nn.Module, name: str, source: str, key: str) -> int:
         path, state = _packaged_state(packaged, name, key)
     else:
         path = Path(source)
-        if not path.is_file():
-            raise OVDError(
-                f'{key} names no file: {source}. Use "", "timm", a .safetensors or '
-                f".pth file, or packaged:{{{', '.join(_PACKAGED)}}}."
-            )
-        state = _read(path, key)
+        state = read_state_file(source, key)
     wanted = net.state_dict()
     missing = sorted(wanted.keys() - state.keys())
     if missing:
@@ -60,7 +56,22 @@ def load_timm_weights(net: nn.Module, name: str, source: str, key: str) -> int:
     return len(wanted)
 
 
-def _read(path: Path, key: str) -> dict[str, Tensor]:
+def read_state_file(source: str, key: str) -> dict[str, Any]:
+    """The content of a .safetensors or .pth file; nothing in it is run.
+
+    Args:
+        source: the file.
+        key: config key that named it, for messages.
+
+    Raises:
+        OVDError: no file, or one that cannot be read.
+    """
+    path = Path(source)
+    if not path.is_file():
+        raise OVDError(
+            f'{key} names no file: {source}. Use "", a .safetensors or .pth file, or, for '
+            f'MODEL.TIMM, "timm" or packaged:{{{", ".join(_PACKAGED)}}}.'
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

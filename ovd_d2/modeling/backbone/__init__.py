@@ -1,5 +1,15 @@
 """Backbones."""
 
-from .timm_fpn import TimmBackbone, build_timm_fpn_backbone
+from .swin_fpn import build_retinanet_swin_fpn_backbone
+from .timm_fpn import (
+    TimmBackbone,
+    build_retinanet_timm_fpn_backbone,
+    build_timm_fpn_backbone,
+)
 
-__all__ = ["TimmBackbone", "build_timm_fpn_backbone"]
+__all__ = [
+    "TimmBackbone",
+    "build_retinanet_swin_fpn_backbone",
+    "build_retinanet_timm_fpn_backbone",
+    "build_timm_fpn_backbone",
+]

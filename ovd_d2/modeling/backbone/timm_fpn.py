@@ -8,7 +8,7 @@ import logging
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
@@ -94,10 +94,56 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     Raises:
         OVDError: timm missing, unknown model, or weights that do not fit.
     """
+    bottom_up = build_timm_backbone(cfg, input_shape)
+    levels = [s.bit_length() - 1 for s in cfg.MODEL.TIMM.OUT_STRIDES]
+    wants_pooled = f"p{levels[-1] + 1}" in cfg.MODEL.RPN.IN_FEATURES
+    top_block = LastLevelMaxPool() if wants_pooled else None
+    if top_block is not None:
+        top_block.in_feature = f"p{levels[-1]}"
+    return fpn_over(cfg, bottom_up, top_block)
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """FPN over a timm network with the two further levels of :func:`with_p6_p7`.
+
+    Raises:
+        OVDError: as :func:`build_timm_fpn_backbone`.
+    """
+    return with_p6_p7(cfg, build_timm_backbone(cfg, input_shape))
+
+
+def with_p6_p7(cfg: CfgNode, bottom_up: Backbone) -> FPN:
+    """FPN over all outputs of ``bottom_up``, then two levels by strided convolutions of its last
+    one (RetinaNet takes them from the backbone's last map instead)."""
+    width = cfg.MODEL.FPN.OUT_CHANNELS
+    stride = list(bottom_up.output_shape().values())[-1].stride
+    top = LastLevelP6P7(width, width, in_feature=f"p{stride.bit_length() - 1}")
+    return fpn_over(cfg, bottom_up, top)
+
+
+def fpn_over(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module | None) -> FPN:
+    """Detectron2's FPN over all outputs of ``bottom_up``, as MODEL.FPN says."""
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=list(bottom_up.output_shape()),
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=top_block,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+    """The network that MODEL.TIMM names.
+
+    Raises:
+        OVDError: timm missing, unknown model, or weights that do not fit.
+    """
     try:
         import timm
     except ImportError as error:
-        raise OVDError("build_timm_fpn_backbone needs timm: run `pip install timm`.") from error
+        raise OVDError("MODEL.TIMM needs timm: run `pip install timm`.") from error
     keys = cfg.MODEL.TIMM
     if keys.NAME not in timm.list_models():
         raise OVDError(f"MODEL.TIMM.NAME {keys.NAME} is not a timm model: see timm.list_models().")
@@ -112,26 +158,16 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         pretrained=keys.WEIGHTS == "timm",
         in_chans=input_shape.channels,
         out_indices=[strides.index(s) for s in keys.OUT_STRIDES],
+        **({"drop_path_rate": keys.DROP_PATH_RATE} if keys.DROP_PATH_RATE else {}),
     )
+    if keys.CHECKPOINT:
+        net.set_grad_checkpointing()
     if keys.WEIGHTS not in ("", "timm"):
         loaded = load_timm_weights(net, keys.NAME, keys.WEIGHTS, "MODEL.TIMM.WEIGHTS")
         logger.info("Loaded %d backbone weights from %s", loaded, keys.WEIGHTS)
-    bottom_up = TimmBackbone(
+    return TimmBackbone(
         net,
         out_strides=list(keys.OUT_STRIDES),
         freeze_stages=keys.FREEZE_STAGES,
         freeze_norm_stats=keys.FREEZE_NORM_STATS,
-    )
-    levels = [s.bit_length() - 1 for s in keys.OUT_STRIDES]
-    wants_pooled = f"p{levels[-1] + 1}" in cfg.MODEL.RPN.IN_FEATURES
-    top_block = LastLevelMaxPool() if wants_pooled else None
-    if top_block is not None:
-        top_block.in_feature = f"p{levels[-1]}"
-    return FPN(
-        bottom_up=bottom_up,
-        in_features=[f"stride{s}" for s in keys.OUT_STRIDES],
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=top_block,
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
