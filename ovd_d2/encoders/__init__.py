@@ -1,6 +1,7 @@
 """Image and text in one space: encoders of words, and CLIP-like models, behind one interface."""
 
 from . import exported, huggingface, open_clip, openai_clip
+from .caption_tokenizer import CaptionTokenizer
 from .image_text_model import ImagePreprocessing, ImageTextModel
 from .region_encoder import CROP_RULES, CropRegionEncoder
 from .registry import (
@@ -21,6 +22,7 @@ register_encoder("exported", exported.SCHEME)
 
 __all__ = [
     "CROP_RULES",
+    "CaptionTokenizer",
     "CropRegionEncoder",
     "EncoderScheme",
     "ImagePreprocessing",

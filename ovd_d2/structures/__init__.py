@@ -1,5 +1,6 @@
 """Plain data that the rooms hand to each other."""
 
+from .grounding import CaptionTokens, TokenSpans
 from .partial_masks import PartialMasks
 from .region_embeddings import RegionEmbeddings
 from .supervision import (
@@ -10,9 +11,11 @@ from .supervision import (
 )
 
 __all__ = [
+    "CaptionTokens",
     "PartialMasks",
     "RegionEmbeddings",
     "Supervision",
+    "TokenSpans",
     "is_box_supervised",
     "rows_with",
     "supervision_of",
