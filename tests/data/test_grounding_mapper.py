@@ -156,3 +156,22 @@ def test_mini_is_loaded_in_batches(cfg, mini_root):
             assert sample["caption"].phrases() == record["caption"].phrases()
             phrases = [a["category_id"] for a in record["annotations"]]
             assert sample["instances"].gt_phrases.tolist() == phrases
+
+
+@pytest.mark.parametrize("mixing", ["alternate", "together"])
+def test_captions_and_boxes_of_classes_can_be_mixed(cfg, mini_root, mixing):
+    cfg.INPUT.MAPPER = "OpenVocabDatasetMapper"
+    cfg.DATASETS.TRAIN = ("mini_v1_train_base",)
+    captions = ["DATASETS.TRAIN", ("mini_v1_grounding_train",), "INPUT.MAPPER", "GroundingMapper"]
+    cfg.DATASETS.SOURCES = [{"NAME": "boxes"}, {"NAME": "captions", "OPTS": captions}]
+    cfg.DATASETS.MIXING = mixing
+    loader = iter(build_train_loader(cfg))
+    batches = [next(loader) for _ in range(2)]
+    kinds = [["caption" in sample for sample in batch] for batch in batches]
+    if mixing == "together":
+        assert kinds == [[False, False, True, True]] * 2
+    else:
+        assert sorted(kinds) == [[False, False], [True, True]]
+    for sample in sum(batches, []):
+        assert sample["instances"].has("gt_phrases") == ("caption" in sample)
+        assert sample["instances"].has("gt_classes") == ("caption" not in sample)
