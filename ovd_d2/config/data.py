@@ -39,6 +39,9 @@ def add_keys(cfg: CN) -> None:
     cfg.INPUT.MAPPER = "OpenVocabDatasetMapper"
     # Images with more pixels are refused before decoding (0: no limit).
     cfg.INPUT.MAX_PIXELS = 50_000_000
+    # For INPUT.MAPPER GroundingMapper: "left" and "right" change places in the caption of an image
+    # that is mirrored.
+    cfg.INPUT.SWAP_LEFT_RIGHT = True
     # Corrupt images are skipped, counted and named; training stops when more than this share of
     # the training images has turned out corrupt.
     cfg.DATALOADER.MAX_CORRUPT_FRACTION = 0.01

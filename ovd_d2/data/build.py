@@ -20,6 +20,7 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from ovd_d2.data.mappers import grounding as _grounding_mapper  # noqa: F401
 from ovd_d2.data.mappers import image_text_pairs as _image_text_mapper  # noqa: F401
 from ovd_d2.data.mappers.detection import build_mapper
 from ovd_d2.errors import OVDError

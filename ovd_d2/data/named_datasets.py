@@ -14,6 +14,7 @@ from ovd_d2.errors import OVDError
 from .datasets.annotation_check import COCO, LVIS
 from .datasets.annotation_files import read_annotations
 from .datasets.coco_files import register_coco_files
+from .datasets.grounding import register_grounding_file
 from .datasets.image_labels import register_image_labels
 from .datasets.image_text_pairs import register_pairs
 from .datasets.record_check import check_dataset_records
@@ -67,12 +68,18 @@ def check_registered(key: str, names: Sequence[str]) -> None:
 
 def register_named_files(name: str) -> bool:
     """Registers a data set that is named by its files: "pairs:PATH" (image-text pairs),
-    "labels:FILE" (image labels) or "coco:FOLDER:FILE" (a COCO json).
+    "labels:FILE" (image labels), "coco:FOLDER:FILE" (a COCO json) or "grounding:FOLDER:FILE"
+    (grounded captions).
 
     Returns:
         whether ``name`` is of that kind; if not, nothing happens.
     """
-    return register_pairs(name) or register_image_labels(name) or register_coco_files(name)
+    return (
+        register_pairs(name)
+        or register_image_labels(name)
+        or register_coco_files(name)
+        or register_grounding_file(name)
+    )
 
 
 def check_stock_file(name: str) -> None:

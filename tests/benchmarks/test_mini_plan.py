@@ -7,8 +7,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 import ovd_d2.data  # noqa: F401
 from ovd_d2.benchmarks.mini.artwork import locate_artwork, render_sprite
 from ovd_d2.benchmarks.mini.backgrounds import PHOTOS, draw_background, load_photos
-from ovd_d2.benchmarks.mini.captions import image_caption, object_caption, with_article
 from ovd_d2.benchmarks.mini.selection import quotas, select_categories, select_clutter
+from ovd_d2.data.datasets.mini.captions import image_caption, object_caption, with_article
 from ovd_d2.data.datasets.mini.categories import frequencies, load_categories, load_clutter
 from ovd_d2.data.datasets.mini.registration import DATASETS, register_mini
 from ovd_d2.data.datasets.mini.splits import (

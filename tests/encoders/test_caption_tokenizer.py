@@ -1,5 +1,6 @@
 """Captions to tokens: the public code's tokens, and refusals in one sentence."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -43,6 +44,12 @@ def test_tokens_and_positions_of_the_public_code(name, reader, long_reader):
     assert cut.ids.shape == (1, case["n_tokens_fed_to_model"])
     places = [row.nonzero()[:, 0].tolist() for row in spans.token_map(cut.offsets[0])]
     assert places == case["training_positive_map_nonzero"]
+
+
+def test_the_packaged_vocabulary_is_that_of_bert_uncased():
+    words = (packaged_minilm_folder() / "vocab.txt").read_bytes()
+    digest = hashlib.sha256(words).hexdigest()
+    assert digest == "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
 
 
 def test_a_batch_is_padded_to_its_longest(reader):

@@ -210,9 +210,9 @@ def draw_image(task: tuple[Split, int, tuple[int, ...], str]) -> ImageRecord:
     """
     from PIL import Image
 
-    from ovd_d2.benchmarks.mini.captions import image_caption, object_caption
     from ovd_d2.benchmarks.mini.outlines import mask_to_polygons
     from ovd_d2.benchmarks.mini.scenes import compose_scene
+    from ovd_d2.data.datasets.mini.captions import image_caption, object_caption
 
     split, image_id, planned, folder = task
     scene = compose_scene(split, image_id, planned, _sprites, _photos[split.backgrounds])

@@ -11,7 +11,9 @@ from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from ovd_d2.data.datasets.coco_ovd import register_coco_ovd
+from ovd_d2.data.datasets.grounding import register_grounding
 from ovd_d2.data.datasets.lvis import register_lvis_ovd
+from ovd_d2.data.datasets.mini.grounding import register_mini_grounding
 from ovd_d2.data.datasets.mini.pairs import register_mini_pairs
 from ovd_d2.data.datasets.mini.registration import register_mini
 
@@ -32,6 +34,16 @@ COCO_SPLITS = {
 COCO_SPLITS_OF_80 = {
     name.replace("_ovd_", "_ovd_80_"): split for name, split in COCO_SPLITS.items()
 }
+# name: (json in MDETR's layout, image folder, training split)
+GROUNDING_SPLITS = {
+    f"flickr30k_{split}": (
+        f"mdetr_annotations/final_flickr_separateGT_{split}.json",
+        f"flickr30k/flickr30k_images/{split}",
+        split == "train",
+    )
+    for split in ("train", "val", "test")
+}
+GQA_VG_SPLITS = {"gqa_vg_train": ("mdetr_annotations/final_mixed_train.json", "gqa/images", True)}
 
 
 def datasets_root() -> str:
@@ -40,11 +52,13 @@ def datasets_root() -> str:
 
 
 def register_all(root: str) -> None:
-    """Registers LVIS, COCO, mini and Objects365 under the folder ``root``."""
+    """Registers LVIS, COCO, Flickr30k, GQA, mini and Objects365 under the folder ``root``."""
     registrations = (
         (LVIS_SPLITS, register_lvis_ovd),
         (COCO_SPLITS, register_coco_ovd),
         (COCO_SPLITS_OF_80, partial(register_coco_ovd, all_names=True)),
+        (GROUNDING_SPLITS, register_grounding),
+        (GQA_VG_SPLITS, partial(register_grounding, without_coco=True)),
     )
     for splits, register in registrations:
         for name, (json_file, image_root, train) in splits.items():
@@ -53,6 +67,7 @@ def register_all(root: str) -> None:
             )
     register_mini(root)
     register_mini_pairs(root)
+    register_mini_grounding(root)
     # Evaluation only; classes and their names are those of the json.
     register_coco_instances(
         "objects365_v1_val",

@@ -85,7 +85,8 @@ class OpenVocabDatasetMapper(DatasetMapper):
     no mask. With a region store, the teacher's regions are target rows too, see
     :meth:`TeacherRegions.append_to`. Rows whose classes are places in a vocabulary say so (see
     ``structures.class_numbering``), which spares open-vocabulary heads the mapping. Subclasses that
-    add target rows override ``_transform_annotations``.
+    add target rows override ``_transform_annotations``; those whose targets are no classes,
+    ``targets_from_config`` too.
     """
 
     @configurable
@@ -127,12 +128,19 @@ class OpenVocabDatasetMapper(DatasetMapper):
                 "INPUT.CROP and INPUT.SCALE_JITTER cut mask polygons with shapely: "
                 "pip install shapely."
             )
-        ret["teacher_regions"] = TeacherRegions.from_config(cfg) if is_train else None
         if is_train:
-            check_heads_are_used(cfg)
-        ret["class_map"] = class_map(cfg) if is_train else None
-        ret["trained_names"] = trained_names(cfg) if is_train else None
+            ret.update(cls.targets_from_config(cfg))
         return {**ret, "max_pixels": cfg.INPUT.MAX_PIXELS}
+
+    @classmethod
+    def targets_from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Those of the keyword arguments that say what training targets are made of."""
+        check_heads_are_used(cfg)
+        return {
+            "teacher_regions": TeacherRegions.from_config(cfg),
+            "class_map": class_map(cfg),
+            "trained_names": trained_names(cfg),
+        }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
         """

@@ -60,8 +60,42 @@ def object_caption(rng: np.random.Generator, category: Category) -> str:
 
 def image_caption(rng: np.random.Generator, categories: list[Category], place: str) -> str:
     """One caption that names every category of an image once, in random order."""
-    distinct = list(dict.fromkeys(categories))
-    nouns = [with_article(_noun(rng, distinct[i])) for i in rng.permutation(len(distinct))]
-    things = ", ".join(nouns[:-1]) + (" and " if len(nouns) > 1 else "") + nouns[-1]
-    caption = IMAGE_TEMPLATES[int(rng.integers(len(IMAGE_TEMPLATES)))].format(things=things)
+    things, _, _ = _list_of_things(rng, categories)
+    caption, _ = _in_template(rng, things)
     return f"{caption} in front of {place}" if rng.random() < 0.5 else caption
+
+
+def grounded_caption(
+    rng: np.random.Generator, categories: list[Category]
+) -> tuple[str, list[tuple[Category, tuple[int, int]]]]:
+    """A caption as :func:`image_caption` makes it, without a place, and what it names.
+
+    Returns:
+        the caption; and every category once, in the order of the caption, with the characters
+        [begin, end) of its noun, without the article.
+    """
+    things, named, spans = _list_of_things(rng, categories)
+    caption, start = _in_template(rng, things)
+    return caption, [(c, (b + start, e + start)) for c, (b, e) in zip(named, spans, strict=True)]
+
+
+def _list_of_things(
+    rng: np.random.Generator, categories: list[Category]
+) -> tuple[str, list[Category], list[tuple[int, int]]]:
+    """ "a dog, an owl and peas", with its categories and the characters of their nouns."""
+    distinct = list(dict.fromkeys(categories))
+    named = [distinct[i] for i in rng.permutation(len(distinct))]
+    text, spans = "", []
+    for place, category in enumerate(named):
+        if place:
+            text += " and " if place == len(named) - 1 else ", "
+        noun = _noun(rng, category)
+        text += with_article(noun)
+        spans.append((len(text) - len(noun), len(text)))
+    return text, named, spans
+
+
+def _in_template(rng: np.random.Generator, things: str) -> tuple[str, int]:
+    """A caption about ``things``, and where in it they begin."""
+    template = IMAGE_TEMPLATES[int(rng.integers(len(IMAGE_TEMPLATES)))]
+    return template.format(things=things), template.index("{things}")
