@@ -127,7 +127,7 @@ class CrossAttention(nn.Module):
             scores = F.hardtanh(scores, -self.score_limit, self.score_limit, inplace=True)
 
         over_image = self._drop(scores.softmax(dim=1))  # (B, V, H L)
-        found = torch.bmm(over_image.transpose(1, 2).to(visual.dtype), visual)
+        found = torch.bmm(over_image.transpose(1, 2), visual)
         found = found.unflatten(1, (self.num_heads, length))
         found = torch.einsum("bhlc,hdc->bhld", found, value)
         kept = over_image.sum(dim=1) if self.training else torch.ones_like(constant)
@@ -139,7 +139,7 @@ class CrossAttention(nn.Module):
         padding = ~text_mask[:, None, None]
         over_text = scores.masked_fill(padding, torch.finfo(scores.dtype).min).softmax(dim=3)
         over_text = self._drop(over_text).flatten(2)
-        return torch.baddbmm(self.visual_out.bias, over_text.to(values.dtype), values), from_image
+        return torch.baddbmm(self.visual_out.bias, over_text, values), from_image
 
     @property
     def _head_width(self) -> int:
