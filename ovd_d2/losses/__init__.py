@@ -6,6 +6,13 @@ from .classification import (
     weighted_sigmoid_cross_entropy,
 )
 from .contrastive import symmetric_contrastive_loss
+from .grounding import (
+    between_pixel_centres,
+    centerness_loss,
+    centerness_targets,
+    token_focal_loss,
+    weighted_giou_loss,
+)
 from .image_label import pseudo_box_loss
 from .inter_embedding_relation import inter_embedding_relation_loss
 from .region_distillation import (
@@ -15,6 +22,9 @@ from .region_distillation import (
 )
 
 __all__ = [
+    "between_pixel_centres",
+    "centerness_loss",
+    "centerness_targets",
     "federated_class_mask",
     "inter_embedding_relation_loss",
     "l1_distillation_loss",
@@ -23,5 +33,7 @@ __all__ = [
     "mean_l1_distillation_loss",
     "pseudo_box_loss",
     "symmetric_contrastive_loss",
+    "token_focal_loss",
+    "weighted_giou_loss",
     "weighted_sigmoid_cross_entropy",
 ]

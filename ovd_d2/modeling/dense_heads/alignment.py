@@ -1,0 +1,43 @@
+"""Region-word alignment: the logit of every anchor with every token (GLIP, equation 3).
+
+Letters: A anchors, L tokens, C visual channels, Ct text width.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .grounding_outputs import LOGIT_LIMIT
+
+
+class AlignmentLogits(nn.Module):
+    """``x . (W e / 2 + b) / exp(log_scale) + e . text_bias + bias``, e the token's unit vector.
+
+    The visual vector x is neither normalised nor projected. Logits are limited to +-50000 and
+    computed in fp32 under AMP too.
+    """
+
+    def __init__(self, channels: int, text_width: int, *, positive_prior: float = 0.01) -> None:
+        """
+        Args:
+            channels: C.
+            text_width: Ct.
+            positive_prior: probability that an untrained head gives to every token.
+        """
+        super().__init__()
+        self.projection = nn.Linear(text_width, channels)
+        self.log_scale = nn.Parameter(torch.zeros(1))
+        self.text_bias = nn.Parameter(torch.zeros(text_width))
+        self.bias = nn.Parameter(torch.tensor([-math.log((1 - positive_prior) / positive_prior)]))
+
+    def forward(self, visual: Tensor, text: Tensor) -> Tensor:
+        """(..., A, C) and (..., L, Ct) of any norm -> (..., A, L); leading axes broadcast."""
+        with torch.autocast(visual.device.type, enabled=False):
+            tokens = F.normalize(text.float(), dim=-1)
+            words = F.linear(tokens / 2, self.projection.weight, self.projection.bias)
+            words = words / self.log_scale.exp()
+            bias = tokens @ self.text_bias + self.bias
+            logits = visual.float() @ words.transpose(-1, -2) + bias[..., None, :]
+            return logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)

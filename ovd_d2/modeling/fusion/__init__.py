@@ -1,0 +1,6 @@
+"""Image and text meet before the head's outputs."""
+
+from .cross_attention import CrossAttention
+from .text_layer import text_layer
+
+__all__ = ["CrossAttention", "text_layer"]
