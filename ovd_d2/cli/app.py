@@ -19,8 +19,8 @@ from ovd_d2 import __version__
 from ovd_d2.errors import OVDError
 
 COMMANDS = (
-    "benchmark", "clip", "convert", "demo", "doctor", "export", "mini", "predict",
-    "pseudo-label", "regions", "speed",
+    "benchmark", "clip", "convert", "demo", "doctor", "export", "ground", "mini",
+    "predict", "pseudo-label", "regions", "speed",
 )  # fmt: skip
 RENAMED = {"bench": "speed"}
 

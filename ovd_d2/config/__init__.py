@@ -6,15 +6,21 @@ from ovd_d2.config import (
     clip,
     data,
     evaluation,
+    glip,
     image_branch,
     layers,
     open_vocab,
     region_tasks,
     solver,
+    swin,
+    text_backbone,
     timm,
 )
 
-_GROUPS = (open_vocab, region_tasks, image_branch, timm, clip, layers, solver, data, evaluation)
+_GROUPS = (
+    open_vocab, region_tasks, image_branch, timm, swin, text_backbone, clip, glip, layers, solver,
+    data, evaluation,
+)  # fmt: skip
 
 
 def add_ovd_config(cfg: CN) -> None:

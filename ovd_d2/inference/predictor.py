@@ -24,6 +24,7 @@ from ovd_d2.files.images import COLOUR_ORDERS, Picture, list_images, to_rgb
 from ovd_d2.language import Vocabulary, VocabularyLike, configured_vocabulary
 from ovd_d2.modeling import get_vocabulary, set_vocabulary
 from ovd_d2.modeling.open_vocabulary import part_with
+from ovd_d2.structures.grounding import Span, TokenSpans
 
 from .arguments import (
     as_attributes,
@@ -33,6 +34,7 @@ from .arguments import (
     wanted_vocabulary,
 )
 from .attributes import AttributeExpansion
+from .grounding import Grounding, as_caption, check_reads_captions
 from .model_folders import config_of, model_folder, read_facts, weights_of
 from .open_detector import inference_config, open_detector, to_sample
 
@@ -221,6 +223,37 @@ class OpenVocabPredictor:
         """
         found = [p.instances for p in self.stream(images, input_format=input_format)]
         return found[0] if _is_single(images) else found
+
+    def ground(
+        self,
+        image: Picture,
+        caption: str | TokenSpans,
+        spans: Sequence[Span] | None = None,
+        *,
+        input_format: str | None = None,
+    ) -> Grounding:
+        """Finds what the phrases of a caption mean, whatever the vocabulary.
+
+        Args:
+            image: one picture, see :meth:`predict`.
+            caption: "a cat on a red chair".
+            spans: [begin, end) characters of the phrases; None: the caption's noun phrases.
+            input_format: see :meth:`predict`.
+
+        Raises:
+            OVDError: a model that reads no captions, a caption without noun phrases or longer than
+                it reads, a span outside the caption, or a picture that cannot be read.
+        """
+        check_reads_captions(self.model)
+        phrases = as_caption(caption, spans)
+        pixels = to_rgb(
+            image,
+            input_format=input_format or self.input_format,
+            max_pixels=self.cfg.INPUT.MAX_PIXELS,
+        )
+        with torch.no_grad():
+            (output,) = self.model([{**to_sample(pixels, self.cfg), "caption": phrases}])
+        return Grounding(pixels, phrases, self._good_enough(output["instances"].to("cpu")))
 
     def stream(
         self,

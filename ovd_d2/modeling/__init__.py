@@ -9,7 +9,7 @@ from ovd_d2.modeling.open_vocabulary import (
 
 from . import test_time_augmentation
 from .backbone import build_timm_fpn_backbone
-from .meta_arch import CLIP
+from .meta_arch import CLIP, GLIP
 from .proposal_generator import MixedSupervisionRPN
 from .roi_heads import (
     OpenVocabBoxPredictor,
@@ -22,6 +22,7 @@ test_time_augmentation.register()
 
 __all__ = [
     "CLIP",
+    "GLIP",
     "MixedSupervisionRPN",
     "OpenVocabBoxPredictor",
     "OpenVocabCascadeROIHeads",

@@ -148,7 +148,7 @@ def _eroded(mask: np.ndarray, by: int) -> np.ndarray:
 
 
 @functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def label_font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans (Latin, Greek, Cyrillic and more), which matplotlib brings along."""
     import matplotlib
 
@@ -164,7 +164,7 @@ def _draw_labels(
     colours: Sequence[tuple[int, int, int]],
 ) -> None:
     """``boxes``, ``labels`` and ``colours``: best score first."""
-    font = _font(max(13, round(8 + max(size) / 110)))
+    font = label_font(max(13, round(8 + max(size) / 110)))
     pad = max(2, font.size // 6)
     ascent, descent = font.getmetrics()
     placed: list[_Rectangle] = []

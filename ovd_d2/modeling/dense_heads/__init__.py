@@ -2,6 +2,7 @@
 
 from .alignment import AlignmentLogits
 from .atss import atss_assign
+from .build import build_grounding_head
 from .grounding_head import GroundingHead
 from .grounding_inference import GroundingInference, class_scores
 from .grounding_losses import GroundingLoss
@@ -18,5 +19,6 @@ __all__ = [
     "GroundingTower",
     "HeadOutputs",
     "atss_assign",
+    "build_grounding_head",
     "class_scores",
 ]

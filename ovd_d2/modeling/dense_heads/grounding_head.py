@@ -116,6 +116,49 @@ class GroundingHead(nn.Module):
             **{f: torch.cat([getattr(part, f) for part in parts])[back] for f in fields}
         )
 
+    def encode_images(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """What needs no text, once per image for any number of prompts: without fusion the tower.
+
+        Args:
+            features: levels (N, C, h, w) of images that fill them.
+
+        Returns:
+            levels of the same shapes, for :meth:`read_pairs`.
+        """
+        if self.tower.fuses:
+            return list(features)
+        return self.tower(features, None, None)[0]
+
+    def read_pairs(
+        self, levels: Sequence[Tensor], text: Tensor, text_mask: Tensor, *, every_pair: bool = True
+    ) -> HeadOutputs:
+        """Outputs of images with prompts.
+
+        Args:
+            levels: of :meth:`encode_images`.
+            text: see :meth:`forward`, as the rest.
+            text_mask: see there.
+            every_pair: see there.
+        """
+        number, prompts = len(levels[0]), len(text) if every_pair else 1
+        if self.tower.fuses:
+            levels, text = self.tower(levels, text, text_mask, every_pair=every_pair)
+        visual = torch.cat([level.flatten(2) for level in levels], dim=2).transpose(1, 2)
+        visual = visual.unflatten(0, (number, -1))  # (N, P or 1, A, C)
+        if every_pair and not self.tower.fuses:
+            text = text[None]
+        else:
+            text = text.unflatten(0, (number, prompts))
+        sizes = [level[0, 0].numel() for level in levels]
+        scales = torch.cat(
+            [scale.expand(size) for scale, size in zip(self.level_scales, sizes)]
+        )  # (A,)
+        return HeadOutputs(
+            self.alignment(visual, text),
+            self.box_deltas(visual).float() * scales[:, None],
+            self.centerness(visual)[..., 0].float(),
+        )
+
     def losses(
         self,
         anchors: Sequence[Boxes],
@@ -163,6 +206,10 @@ class GroundingHead(nn.Module):
         """``pred_boxes``, ``scores``, ``pred_classes`` per image, after suppression."""
         return self.inference.select(candidates, image_sizes)
 
+    def projections(self) -> list[nn.Module]:
+        """What a linear probe trains: everything behind the tower, but the scales of levels."""
+        return [self.alignment, self.box_deltas, self.centerness]
+
     def _grids(
         self, size: tuple[int, int], full: tuple[tuple[int, int], ...]
     ) -> tuple[tuple[int, int], ...]:
@@ -178,23 +225,8 @@ class GroundingHead(nn.Module):
         self, features: list[Tensor], text: Tensor, text_mask: Tensor, every_pair: bool
     ) -> HeadOutputs:
         """Outputs of images that fill their maps."""
-        number, prompts = len(features[0]), len(text) if every_pair else 1
-        features, text = self.tower(features, text, text_mask, every_pair=every_pair)
-        visual = torch.cat([level.flatten(2) for level in features], dim=2).transpose(1, 2)
-        visual = visual.unflatten(0, (number, -1))  # (N, P or 1, A, C)
-        if every_pair and not self.tower.fuses:
-            text = text[None]
-        else:
-            text = text.unflatten(0, (number, prompts))
-        sizes = [level[0, 0].numel() for level in features]
-        scales = torch.cat(
-            [scale.expand(size) for scale, size in zip(self.level_scales, sizes)]
-        )  # (A,)
-        return HeadOutputs(
-            self.alignment(visual, text),
-            self.box_deltas(visual).float() * scales[:, None],
-            self.centerness(visual)[..., 0].float(),
-        )
+        levels = self.encode_images(features)
+        return self.read_pairs(levels, text, text_mask, every_pair=every_pair)
 
 
 def _padded(

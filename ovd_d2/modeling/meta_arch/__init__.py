@@ -1,5 +1,6 @@
 """Whole models that Detectron2's META_ARCHITECTURE names."""
 
 from .clip import CLIP
+from .glip import GLIP
 
-__all__ = ["CLIP"]
+__all__ = ["CLIP", "GLIP"]

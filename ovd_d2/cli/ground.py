@@ -1,0 +1,96 @@
+"""``ovd ground``: where are the things of a caption?"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ovd_d2.errors import OVDError
+
+from .register_option import REGISTER
+
+if TYPE_CHECKING:
+    from ovd_d2.inference.grounding import Grounding
+
+_IMAGE = typer.Argument(..., metavar="IMAGE", help="An image file.")
+_CAPTION = typer.Argument(..., metavar="CAPTION", help='"a cat on a red chair".')
+_OUT = typer.Option(Path("output/ground.jpg"), help="The picture to write.")
+_PHRASES = typer.Option(
+    [], "--phrase", help="What to look for, words of the caption (repeatable); default: its nouns."
+)
+_THRESHOLD = typer.Option(0.3, min=0, max=1, help="Drop what scores less.")
+_TOPK = typer.Option(None, min=1, help="Boxes; default: the config's.")
+
+
+def command(
+    image: Path = _IMAGE,
+    caption: str = _CAPTION,
+    model: str = typer.Option("", help="A folder that `ovd export` wrote."),
+    config_file: Path | None = typer.Option(None, help="The yaml of a GLIP, instead of --model."),
+    weights: str = typer.Option("", help="Checkpoint for --config-file."),
+    phrases: list[str] = _PHRASES,
+    out: Path = _OUT,
+    json_file: Path | None = typer.Option(None, "--json", help="Phrases and boxes as json."),
+    score_threshold: float = _THRESHOLD,
+    topk: int | None = _TOPK,
+    device: str | None = typer.Option(None, help="cpu, cuda, ...; default: a GPU if there is one."),
+    registered: list[str] = REGISTER,
+) -> None:
+    """Draw the boxes of a caption's phrases, each in the colour of its words."""
+    if bool(model) == bool(config_file):
+        raise OVDError("give either --model FOLDER or --config-file YAML with --weights.")
+    if weights and not config_file:
+        raise OVDError("--weights needs the --config-file they were trained with.")
+    from PIL import Image
+
+    from ovd_d2 import register
+    from ovd_d2.files.atomic import check_output, check_picture, write_json, write_picture
+    from ovd_d2.inference.predictor import OpenVocabPredictor
+    from ovd_d2.visualization.grounding import draw_grounding
+
+    register()
+    check_picture("--out", out, [image])
+    if json_file is not None:
+        check_output("--json", json_file, [image])
+    spans = [_place(caption, phrase) for phrase in phrases] or None
+    options = {"device": device, "score_threshold": score_threshold, "topk": topk}
+    if config_file:
+        predictor = OpenVocabPredictor(config_file, weights, **options)
+    else:
+        predictor = OpenVocabPredictor.from_pretrained(model, **options)
+    found = predictor.ground(image, caption, spans)
+    drawn = draw_grounding(found.image, found.caption, found.instances)
+    write_picture(Image.fromarray(drawn), out)
+    words = found.caption.phrases()
+    for number, word in enumerate(words):
+        boxes = found.instances[found.instances.pred_classes == number]
+        scores = ", ".join(f"{score:.2f}" for score in boxes.scores[:5].tolist())
+        print(f"{word}: {f'{len(boxes)} ({scores})' if scores else 'nothing'}")
+    if json_file is not None:
+        write_json(json_file, _content(image, found))
+    print(f"{out}{f'; {json_file}' if json_file else ''}")
+
+
+def _place(caption: str, phrase: str) -> tuple[int, int]:
+    begin = caption.lower().find(phrase.lower()) if phrase else -1
+    if begin < 0:
+        raise OVDError(f"--phrase {phrase!r} is not in the caption {caption!r}.")
+    return begin, begin + len(phrase)
+
+
+def _content(image: Path, found: "Grounding") -> dict[str, Any]:
+    """What --json writes."""
+    rows = zip(
+        found.instances.pred_boxes.tensor.tolist(),
+        found.instances.scores.tolist(),
+        found.instances.pred_classes.tolist(),
+    )
+    return {
+        "image": str(image),
+        "caption": found.caption.caption,
+        "phrases": [
+            {"text": text, "spans": [list(span) for span in spans]}
+            for text, spans in zip(found.caption.phrases(), found.caption.spans)
+        ],
+        "boxes": [{"box_xyxy": box, "score": s, "phrase": p} for box, s, p in rows],
+    }

@@ -1,0 +1,48 @@
+"""Keys of grounded detection (Li et al. 2022, "GLIP"): MODEL.GLIP."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_keys(cfg: CN) -> None:
+    """Adds the group to ``cfg``, in place."""
+    # For MODEL.META_ARCHITECTURE GLIP; anchors are MODEL.ANCHOR_GENERATOR's, one per location, the
+    # text side is MODEL.TEXT_BACKBONE.
+    _C = cfg.MODEL.GLIP = CN()
+    _C.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    # Blocks of the head (T 6, L 8), and groups of its norms.
+    _C.NUM_BLOCKS = 6
+    _C.NORM_GROUPS = 16
+    # Image and text attend to each other before each block (deep fusion); False: GLIP-T(A).
+    _C.FUSION = True
+    # Width and heads of that attention, its dropout, and whether its activations are recomputed in
+    # the backward pass.
+    _C.FUSION_DIM = 2048
+    _C.FUSION_HEADS = 8
+    _C.DROPOUT = 0.1
+    _C.CHECKPOINT = False
+    # Deformable convolutions and dynamic ReLUs in the blocks; False: plain ones.
+    _C.DYNAMIC = True
+    # How a block reads the offsets of a coarser level: "resize" or, for weights of the public
+    # release, "buffer" (by memory order, as they were trained).
+    _C.COARSE_OFFSETS = "resize"
+    # Weights of the losses on tokens, boxes (GIoU) and centerness.
+    _C.LOSS_WEIGHTS = [1.0, 2.0, 1.0]
+    # Detection data: most classes an image does not show in its caption, and how often it has all
+    # of them (else a random number).
+    _C.MAX_NEGATIVES = 85
+    _C.ALL_NEGATIVES_PROB = 0.5
+    # Test captions hold as many names as fit into MODEL.TEXT_BACKBONE.MAX_TOKENS, or at most this
+    # many (0: no other limit; the public code: 40 on LVIS). Names are context for each other, so
+    # scores depend on it.
+    _C.NAMES_PER_CAPTION = 0
+    # Pairs of image and caption that go through the head together at test time: speed for memory.
+    _C.PAIRS_AT_ONCE = 4
+    # What becomes a candidate: class score before centerness, then the best per level and caption.
+    _C.SCORE_THRESH_TEST = 0.05
+    _C.TOPK_CANDIDATES_TEST = 1000
+    _C.NMS_THRESH_TEST = 0.6
+    # Score of a class from those of its tokens: "mean" or "max".
+    _C.CLASS_SCORE = "mean"
+    # What is trained: "full", "linear_probe" (box and word projections alone) or "prompt" (an
+    # offset of the text features alone).
+    _C.TUNE = "full"

@@ -1,0 +1,76 @@
+"""A grounding head from a config."""
+
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.box_regression import Box2BoxTransform
+from torch import nn
+
+from ovd_d2.errors import OVDError
+
+from .grounding_head import GroundingHead
+from .grounding_inference import GroundingInference
+from .grounding_losses import GroundingLoss
+from .tower import GroundingTower
+
+_BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+
+
+def build_grounding_head(
+    cfg: CfgNode, shapes: Sequence[ShapeSpec], text_backbone: nn.Module
+) -> GroundingHead:
+    """The head that ``MODEL.GLIP`` describes.
+
+    Args:
+        cfg: reads ``MODEL.GLIP`` and ``TEST.DETECTIONS_PER_IMAGE``.
+        shapes: of the levels, finest first.
+        text_backbone: with ``dim`` and ``num_heads``.
+
+    Raises:
+        OVDError: sizes that do not fit together.
+    """
+    keys = cfg.MODEL.GLIP
+    channels = shapes[0].channels
+    if any(shape.channels != channels for shape in shapes):
+        raise OVDError(
+            "MODEL.GLIP.IN_FEATURES have different numbers of channels "
+            f"({', '.join(str(shape.channels) for shape in shapes)}): give levels of an FPN."
+        )
+    code = Box2BoxTransform(weights=_BOX_WEIGHTS)
+    token, box, centerness = keys.LOSS_WEIGHTS
+    tower = GroundingTower(
+        num_blocks=keys.NUM_BLOCKS,
+        channels=channels,
+        text_width=text_backbone.dim,
+        fusion=keys.FUSION,
+        embed_dim=keys.FUSION_DIM,
+        num_heads=keys.FUSION_HEADS,
+        text_heads=text_backbone.num_heads,
+        text_feedforward=4 * text_backbone.dim,
+        dropout=keys.DROPOUT,
+        norm_groups=keys.NORM_GROUPS,
+        coarse_offsets=keys.COARSE_OFFSETS,
+        dynamic=keys.DYNAMIC,
+        checkpoint_fusion=keys.CHECKPOINT,
+    )
+    return GroundingHead(
+        tower=tower,
+        channels=channels,
+        text_width=text_backbone.dim,
+        loss=GroundingLoss(
+            box2box_transform=code,
+            token_weight=token,
+            box_weight=box,
+            centerness_weight=centerness,
+        ),
+        inference=GroundingInference(
+            box2box_transform=code,
+            score_threshold=keys.SCORE_THRESH_TEST,
+            candidates_per_level=keys.TOPK_CANDIDATES_TEST,
+            nms_threshold=keys.NMS_THRESH_TEST,
+            max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+            aggregation=keys.CLASS_SCORE,
+        ),
+        strides=[shape.stride for shape in shapes],
+    )
