@@ -11,9 +11,12 @@ from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from ovd_d2.data.datasets.coco_ovd import register_coco_ovd
+from ovd_d2.data.datasets.flickr30k_entities import register_flickr30k_entities
 from ovd_d2.data.datasets.lvis import register_lvis_ovd
 from ovd_d2.data.datasets.mini.pairs import register_mini_pairs
 from ovd_d2.data.datasets.mini.registration import register_mini
+from ovd_d2.data.datasets.referring_expressions import SPLITS as EXPRESSION_SPLITS
+from ovd_d2.data.datasets.referring_expressions import register_referring_expressions
 
 # name: (annotation file, image folder, training split)
 LVIS_SPLITS = {
@@ -40,7 +43,7 @@ def datasets_root() -> str:
 
 
 def register_all(root: str) -> None:
-    """Registers LVIS, COCO, mini and Objects365 under the folder ``root``."""
+    """Registers all of them under the folder ``root``."""
     registrations = (
         (LVIS_SPLITS, register_lvis_ovd),
         (COCO_SPLITS, register_coco_ovd),
@@ -53,6 +56,20 @@ def register_all(root: str) -> None:
             )
     register_mini(root)
     register_mini_pairs(root)
+    for split in ("val", "test"):
+        register_flickr30k_entities(
+            f"flickr30k_entities_{split}",
+            os.path.join(root, f"flickr30k/entities/{split}.txt"),
+            os.path.join(root, "flickr30k/entities"),
+            os.path.join(root, "flickr30k/images"),
+        )
+    for name, splits in EXPRESSION_SPLITS.items():
+        for split in splits:
+            register_referring_expressions(
+                f"{name}_{split}",
+                os.path.join(root, f"mdetr_annotations/finetune_{name}_{split}.json"),
+                os.path.join(root, "coco/train2014"),
+            )
     # Evaluation only; classes and their names are those of the json.
     register_coco_instances(
         "objects365_v1_val",
