@@ -123,7 +123,13 @@ def _is_novel(cfg: CfgNode, dataset_name: str) -> tuple[bool, ...] | None:
 
 def _evaluators_of(cfg: CfgNode, dataset_name: str, output_folder: str) -> list[DatasetEvaluator]:
     metadata = MetadataCatalog.get(dataset_name)
-    kind, is_novel = metadata.evaluator_type, _is_novel(cfg, dataset_name)
+    kind = metadata.evaluator_type
+    if kind == "phrase_grounding":
+        return [PhraseGroundingEvaluator(phrase_targets(DatasetCatalog.get(dataset_name)))]
+    if kind == "refexp":
+        targets = expression_targets(DatasetCatalog.get(dataset_name))
+        return [ReferringExpressionEvaluator(targets)]
+    is_novel = _is_novel(cfg, dataset_name)
     if kind == "lvis":
         return [_lvis_evaluator(cfg, dataset_name, output_folder, is_novel)]
     if kind == "coco_ovd" or (kind == "coco" and is_novel):
@@ -139,11 +145,6 @@ def _evaluators_of(cfg: CfgNode, dataset_name: str, output_folder: str) -> list[
         return [PascalVOCDetectionEvaluator(dataset_name)]
     if kind == "classification":
         return [ZeroShotClassificationEvaluator(metadata.thing_classes, is_novel=is_novel)]
-    if kind == "phrase_grounding":
-        return [PhraseGroundingEvaluator(phrase_targets(DatasetCatalog.get(dataset_name)))]
-    if kind == "refexp":
-        targets = expression_targets(DatasetCatalog.get(dataset_name))
-        return [ReferringExpressionEvaluator(targets)]
     evaluators: list[DatasetEvaluator] = []
     if kind in ("sem_seg", "coco_panoptic_seg", "ade20k_panoptic_seg"):
         evaluators.append(SemSegEvaluator(dataset_name, output_dir=output_folder))
