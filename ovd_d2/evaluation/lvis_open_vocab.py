@@ -16,6 +16,7 @@ from detectron2.utils.file_io import PathManager
 
 from ovd_d2.data.datasets.annotation_check import TRUTH
 from ovd_d2.data.datasets.annotation_files import explain_errors, read_annotations
+from ovd_d2.data.datasets.lvis import minival
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation.lvis_backends import (
     FIXED_AP_DETS_PER_CATEGORY,
@@ -70,7 +71,8 @@ class LVISOpenVocabEvaluator(LVISEvaluator):
         """Reads the data set's annotations.
 
         Args:
-            dataset_name: a registered data set whose metadata has ``json_file``, an LVIS json.
+            dataset_name: a registered data set whose metadata has ``json_file``, an LVIS json; of
+                its images only those of minival count if it also has ``only_minival``.
             tasks: of "bbox" and "segm"; None for what the predictions contain.
             distributed: gather the predictions of all processes on the main one.
             output_dir: folder for the predictions; None to write nothing.
@@ -102,6 +104,8 @@ class LVISOpenVocabEvaluator(LVISEvaluator):
                 output_dir,
                 max_dets_per_image=max_dets_per_image,
             )
+            if metadata.get("only_minival"):
+                self._lvis_api.dataset = minival(self._lvis_api.dataset, json_file)
         self._backend = backend
         self._fixed_ap = fixed_ap
         self._fixed_ap_cap = fixed_ap_dets_per_category

@@ -23,6 +23,7 @@ LVIS_SPLITS = {
     "lvis_v1_train_base": ("lvis/lvis_v1_train.json", "coco/", True),
     "lvis_v1_val_ovd": ("lvis/lvis_v1_val.json", "coco/", False),
 }
+LVIS_MINIVAL = {"lvis_v1_minival": LVIS_SPLITS["lvis_v1_val_ovd"]}
 COCO_SPLITS = {
     "coco_2017_ovd_train_base": (
         "coco/annotations/instances_train2017.json",
@@ -46,6 +47,7 @@ def register_all(root: str) -> None:
     """Registers all of them under the folder ``root``."""
     registrations = (
         (LVIS_SPLITS, register_lvis_ovd),
+        (LVIS_MINIVAL, partial(register_lvis_ovd, only_minival=True)),
         (COCO_SPLITS, register_coco_ovd),
         (COCO_SPLITS_OF_80, partial(register_coco_ovd, all_names=True)),
     )
