@@ -16,6 +16,7 @@ from .datasets.annotation_files import read_annotations
 from .datasets.coco_files import register_coco_files
 from .datasets.image_labels import register_image_labels
 from .datasets.image_text_pairs import register_pairs
+from .datasets.odinw import register_odinw_few_shot
 from .datasets.record_check import check_dataset_records
 
 # Loading functions of these packages get files that have been checked, or check them.
@@ -67,12 +68,18 @@ def check_registered(key: str, names: Sequence[str]) -> None:
 
 def register_named_files(name: str) -> bool:
     """Registers a data set that is named by its files: "pairs:PATH" (image-text pairs),
-    "labels:FILE" (image labels) or "coco:FOLDER:FILE" (a COCO json).
+    "labels:FILE" (image labels), "coco:FOLDER:FILE" (a COCO json), or a few-shot set of ODinW.
 
     Returns:
         whether ``name`` is of that kind; if not, nothing happens.
     """
-    return register_pairs(name) or register_image_labels(name) or register_coco_files(name)
+    registrations = (
+        register_pairs,
+        register_image_labels,
+        register_coco_files,
+        register_odinw_few_shot,
+    )
+    return any(register(name) for register in registrations)
 
 
 def check_stock_file(name: str) -> None:

@@ -50,8 +50,8 @@ def test_golden_boxes_and_phrases(split):
             kept = [p for p in phrases if p["entity"] in boxes]
             found = [
                 {
-                    "first_word_index": caption[: p["span"][0]].count(" "),
-                    "phrase": caption[slice(*p["span"])],
+                    "first_word_index": caption[: p["spans"][0][0]].count(" "),
+                    "phrase": caption[slice(*p["spans"][0])],
                     "phrase_id": p["entity"],
                     "phrase_type": p["types"],
                 }
@@ -69,7 +69,7 @@ def test_records(entities):
     assert first["file_name"] == str(entities / "images" / f"{image_id}.jpg")
     assert (first["image_id"], first["sentence_id"]) == (image_id, 0)
     assert first["caption"] == "bright woman street woman woman arm two ."
-    words = [first["caption"][slice(*p["span"])] for p in first["phrases"]]
+    words = [first["caption"][slice(*p["spans"][0])] for p in first["phrases"]]
     assert words == ["street", "woman", "woman arm two"]
     assert first["phrases"][1]["types"] == ["bodyparts", "instruments"]
     assert first["phrases"][0]["boxes"] == [[136, 40, 306, 118]]
@@ -139,7 +139,7 @@ def test_expressions(tmp_path):
     assert len(records) == 114 and {r["dataset_name"] for r in records} == set(SPLITS)
     record = next(r for r in records if r["image_id"] == 7)
     assert record["phrases"][0]["boxes"] == [[165.0, 179.0, 269.0, 228.0]]
-    assert record["caption"][slice(*record["phrases"][0]["span"])] == record["caption"]
+    assert record["caption"][slice(*record["phrases"][0]["spans"][0])] == record["caption"]
     assert record["file_name"].startswith(str(tmp_path / "train2014"))
     assert "annotations" not in record
 

@@ -15,6 +15,7 @@ from ovd_d2.data.datasets.flickr30k_entities import register_flickr30k_entities
 from ovd_d2.data.datasets.lvis import register_lvis_ovd
 from ovd_d2.data.datasets.mini.pairs import register_mini_pairs
 from ovd_d2.data.datasets.mini.registration import register_mini
+from ovd_d2.data.datasets.odinw import register_odinw
 from ovd_d2.data.datasets.referring_expressions import SPLITS as EXPRESSION_SPLITS
 from ovd_d2.data.datasets.referring_expressions import register_referring_expressions
 
@@ -58,6 +59,7 @@ def register_all(root: str) -> None:
             )
     register_mini(root)
     register_mini_pairs(root)
+    register_odinw(root)
     for split in ("val", "test"):
         register_flickr30k_entities(
             f"flickr30k_entities_{split}",

@@ -38,9 +38,9 @@ def load_flickr30k_entities(
         Dicts with ``file_name``, ``height``, ``width`` (pixels), ``image_id`` (int),
         ``sentence_id`` (its place among the image's sentences, from 0), ``caption`` (words joined
         by single spaces) and ``phrases``. These are dicts, in the order of the caption, with
-        ``span`` (characters [begin, end) of the caption), ``types`` (list of str), ``entity`` (str)
-        and ``boxes`` (list of x0, y0, x1, y1 in pixels, all of the entity, at least one). Phrases
-        without boxes are left out.
+        ``spans`` (one pair [begin, end) of characters of the caption), ``types`` (list of str),
+        ``entity`` (str) and ``boxes`` (list of x0, y0, x1, y1 in pixels, all of the entity, at
+        least one). Phrases without boxes are left out.
 
     Raises:
         OVDError: a file is missing or broken; it is named.
@@ -128,7 +128,7 @@ def parse_sentences(content: str, path: str) -> list[tuple[str, list[dict[str, A
         path: the file, for messages.
 
     Returns:
-        For each line that is not empty the caption and its phrases, dicts with ``span``, ``types``
+        For each line that is not empty the caption and its phrases, dicts with ``spans``, ``types``
         and ``entity``.
 
     Raises:
@@ -146,7 +146,7 @@ def _parse_sentence(line: str, path: str) -> tuple[str, list[dict[str, Any]]]:
         caption += match["words"]
         end = match.end()
         phrases.append(
-            {"span": span, "types": match["types"].split("/"), "entity": match["entity"]}
+            {"spans": [span], "types": match["types"].split("/"), "entity": match["entity"]}
         )
     caption += line[end:]
     if "/EN#" in caption:

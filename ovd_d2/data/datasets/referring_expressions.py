@@ -33,8 +33,8 @@ def load_referring_expressions(json_file: str, image_root: str) -> list[dict[str
     Returns:
         Dicts with ``file_name``, ``height``, ``width`` (pixels), ``image_id`` (the expression's
         own), ``caption``, ``dataset_name`` ("" if the file does not say) and ``phrases``: one dict
-        with ``span`` (all characters of the caption), ``types`` (none) and ``boxes`` (one, x0, y0,
-        x1, y1 in pixels).
+        with ``spans`` (one, all characters of the caption), ``types`` (none) and ``boxes`` (one,
+        x0, y0, x1, y1 in pixels).
 
     Raises:
         OVDError: the file or the image folder is missing or broken, or an expression has no caption
@@ -59,7 +59,7 @@ def load_referring_expressions(json_file: str, image_root: str) -> list[dict[str
         record.pop("annotations")
         record["caption"] = caption
         record["dataset_name"] = image.get("dataset_name", "")
-        record["phrases"] = [{"span": (0, len(caption)), "types": [], "boxes": found}]
+        record["phrases"] = [{"spans": [(0, len(caption))], "types": [], "boxes": found}]
     check_records(records, json_file, README_SECTION)
     return records
 
