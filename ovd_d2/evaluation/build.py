@@ -75,9 +75,10 @@ def check_evaluator(cfg: CfgNode, dataset_name: str) -> None:
                 f"Evaluating '{dataset_name}' ({evaluator_type}) needs {module}: run `{command}`, "
                 "or leave the data set out of DATASETS.TEST."
             )
-    if evaluator_type == "classification" and cfg.TEST.DISTRACTORS:
+    not_detection = ("classification", "phrase_grounding", "refexp")
+    if evaluator_type in not_detection and cfg.TEST.DISTRACTORS:
         raise OVDError(
-            f"TEST.DISTRACTORS is for detectors, but '{dataset_name}' is for classification: set "
+            f"TEST.DISTRACTORS is for detectors, but '{dataset_name}' is for {evaluator_type}: set "
             'it to "".'
         )
     if evaluator_type == "lvis":

@@ -80,6 +80,9 @@ def test_grounding_data_sets(cfg, dataset, monkeypatch, kind, evaluator):
     monkeypatch.setattr(DatasetCatalog, "get", lambda name: [record])
     check_evaluator(cfg, name)
     assert type(build_evaluator(cfg, name)) is evaluator
+    cfg.TEST.DISTRACTORS = "imagenet21k:10"
+    with pytest.raises(OVDError, match=f"TEST.DISTRACTORS is for detectors, .* is for {kind}"):
+        check_evaluator(cfg, name)
 
 
 def test_novel_classes_of_a_coco_data_set(cfg, dataset):
