@@ -17,6 +17,7 @@ from .datasets.coco_files import register_coco_files
 from .datasets.grounding import register_grounding_file
 from .datasets.image_labels import register_image_labels
 from .datasets.image_text_pairs import register_pairs
+from .datasets.odinw import register_odinw_few_shot
 from .datasets.record_check import check_dataset_records
 
 # Loading functions of these packages get files that have been checked, or check them.
@@ -68,18 +69,20 @@ def check_registered(key: str, names: Sequence[str]) -> None:
 
 def register_named_files(name: str) -> bool:
     """Registers a data set that is named by its files: "pairs:PATH" (image-text pairs),
-    "labels:FILE" (image labels), "coco:FOLDER:FILE" (a COCO json) or "grounding:FOLDER:FILE"
-    (grounded captions).
+    "labels:FILE" (image labels), "coco:FOLDER:FILE" (a COCO json), "grounding:FOLDER:FILE"
+    (grounded captions), or a few-shot set of ODinW.
 
     Returns:
         whether ``name`` is of that kind; if not, nothing happens.
     """
-    return (
-        register_pairs(name)
-        or register_image_labels(name)
-        or register_coco_files(name)
-        or register_grounding_file(name)
+    registrations = (
+        register_pairs,
+        register_image_labels,
+        register_coco_files,
+        register_grounding_file,
+        register_odinw_few_shot,
     )
+    return any(register(name) for register in registrations)
 
 
 def check_stock_file(name: str) -> None:

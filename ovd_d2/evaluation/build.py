@@ -23,6 +23,11 @@ from ovd_d2.evaluation.coco_open_vocab import CheckedCOCOEvaluator, COCOOpenVoca
 from ovd_d2.evaluation.data_set_classes_only import DataSetClassesOnly
 from ovd_d2.evaluation.lvis_backends import FIXED_AP_DETS_PER_CATEGORY, check_backend
 from ovd_d2.evaluation.lvis_open_vocab import LVISOpenVocabEvaluator
+from ovd_d2.evaluation.phrase_grounding import PhraseGroundingEvaluator, phrase_targets
+from ovd_d2.evaluation.referring_expressions import (
+    ReferringExpressionEvaluator,
+    expression_targets,
+)
 from ovd_d2.evaluation.zero_shot_classification import ZeroShotClassificationEvaluator
 
 logger = logging.getLogger(__name__)
@@ -38,6 +43,8 @@ EVALUATOR_TYPES: dict[str, tuple[tuple[str, str], ...]] = {
     "coco": (),
     "pascal_voc": (),
     "classification": (),
+    "phrase_grounding": (),
+    "refexp": (),
     "sem_seg": (),
     "coco_panoptic_seg": (_PANOPTIC_API,),
     "ade20k_panoptic_seg": (_PANOPTIC_API,),
@@ -68,9 +75,10 @@ def check_evaluator(cfg: CfgNode, dataset_name: str) -> None:
                 f"Evaluating '{dataset_name}' ({evaluator_type}) needs {module}: run `{command}`, "
                 "or leave the data set out of DATASETS.TEST."
             )
-    if evaluator_type == "classification" and cfg.TEST.DISTRACTORS:
+    not_detection = ("classification", "phrase_grounding", "refexp")
+    if evaluator_type in not_detection and cfg.TEST.DISTRACTORS:
         raise OVDError(
-            f"TEST.DISTRACTORS is for detectors, but '{dataset_name}' is for classification: set "
+            f"TEST.DISTRACTORS is for detectors, but '{dataset_name}' is for {evaluator_type}: set "
             'it to "".'
         )
     if evaluator_type == "lvis":
@@ -83,7 +91,8 @@ def build_evaluator(
     """Builds what ``DefaultTrainer.build_evaluator`` is asked for.
 
     The data set's ``evaluator_type`` decides, one of :data:`EVALUATOR_TYPES`: those of Detectron2's
-    own train_net.py, "coco_ovd" and "classification". Where ``DATASETS.NOVEL_NAMES`` or the
+    own train_net.py, "coco_ovd", "classification", "phrase_grounding" and
+    "refexp". Where ``DATASETS.NOVEL_NAMES`` or the
     metadata mark novel classes, base and novel ones are reported apart, with "coco" as well. With
     ``TEST.DISTRACTORS`` detections of other classes do not count.
 
@@ -115,7 +124,13 @@ def _is_novel(cfg: CfgNode, dataset_name: str) -> tuple[bool, ...] | None:
 
 def _evaluators_of(cfg: CfgNode, dataset_name: str, output_folder: str) -> list[DatasetEvaluator]:
     metadata = MetadataCatalog.get(dataset_name)
-    kind, is_novel = metadata.evaluator_type, _is_novel(cfg, dataset_name)
+    kind = metadata.evaluator_type
+    if kind == "phrase_grounding":
+        return [PhraseGroundingEvaluator(phrase_targets(DatasetCatalog.get(dataset_name)))]
+    if kind == "refexp":
+        targets = expression_targets(DatasetCatalog.get(dataset_name))
+        return [ReferringExpressionEvaluator(targets)]
+    is_novel = _is_novel(cfg, dataset_name)
     if kind == "lvis":
         return [_lvis_evaluator(cfg, dataset_name, output_folder, is_novel)]
     if kind == "coco_ovd" or (kind == "coco" and is_novel):

@@ -10,6 +10,7 @@ order of their ids, A area ranges (all, small, medium, large).
 
 import copy
 import functools
+import heapq
 import importlib.util
 import logging
 import math
@@ -109,21 +110,43 @@ def _check_results(
         raise OVDError(f"A prediction has no '{field}': the model does not solve this task.")
 
 
-def limit_per_category(results: Iterable[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
-    """The ``limit`` highest-scoring results of each category over the whole data set.
+class BestOfEachCategory:
+    """The ``limit`` highest-scoring results of each category over a whole data set.
 
-    With ``max_dets_per_image=-1`` this is the rule of "fixed AP" (Dave et al. 2021, "Evaluating
-    Large-Vocabulary Object Detectors: The Devil is in the Details"), which stops categories from
-    competing for places in an image. Equal scores keep their order.
+    Results come one image after the other and no more than ``limit`` of a category are ever held.
+    Of equal scores the one that came first stays. With ``max_dets_per_image=-1`` this is the rule
+    of "fixed AP" (Dave et al. 2021, "Evaluating Large-Vocabulary Object Detectors: The Devil is in
+    the Details"), which stops categories from competing for places in an image. It looks at scores
+    alone: results that LVIS will not count (no area, a category not searched for) take places too.
     """
-    by_category = defaultdict(list)
-    for result in results:
-        by_category[result["category_id"]].append(result)
-    return [
-        result
-        for members in by_category.values()
-        for result in sorted(members, key=lambda r: r["score"], reverse=True)[:limit]
-    ]
+
+    def __init__(self, limit: int) -> None:
+        """Args:
+        limit: results of a category that are kept, at least 1.
+        """
+        self._limit = limit
+        self._seen = 0
+        # category id -> heap of (score, -place in the stream, result), the next to go in front
+        self._heaps: dict[Any, list[tuple[float, int, dict[str, Any]]]] = defaultdict(list)
+
+    def add(self, results: Iterable[dict[str, Any]]) -> None:
+        """Takes more results, dicts with ``category_id`` and ``score``."""
+        for result in results:
+            heap = self._heaps[result["category_id"]]
+            entry = (result["score"], -self._seen, result)
+            self._seen += 1
+            if len(heap) < self._limit:
+                heapq.heappush(heap, entry)
+            elif entry > heap[0]:
+                heapq.heapreplace(heap, entry)
+
+    def results(self) -> list[dict[str, Any]]:
+        """What is kept, category after category, each in descending order of scores."""
+        return [
+            result
+            for heap in self._heaps.values()
+            for _, _, result in sorted(heap, key=lambda entry: entry[:2], reverse=True)
+        ]
 
 
 def average_precision(
@@ -164,7 +187,7 @@ def _evaluate_hotcoco(
     import hotcoco
 
     truth = hotcoco.COCO(_as_lvis_api_reads(ground_truth, iou_type))
-    results = _with_area(_limit_per_image(results, max_dets), iou_type)
+    results = _with_area(limit_per_image(results, max_dets), iou_type)
     found = hotcoco.LVISResults(truth, results, max_dets=-1)
     evaluation = hotcoco.LVISEval(truth, found, iou_type)
     evaluation.evaluate()
@@ -191,7 +214,9 @@ def _as_lvis_api_reads(ground_truth: Mapping[str, Any], iou_type: str) -> dict[s
     return {**ground_truth, "annotations": annotations}
 
 
-def _limit_per_image(results: list[dict], max_dets: int) -> list[dict]:
+def limit_per_image(results: list[dict], max_dets: int) -> list[dict]:
+    """The ``max_dets`` highest-scoring results of each image, all for -1; equal scores keep their
+    order."""
     if max_dets < 0:
         return results
     by_image = defaultdict(list)

@@ -5,25 +5,28 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import LVISEvaluator
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from ovd_d2.data.datasets.annotation_check import TRUTH
 from ovd_d2.data.datasets.annotation_files import explain_errors, read_annotations
+from ovd_d2.data.datasets.lvis import minival
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation.lvis_backends import (
     FIXED_AP_DETS_PER_CATEGORY,
+    BestOfEachCategory,
     PrecisionRecall,
     average_precision,
     check_backend,
     evaluate_lvis,
     has_ground_truth,
-    limit_per_category,
+    limit_per_image,
 )
 from ovd_d2.evaluation.splits import check_predicted_classes, novel_mask, results_table
 
@@ -45,7 +48,8 @@ class LVISOpenVocabEvaluator(LVISEvaluator):
     * APfixed, APfixed_r, APfixed_c, APfixed_f, APfixed_base, APfixed_novel with ``fixed_ap``: the
       10,000 best detections of each class count, however many there are in an image (Dave et al.
       2021). It needs a model that gives more than the usual 300 detections per image
-      (``TEST.DETECTIONS_PER_IMAGE``).
+      (``TEST.DETECTIONS_PER_IMAGE``). Every process holds no more than those, and joins them in
+      the order of ranks; of equal scores the first counts.
 
     A metric over classes of which none has ground truth is nan (where lvis-api says -1); all
     metrics are nan if the model predicted nothing at all, as in Detectron2.
@@ -61,19 +65,23 @@ class LVISOpenVocabEvaluator(LVISEvaluator):
         backend: str = "hotcoco",
         max_dets_per_image: int = 300,
         fixed_ap: bool = False,
+        fixed_ap_dets_per_category: int = FIXED_AP_DETS_PER_CATEGORY,
         is_novel: Sequence[bool] | None = None,
     ) -> None:
         """Reads the data set's annotations.
 
         Args:
-            dataset_name: a registered data set whose metadata has ``json_file``, an LVIS json.
+            dataset_name: a registered data set whose metadata has ``json_file``, an LVIS json; of
+                its images only those of minival count if it also has ``only_minival``.
             tasks: of "bbox" and "segm"; None for what the predictions contain.
             distributed: gather the predictions of all processes on the main one.
             output_dir: folder for the predictions; None to write nothing.
             backend: "hotcoco" or "lvis-api"; equal results.
             max_dets_per_image: detections of an image that count, best first; -1 for all. Fixed AP
                 ignores it.
-            fixed_ap: report fixed AP too.
+            fixed_ap: report fixed AP too. Then only detections that count for one of the two are
+                held and written; with ``max_dets_per_image`` -1 that is all of them.
+            fixed_ap_dets_per_category: detections of a class that count for fixed AP.
             is_novel: (K,) instead of the metadata's; None to take those.
 
         Raises:
@@ -96,8 +104,11 @@ class LVISOpenVocabEvaluator(LVISEvaluator):
                 output_dir,
                 max_dets_per_image=max_dets_per_image,
             )
+            if metadata.get("only_minival"):
+                self._lvis_api.dataset = minival(self._lvis_api.dataset, json_file)
         self._backend = backend
         self._fixed_ap = fixed_ap
+        self._fixed_ap_cap = fixed_ap_dets_per_category
         self._marked = is_novel
         self._categories = _checked_categories(self._lvis_api.dataset, json_file)
         self._to_dataset_id = _dataset_ids(metadata, self._categories)
@@ -113,6 +124,11 @@ class LVISOpenVocabEvaluator(LVISEvaluator):
         """K, classes of the data set."""
         return len(self._categories)
 
+    def reset(self) -> None:
+        """Forgets all predictions."""
+        super().reset()
+        self._best = BestOfEachCategory(self._fixed_ap_cap)
+
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Takes a batch of predictions, see Detectron2's ``LVISEvaluator.process``.
 
@@ -123,7 +139,23 @@ class LVISOpenVocabEvaluator(LVISEvaluator):
             if "instances" in output and len(output["instances"]) > 0:
                 largest = int(output["instances"].pred_classes.max())
                 check_predicted_classes(largest, len(self._to_dataset_id), self._metadata.name)
+        before = len(self._predictions)
         super().process(inputs, outputs)
+        if self._fixed_ap:
+            for prediction in self._predictions[before:]:
+                if "instances" in prediction:
+                    results = prediction["instances"]
+                    self._best.add(results)
+                    prediction["instances"] = limit_per_image(results, self._max_dets_per_image)
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """The metrics of each task on the main process; None on the others."""
+        if self._fixed_ap and self._distributed:
+            gathered = comm.gather(self._best.results(), dst=0)
+            self._best = BestOfEachCategory(self._fixed_ap_cap)
+            for results in gathered:  # in the order of ranks; empty but on the main process
+                self._best.add(results)
+        return super().evaluate()
 
     def _class_groups(self) -> dict[str, np.ndarray]:
         """Split name to (K,) bool over the categories in the order of their ids."""
@@ -145,45 +177,46 @@ class LVISOpenVocabEvaluator(LVISEvaluator):
 
     def _eval_predictions(self, predictions: list[dict[str, Any]]) -> None:
         """Fills ``self._results``; called by ``evaluate`` on the main process."""
-        results = list(itertools.chain(*[p["instances"] for p in predictions]))
+        results = self._with_dataset_ids(itertools.chain(*[p["instances"] for p in predictions]))
         tasks = self._tasks or self._tasks_from_predictions(results)
-        for result in results:
-            result["category_id"] = self._to_dataset_id[result["category_id"]]
-        if self._output_dir:
-            path = os.path.join(self._output_dir, "lvis_instances_results.json")
-            logger.info("Saving results to %s", path)
-            with PathManager.open(path, "w") as f:
-                json.dump(results, f)
+        self._save(results, "lvis_instances_results.json")
+        best = None
+        if self._fixed_ap:
+            best = self._with_dataset_ids(self._best.results())
+            self._save(best, "lvis_instances_results_fixed_ap.json")
         if not self._do_evaluation:
             logger.info("Annotations are not available for evaluation.")
             return
         if not results:
             logger.warning("The model predicted nothing: every metric is nan.")
         for task in sorted(tasks):
-            self._results[task] = self._evaluate_task(results, task)
+            self._results[task] = self._evaluate_task(results, best, task)
 
-    def _evaluate_task(self, results: list[dict[str, Any]], task: str) -> dict[str, float]:
+    def _with_dataset_ids(self, results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Copies, with category ids in place of class numbers."""
+        return [{**r, "category_id": self._to_dataset_id[r["category_id"]]} for r in results]
+
+    def _save(self, results: list[dict[str, Any]], name: str) -> None:
+        if self._output_dir:
+            path = os.path.join(self._output_dir, name)
+            logger.info("Saving results to %s", path)
+            with PathManager.open(path, "w") as f:
+                json.dump(results, f)
+
+    def _evaluate_task(
+        self, results: list[dict[str, Any]], best: list[dict[str, Any]] | None, task: str
+    ) -> dict[str, float]:
         logger.info(
             "Evaluating %d %s predictions (%s, at most %d per image) ...",
             *(len(results), task, self._backend, self._max_dets_per_image),
         )
-        options = {"backend": self._backend}
+        truth, options = self._lvis_api.dataset, {"backend": self._backend}
         standard = evaluate_lvis(
-            self._lvis_api.dataset,
-            results,
-            task,
-            max_dets_per_image=self._max_dets_per_image,
-            **options,
+            truth, results, task, max_dets_per_image=self._max_dets_per_image, **options
         )
         metrics = self._standard_metrics(standard)
-        if self._fixed_ap:
-            fixed = evaluate_lvis(
-                self._lvis_api.dataset,
-                limit_per_category(results, FIXED_AP_DETS_PER_CATEGORY),
-                task,
-                max_dets_per_image=-1,
-                **options,
-            )
+        if best is not None:
+            fixed = evaluate_lvis(truth, best, task, max_dets_per_image=-1, **options)
             metrics["APfixed"] = average_precision(fixed)
             for name, classes in self._groups.items():
                 metrics[f"APfixed_{name}"] = average_precision(fixed, classes)

@@ -44,12 +44,15 @@ def check_predicted_classes(largest: int, num_classes: int, dataset_name: str) -
         )
 
 
-def results_table(rows: Mapping[str, Mapping[str, float]], columns: Sequence[str]) -> str:
+def results_table(
+    rows: Mapping[str, Mapping[str, float]], columns: Sequence[str], *, of: str = "classes"
+) -> str:
     """An aligned text table: one line per split, one column per metric, "-" for no value or nan.
 
     Args:
         rows: split name to {column: value}; a missing column is left empty.
         columns: in this order.
+        of: heading of the first column, what the splits are of.
     """
 
     def cell(value: float | int | None) -> str:
@@ -60,7 +63,7 @@ def results_table(rows: Mapping[str, Mapping[str, float]], columns: Sequence[str
     lines = [[name, *(cell(row.get(c)) for c in columns)] for name, row in rows.items()]
     return tabulate(
         lines,
-        headers=["classes", *columns],
+        headers=[of, *columns],
         tablefmt="pipe",
         disable_numparse=True,
         colalign=("left", *("right" for _ in columns)),

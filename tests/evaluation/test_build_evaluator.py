@@ -13,6 +13,8 @@ from ovd_d2.errors import OVDError
 from ovd_d2.evaluation import (
     COCOOpenVocabEvaluator,
     LVISOpenVocabEvaluator,
+    PhraseGroundingEvaluator,
+    ReferringExpressionEvaluator,
     build_evaluator,
     check_evaluator,
 )
@@ -65,6 +67,22 @@ def test_the_type_decides(cfg, dataset):
     del MetadataCatalog.get(name).is_novel
     stock = build_evaluator(cfg, name)
     assert isinstance(stock, COCOEvaluator) and not isinstance(stock, COCOOpenVocabEvaluator)
+
+
+@pytest.mark.parametrize(
+    "kind, evaluator",
+    [("phrase_grounding", PhraseGroundingEvaluator), ("refexp", ReferringExpressionEvaluator)],
+)
+def test_grounding_data_sets(cfg, dataset, monkeypatch, kind, evaluator):
+    name = dataset(kind)
+    cfg.DATASETS.NOVEL_NAMES = ["ant"]  # a data set without classes takes no notice
+    record = {"image_id": 1, "sentence_id": 0, "phrases": [{"boxes": [[0, 0, 9, 9]]}]}
+    monkeypatch.setattr(DatasetCatalog, "get", lambda name: [record])
+    check_evaluator(cfg, name)
+    assert type(build_evaluator(cfg, name)) is evaluator
+    cfg.TEST.DISTRACTORS = "imagenet21k:10"
+    with pytest.raises(OVDError, match=f"TEST.DISTRACTORS is for detectors, .* is for {kind}"):
+        check_evaluator(cfg, name)
 
 
 def test_novel_classes_of_a_coco_data_set(cfg, dataset):

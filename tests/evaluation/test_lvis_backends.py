@@ -11,10 +11,10 @@ import pytest
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation import lvis_backends
 from ovd_d2.evaluation.lvis_backends import (
+    BestOfEachCategory,
     average_precision,
     evaluate_lvis,
     has_ground_truth,
-    limit_per_category,
 )
 
 HEIGHT, WIDTH = 130, 150
@@ -283,14 +283,32 @@ def test_average_precision_over_classes_thresholds_and_areas():
     assert math.isnan(average_precision(evaluation, area="large"))
 
 
-def test_limit_per_category_keeps_the_best_of_each_class_over_all_images():
-    results = [
-        {"category_id": c, "score": s, "image_id": i}
-        for i, (c, s) in enumerate([(1, 0.1), (2, 0.2), (1, 0.9), (1, 0.5), (2, 0.2), (1, 0.5)])
-    ]
-    kept = limit_per_category(results, 2)
-    assert [(r["category_id"], r["image_id"]) for r in kept] == [(1, 2), (1, 3), (2, 1), (2, 4)]
-    assert limit_per_category([], 2) == []
+def test_the_best_of_each_category_over_all_images():
+    scored = [(1, 0.1), (2, 0.2), (1, 0.9), (1, 0.5), (2, 0.2), (1, 0.5), (2, 0.2)]
+    results = [{"category_id": c, "score": s, "image_id": i} for i, (c, s) in enumerate(scored)]
+    best = BestOfEachCategory(2)
+    best.add(results[:4])
+    best.add([])
+    best.add(results[4:])
+    kept = [(r["category_id"], r["image_id"]) for r in best.results()]
+    assert kept == [(1, 2), (1, 3), (2, 1), (2, 4)]
+    assert BestOfEachCategory(2).results() == []
+
+
+def test_the_best_of_each_category_are_those_of_a_stable_sort():
+    rng = np.random.default_rng(0)
+    best, stream = BestOfEachCategory(5), []
+    for image_id in range(40):
+        results = [
+            {"category_id": int(c), "score": int(s) / 8, "image_id": image_id, "row": n}
+            for n, (c, s) in enumerate(rng.integers([0, 0], [3, 8], (rng.integers(9), 2)))
+        ]
+        stream += results
+        best.add(results)
+    for category in range(3):
+        members = [r for r in stream if r["category_id"] == category]
+        expected = sorted(members, key=lambda r: r["score"], reverse=True)[:5]
+        assert [r for r in best.results() if r["category_id"] == category] == expected
 
 
 def test_numpy_is_left_alone():

@@ -277,7 +277,7 @@ def test_class_out_of_the_vocabulary_is_an_error_at_once(register):
         evaluator.process([{"image_id": 1}], bad)
 
 
-def test_fixed_ap_has_no_limit_per_image_but_one_per_class(register, monkeypatch):
+def test_fixed_ap_has_no_limit_per_image_but_one_per_class(register):
     truth = content()
     name = register(truth)
     predictions = predict(truth, extra=40, noise=0, wrong=0)
@@ -287,8 +287,7 @@ def test_fixed_ap_has_no_limit_per_image_but_one_per_class(register, monkeypatch
     for name_, key in (("novel", "AP_novel"), ("base", "AP_base"), ("r", "APr"), ("f", "APf")):
         assert metrics[f"APfixed_{name_}"] == unlimited[key]
     assert "APfixed" not in unlimited
-    monkeypatch.setattr("ovd_d2.evaluation.lvis_open_vocab.FIXED_AP_DETS_PER_CATEGORY", 2)
-    cut = evaluate(name, predictions, fixed_ap=True)["bbox"]
+    cut = evaluate(name, predictions, fixed_ap=True, fixed_ap_dets_per_category=2)["bbox"]
     assert cut["APfixed"] < metrics["APfixed"]
 
 

@@ -25,17 +25,19 @@ class FileKind:
         with_ids: annotations need ids of their own, as the evaluators of COCO and LVIS do.
         boxes_optional: an annotation may come without a box.
         counts_from_one: category ids are 1 to K, as Detectron2's loader for LVIS takes them.
+        blank_names: the names of categories may be white space; nobody will read them.
     """
 
     image_field: str = "file_name"
     with_ids: bool = True
     boxes_optional: bool = False
     counts_from_one: bool = False
+    blank_names: bool = False
 
 
 COCO = FileKind()
 LVIS = FileKind(image_field="coco_url", counts_from_one=True)
-TRUTH = FileKind(image_field="")  # of COCO or LVIS, read by an evaluator
+TRUTH = FileKind(image_field="", blank_names=True)  # of COCO or LVIS, read by an evaluator
 LABELS = FileKind(with_ids=False, boxes_optional=True)
 
 
@@ -99,7 +101,7 @@ def _check_categories(categories: list, kind: FileKind, found: Findings) -> Coll
         if category_id in ids:
             found.wrong("there are", f"two categories of the same id {category_id!r}")
         ids.add(category_id)
-        if type(name) is not str or not name.strip():
+        if type(name) is not str or not (name.strip() or kind.blank_names):
             found.wrong(f"the name of category {category_id!r}", "is no text")
     if len({type(i) for i in ids}) > 1:
         found.wrong("the ids of categories", "are partly numbers and partly text")

@@ -11,17 +11,22 @@ from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from ovd_d2.data.datasets.coco_ovd import register_coco_ovd
+from ovd_d2.data.datasets.flickr30k_entities import register_flickr30k_entities
 from ovd_d2.data.datasets.grounding import register_grounding
 from ovd_d2.data.datasets.lvis import register_lvis_ovd
 from ovd_d2.data.datasets.mini.grounding import register_mini_grounding
 from ovd_d2.data.datasets.mini.pairs import register_mini_pairs
 from ovd_d2.data.datasets.mini.registration import register_mini
+from ovd_d2.data.datasets.odinw import register_odinw
+from ovd_d2.data.datasets.referring_expressions import SPLITS as EXPRESSION_SPLITS
+from ovd_d2.data.datasets.referring_expressions import register_referring_expressions
 
 # name: (annotation file, image folder, training split)
 LVIS_SPLITS = {
     "lvis_v1_train_base": ("lvis/lvis_v1_train.json", "coco/", True),
     "lvis_v1_val_ovd": ("lvis/lvis_v1_val.json", "coco/", False),
 }
+LVIS_MINIVAL = {"lvis_v1_minival": LVIS_SPLITS["lvis_v1_val_ovd"]}
 COCO_SPLITS = {
     "coco_2017_ovd_train_base": (
         "coco/annotations/instances_train2017.json",
@@ -38,7 +43,7 @@ COCO_SPLITS_OF_80 = {
 GROUNDING_SPLITS = {
     f"flickr30k_{split}": (
         f"mdetr_annotations/final_flickr_separateGT_{split}.json",
-        f"flickr30k/flickr30k_images/{split}",
+        "flickr30k/images",
         split == "train",
     )
     for split in ("train", "val", "test")
@@ -52,9 +57,10 @@ def datasets_root() -> str:
 
 
 def register_all(root: str) -> None:
-    """Registers LVIS, COCO, Flickr30k, GQA, mini and Objects365 under the folder ``root``."""
+    """Registers all of them under the folder ``root``."""
     registrations = (
         (LVIS_SPLITS, register_lvis_ovd),
+        (LVIS_MINIVAL, partial(register_lvis_ovd, only_minival=True)),
         (COCO_SPLITS, register_coco_ovd),
         (COCO_SPLITS_OF_80, partial(register_coco_ovd, all_names=True)),
         (GROUNDING_SPLITS, register_grounding),
@@ -68,13 +74,28 @@ def register_all(root: str) -> None:
     register_mini(root)
     register_mini_pairs(root)
     register_mini_grounding(root)
-    # Evaluation only; classes and their names are those of the json.
-    register_coco_instances(
-        "objects365_v1_val",
-        {"readme_section": "Objects365"},
-        os.path.join(root, "objects365/objects365_val.json"),
-        os.path.join(root, "objects365/val"),
-    )
+    register_odinw(root)
+    for split in ("val", "test"):
+        register_flickr30k_entities(
+            f"flickr30k_entities_{split}",
+            os.path.join(root, f"flickr30k/entities/{split}.txt"),
+            os.path.join(root, "flickr30k/entities"),
+            os.path.join(root, "flickr30k/images"),
+        )
+    for name, splits in EXPRESSION_SPLITS.items():
+        for split in splits:
+            register_referring_expressions(
+                f"{name}_{split}",
+                os.path.join(root, f"mdetr_annotations/finetune_{name}_{split}.json"),
+                os.path.join(root, "coco/train2014"),
+            )
+    for split in ("train", "val"):  # classes and their names are those of the json
+        register_coco_instances(
+            f"objects365_v1_{split}",
+            {"readme_section": "Objects365"},
+            os.path.join(root, f"objects365/objects365_{split}.json"),
+            os.path.join(root, f"objects365/{split}"),
+        )
 
 
 # A second import (a reload) must not register twice: Detectron2 refuses that.
