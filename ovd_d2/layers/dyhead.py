@@ -116,7 +116,11 @@ class DyConv(nn.Module):
         return sum(self._weight(y) * y for y in branches) / len(branches)
 
     def _branch(self, name: str, x: Tensor, sampling: tuple[Tensor, Tensor] | None) -> Tensor:
-        return self.norms[name](self.convolutions[name](x, *(sampling or ())))
+        convolution = self.convolutions[name]
+        if sampling is None:
+            return self.norms[name](convolution(x))
+        kind = convolution.weight.dtype  # deformable convolution knows no AMP on CPU
+        return self.norms[name](convolution(*(maps.to(kind) for maps in (x, *sampling))))
 
     def _weight(self, y: Tensor) -> Tensor:
         """Scale attention of a branch, (N, 1, 1, 1) in [0, 1]."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from ovd_d2.losses import between_pixel_centres
 
 _CENTRE_MARGIN = 0.01  # pixels that an anchor's centre must be inside its object
+_ROUNDING = 1e-6  # of IoU: where all candidates have the same, their mean may round above it
 
 
 @torch.no_grad()
@@ -64,7 +65,7 @@ def atss_assign(
 
     inner, points = between_pixel_centres(boxes)[:, None], centres[candidates]
     margin = torch.cat([points - inner[..., :2], inner[..., 2:] - points], dim=2).amin(dim=2)
-    matched = counted & (iou >= threshold) & (margin > _CENTRE_MARGIN)
+    matched = counted & (iou >= threshold - _ROUNDING) & (margin > _CENTRE_MARGIN)
     claims = iou.new_full(distance.shape, -1.0)
     claims.scatter_(1, candidates, iou.where(matched, -1.0))
     highest, objects = claims.max(dim=0)
