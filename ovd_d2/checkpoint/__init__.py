@@ -2,6 +2,7 @@
 
 from .detic import DeticParts, from_detic
 from .fit import Fit, load_weights
+from .glip import ConvertedGLIP, from_glip, to_glip
 from .object_centric_ovd import (
     ConvertedCheckpoint,
     from_object_centric_ovd,
@@ -20,16 +21,19 @@ from .weights_file import (
 __all__ = [
     "TRUST_VARIABLE",
     "ConvertedCheckpoint",
+    "ConvertedGLIP",
     "DeticParts",
     "Fit",
     "check_trusted",
     "check_weights_name",
     "from_detic",
+    "from_glip",
     "from_object_centric_ovd",
     "load_weights",
     "read_state_dict",
     "read_weights_file",
     "state_dict_in",
+    "to_glip",
     "to_object_centric_ovd",
     "write_state_dict",
 ]

@@ -71,6 +71,20 @@ def detic(
     _report(out, convert_detic(source, out, embeddings, vocabulary, encoder))
 
 
+@app.command()
+def glip(
+    source: Path = _SOURCE,
+    out: Path | None = _OUT,
+    reverse: bool = typer.Option(False, "--reverse", help="FILE is ours, write theirs."),
+    trust: bool = _TRUST,
+) -> None:
+    """A released GLIP-T(A), GLIP-T or GLIP-L, for configs/glip/*.yaml; or ours for their code."""
+    from ovd_d2.jobs.convert_checkpoint import convert_glip, convert_to_glip
+
+    out = _prepare(source, out, trust)
+    _report(out, (convert_to_glip if reverse else convert_glip)(source, out))
+
+
 def _prepare(source: Path, out: Path | None, trust: bool) -> Path:
     import ovd_d2
     from ovd_d2.checkpoint import TRUST_VARIABLE

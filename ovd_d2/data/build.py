@@ -20,16 +20,21 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from ovd_d2.data.mappers import grounding as _grounding_mapper  # noqa: F401
 from ovd_d2.data.mappers import image_text_pairs as _image_text_mapper  # noqa: F401
 from ovd_d2.data.mappers.detection import build_mapper
+from ovd_d2.data.mappers.grounding import GroundingMapper
 from ovd_d2.errors import OVDError
 from ovd_d2.files.images import UnreadableImageError
 
 from . import random_state
 from .held_out import warn_of_names_without_boxes, without_novel_boxes
 from .mixing import MixedLoader, read_sources, with_seed
-from .named_datasets import check_own_records, check_registered, dataset_errors  # noqa: F401
+from .named_datasets import (
+    asks_for_phrases,
+    check_own_records,
+    check_registered,  # noqa: F401
+    dataset_errors,
+)
 from .samplers import ResumableBatchSampler, aspect_ratio_groups
 
 logger = logging.getLogger(__name__)
@@ -338,11 +343,15 @@ def build_test_loader(
 ) -> DataLoader:
     """Detectron2's test loader of ``dataset_name``, one image per batch.
 
+    Data sets of captions are read by :class:`GroundingMapper`, others as INPUT.MAPPER says.
+
     Raises:
         OVDError: empty, unregistered or incomplete dataset; unreadable images raise when their
             turn comes, because a result without them would be wrong.
     """
-    mapper = mapper or build_mapper(cfg, is_train=False)
+    if mapper is None:
+        of_captions = asks_for_phrases(dataset_name)
+        mapper = (GroundingMapper if of_captions else build_mapper)(cfg, is_train=False)
     with dataset_errors("DATASETS.TEST", [dataset_name]):
         loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
     loader.worker_init_fn = EndWithParent()

@@ -28,6 +28,13 @@ def has_open_vocabulary(cfg: CfgNode) -> bool:
     return not _lacks_roi_heads(arch) and _has_open_head(cfg)
 
 
+def reads_captions(cfg: CfgNode) -> bool:
+    """Whether the model takes samples with a ``caption`` and finds its phrases; architectures that
+    no registry knows yet are taken to."""
+    arch = _registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE)
+    return arch is None or getattr(arch, "reads_captions", False)
+
+
 def check_heads_are_used(cfg: CfgNode) -> None:
     """Raises OVDError if the config names open-vocabulary ROI heads for a meta-architecture that
     has no ROI heads, such as RetinaNet: its classes would be a fixed set without a word."""

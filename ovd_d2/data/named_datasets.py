@@ -22,6 +22,8 @@ from .datasets.record_check import check_dataset_records
 
 # Loading functions of these packages get files that have been checked, or check them.
 _LOADERS_THAT_CHECK = ("detectron2.", "ovd_d2.")
+# Values of ``evaluator_type`` of data sets that ask for phrases of captions, not for classes.
+_OF_CAPTIONS = ("phrase_grounding", "refexp")
 # Annotation files that were found in order: (path, size, time of the last change).
 _CHECKED: set[tuple[str, int, int]] = set()
 
@@ -83,6 +85,12 @@ def register_named_files(name: str) -> bool:
         register_odinw_few_shot,
     )
     return any(register(name) for register in registrations)
+
+
+def asks_for_phrases(name: str) -> bool:
+    """Whether the images of a test data set come with captions whose phrases are looked for."""
+    register_named_files(name)
+    return MetadataCatalog.get(name).get("evaluator_type") in _OF_CAPTIONS
 
 
 def check_stock_file(name: str) -> None:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from detectron2.config import CfgNode
 from torch import nn
 
+from ovd_d2.data.named_datasets import asks_for_phrases
 from ovd_d2.errors import OVDError
 from ovd_d2.language import Vocabulary, read_novel_names
 
@@ -15,7 +16,8 @@ def vocabulary_for(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Iterato
     """Inside, an open-vocabulary ``model`` knows the categories of ``dataset_name``, followed by
     the names of ``TEST.DISTRACTORS``.
 
-    Afterwards it has the vocabulary of before again. Closed-set models are left alone.
+    Afterwards it has the vocabulary of before again. Closed-set models are left alone, and so is
+    any where the data set asks for phrases of captions.
     In a trainer of one's own::
 
         with ovd_d2.vocabulary_for(cfg, model, name):
@@ -31,7 +33,7 @@ def vocabulary_for(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Iterato
     """
     from ovd_d2.modeling import get_vocabulary, is_open_vocabulary, set_vocabulary
 
-    if not is_open_vocabulary(model):
+    if not is_open_vocabulary(model) or asks_for_phrases(dataset_name):
         yield
         return
     before = get_vocabulary(model)

@@ -18,6 +18,8 @@ from detectron2.evaluation import (
 )
 
 from ovd_d2.data.held_out import novel_mask
+from ovd_d2.data.model_kind import reads_captions
+from ovd_d2.data.named_datasets import asks_for_phrases
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation.coco_open_vocab import CheckedCOCOEvaluator, COCOOpenVocabEvaluator
 from ovd_d2.evaluation.data_set_classes_only import DataSetClassesOnly
@@ -75,6 +77,12 @@ def check_evaluator(cfg: CfgNode, dataset_name: str) -> None:
                 f"Evaluating '{dataset_name}' ({evaluator_type}) needs {module}: run `{command}`, "
                 "or leave the data set out of DATASETS.TEST."
             )
+    if asks_for_phrases(dataset_name) and not reads_captions(cfg):
+        raise OVDError(
+            f"'{dataset_name}' asks for phrases of captions, which MODEL.META_ARCHITECTURE "
+            f"{cfg.MODEL.META_ARCHITECTURE} does not read: leave it out of DATASETS.TEST, or take "
+            "GLIP."
+        )
     not_detection = ("classification", "phrase_grounding", "refexp")
     if evaluator_type in not_detection and cfg.TEST.DISTRACTORS:
         raise OVDError(

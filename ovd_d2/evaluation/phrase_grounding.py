@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.structures import Instances
+from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 from torch import Tensor
 from torchvision.ops import box_iou
@@ -63,9 +63,10 @@ def phrase_targets(
     """The targets of a data set's records.
 
     Args:
-        records: dicts with ``image_id``, ``sentence_id`` (0 if it is missing) and ``phrases``, a
-            list of dicts with ``boxes`` (T, 4) and, if there are any, ``types``. All phrases count,
-            so each needs a box.
+        records: dicts with ``image_id``, ``sentence_id`` (0 if it is missing) and either
+            ``phrases``, a list of dicts with ``boxes`` (T, 4) and, if there are any, ``types``; or
+            ``caption`` (:class:`TokenSpans`) and ``annotations``, whose ``category_id`` is the
+            phrase. All phrases count, so each needs a box.
 
     Returns:
         (image_id, sentence_id) -> the targets of its phrases, in their order. Sentences without
@@ -82,11 +83,19 @@ def phrase_targets(
                 f"Two records have image_id {key[0]!r} and sentence_id {key[1]!r}: number the "
                 "sentences of an image."
             )
-        if record["phrases"]:
-            targets[key] = [
-                PhraseTarget(p["boxes"], tuple(p.get("types", ()))) for p in record["phrases"]
-            ]
+        phrases = record["phrases"] if "phrases" in record else _annotated_phrases(record)
+        if phrases:
+            targets[key] = [PhraseTarget(p["boxes"], tuple(p.get("types", ()))) for p in phrases]
     return targets
+
+
+def _annotated_phrases(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The phrases of a record whose boxes are annotations."""
+    phrases: list[dict[str, Any]] = [{"boxes": []} for _ in record["caption"].spans]
+    for annotation in record["annotations"]:
+        box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+        phrases[annotation["category_id"]]["boxes"].append(box)
+    return phrases
 
 
 def _key(record: Mapping[str, Any]) -> SentenceKey:

@@ -12,8 +12,10 @@ from torch import Tensor
 from ovd_d2.checkpoint import (
     check_weights_name,
     from_detic,
+    from_glip,
     from_object_centric_ovd,
     read_state_dict,
+    to_glip,
     to_object_centric_ovd,
     write_state_dict,
 )
@@ -126,6 +128,36 @@ def convert_detic(
     facts += [f"left out {prefix} ({n} tensors): {why}" for prefix, n, why in found.left_out]
     write_state_dict(str(out), found.weights)
     return Conversion(len(found.weights), tuple(facts))
+
+
+def convert_glip(source: Path, out: Path) -> Conversion:
+    """GLIP's checkpoint as ours.
+
+    Args:
+        source: .pth, .safetensors or (trusted) .pkl.
+        out: .pth or .safetensors.
+
+    Raises:
+        OVDError: what is wrong with a file; nothing is written then.
+    """
+    _check_paths(source, out)
+    found = from_glip(read_state_dict(str(source)))
+    facts = [
+        f"MODEL.GLIP.NUM_BLOCKS {found.num_blocks}, FUSION {found.fusion}, COARSE_OFFSETS buffer; "
+        f"MODEL.SWIN.DEPTHS {list(found.swin_depths)}, EMBED_DIM {found.embed_dim}"
+    ]
+    if found.left_out:
+        facts.append(f"left out, for nothing uses them: {', '.join(found.left_out)}")
+    write_state_dict(str(out), found.weights)
+    return Conversion(len(found.weights), tuple(facts))
+
+
+def convert_to_glip(source: Path, out: Path) -> Conversion:
+    """Our checkpoint as GLIP's; arguments and errors as for :func:`convert_glip`."""
+    _check_paths(source, out)
+    weights = to_glip(read_state_dict(str(source)))
+    write_state_dict(str(out), weights)
+    return Conversion(len(weights), ("rpn.head.cls_logits, which nothing uses, is zeros",))
 
 
 def _check_paths(

@@ -19,8 +19,9 @@ from ovd_d2.structures import TokenSpans
 class GroundingMapper(OpenVocabDatasetMapper):
     """The mapper of boxes, for boxes of phrases in place of classes.
 
-    A record is one of ``datasets.grounding``: ``caption`` (:class:`TokenSpans`, or a str, which has
-    no phrases), and annotations whose ``category_id`` is the number of a phrase. Images are read
+    A record is one of ``datasets.grounding``: ``caption`` (:class:`TokenSpans`, or a str whose
+    phrases are those of ``phrases``, if there are any), and annotations whose ``category_id`` is
+    the number of a phrase. Images are read
     and augmented as :class:`OpenVocabDatasetMapper` does. A sample has ``caption`` (TokenSpans), in
     training also ``instances`` with ``gt_boxes`` (Ri, 4) and ``gt_phrases`` (Ri,) int64, indices
     into ``caption.spans``; no class numbers. An image without boxes keeps its caption.
@@ -72,7 +73,8 @@ class GroundingMapper(OpenVocabDatasetMapper):
         """
         caption = dataset_dict.get("caption")
         if isinstance(caption, str):
-            caption = TokenSpans(caption)
+            phrases = dataset_dict.get("phrases", ())
+            caption = TokenSpans(caption, tuple(phrase["spans"] for phrase in phrases))
         if not isinstance(caption, TokenSpans):
             raise OVDError(
                 f"The record of {dataset_dict.get('file_name')} has no caption: INPUT.MAPPER "
