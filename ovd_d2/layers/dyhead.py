@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
 
-from .deform_conv import ModulatedDeformConv
 from .dyrelu import DyReLU
+from .modulated_deform_conv import modulated_deform_conv2d
 
 COARSE_OFFSETS = ("buffer", "resize")
 _TAPS = 9  # 3 x 3 kernels
@@ -64,11 +64,10 @@ class DyConv(nn.Module):
                 f"norm_groups is {norm_groups}, which does not divide the {channels} channels."
             )
         self.coarse_offsets = coarse_offsets
-        kind = ModulatedDeformConv if dynamic else nn.Conv2d
         convolutions = {
-            "coarser": kind(channels, channels, 3, padding=1),
-            "same": kind(channels, channels, 3, padding=1),
-            "finer": kind(channels, channels, 3, padding=1, stride=2),
+            "coarser": nn.Conv2d(channels, channels, 3, padding=1),
+            "same": nn.Conv2d(channels, channels, 3, padding=1),
+            "finer": nn.Conv2d(channels, channels, 3, padding=1, stride=2),
         }
         self.convolutions = nn.ModuleDict(convolutions)
         self.norms = nn.ModuleDict(
@@ -119,8 +118,15 @@ class DyConv(nn.Module):
         convolution = self.convolutions[name]
         if sampling is None:
             return self.norms[name](convolution(x))
-        kind = convolution.weight.dtype  # deformable convolution knows no AMP on CPU
-        return self.norms[name](convolution(*(maps.to(kind) for maps in (x, *sampling))))
+        weight = convolution.weight
+        y = modulated_deform_conv2d(
+            *(maps.to(weight.dtype) for maps in (x, *sampling)),  # under AMP too
+            weight,
+            convolution.bias,
+            stride=convolution.stride[0],
+            padding=convolution.padding[0],
+        )
+        return self.norms[name](y)
 
     def _weight(self, y: Tensor) -> Tensor:
         """Scale attention of a branch, (N, 1, 1, 1) in [0, 1]."""

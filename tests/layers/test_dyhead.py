@@ -11,6 +11,7 @@ from torchvision.ops import deform_conv2d
 from ovd_d2.errors import OVDError
 from ovd_d2.layers.dyhead import DyConv
 from ovd_d2.layers.dyrelu import DyReLU
+from ovd_d2.layers.modulated_deform_conv import modulated_deform_conv2d
 
 GOLDEN = {
     name: torch.from_numpy(value)
@@ -60,12 +61,16 @@ def test_dyrelu_equals_the_public_code():
     torch.testing.assert_close(layer(GOLDEN["dyrelu.in"]), GOLDEN["dyrelu.out"], **CLOSE)
 
 
-def test_deformable_convolution_equals_the_public_code():
-    found = deform_conv2d(
-        GOLDEN["mdc.in"], GOLDEN["mdc.offset"], GOLDEN["mdc.weight"], GOLDEN["mdc.bias"],
-        padding=1, mask=GOLDEN["mdc.mask"],
-    )  # fmt: skip
-    torch.testing.assert_close(found, GOLDEN["mdc.out"], **CLOSE)
+@pytest.mark.parametrize("operator", [deform_conv2d, modulated_deform_conv2d])
+def test_deformable_convolution_equals_the_public_code(operator):
+    x, offsets, factors, weight, bias, wanted = (
+        GOLDEN[f"mdc.{name}"] for name in ("in", "offset", "mask", "weight", "bias", "out")
+    )
+    if operator is deform_conv2d:
+        found = operator(x, offsets, weight, bias, padding=1, mask=factors)
+    else:
+        found = operator(x, offsets, factors, weight, bias, padding=1)
+    torch.testing.assert_close(found, wanted, **CLOSE)
 
 
 @pytest.mark.parametrize("kind", ["buffer", "resize"])
@@ -101,7 +106,9 @@ def test_one_level_has_one_branch():
     assert found.shape == GOLDEN["even.in0"].shape
     x = GOLDEN["even.in0"]
     offsets, factors = block.offsets(x).split([18, 9], dim=1)
-    y = block.norms["same"](block.convolutions["same"](x, offsets, factors.sigmoid()))
+    same = block.convolutions["same"]
+    y = deform_conv2d(x, offsets, same.weight, same.bias, padding=1, mask=factors.sigmoid())
+    y = block.norms["same"](y)
     weight = torch.relu(block.scale_attention(y.mean(dim=(2, 3)))) / 6 + 0.5
     wanted = block.activation(weight.clamp(max=1)[..., None, None] * y)
     torch.testing.assert_close(found, wanted)

@@ -39,5 +39,5 @@ class AlignmentLogits(nn.Module):
             words = F.linear(tokens / 2, self.projection.weight, self.projection.bias)
             words = words / self.log_scale.exp()
             bias = tokens @ self.text_bias + self.bias
-            logits = visual.float() @ words.transpose(-1, -2) + bias[..., None, :]
-            return logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+            logits = (visual.float() @ words.transpose(-1, -2)).add_(bias[..., None, :])
+            return F.hardtanh(logits, -LOGIT_LIMIT, LOGIT_LIMIT, inplace=True)

@@ -83,7 +83,8 @@ class GroundingHead(nn.Module):
             text_mask: (P, L) bool, True on tokens that are not padding.
             image_sizes: N (height, width) in pixels before padding; None: no image is padded.
             every_pair: False: N = P, image i goes with prompt i and the prompts' axis of the result
-                is 1. True: every image with every prompt.
+                is 1. True: every image with every prompt; with fusion, memory grows with N * P, so
+                give a long vocabulary in several calls and join the candidates.
 
         Raises:
             OVDError: the numbers of levels, images or prompts do not fit.

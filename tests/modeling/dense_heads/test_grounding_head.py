@@ -147,6 +147,23 @@ def test_an_image_alone_and_in_a_batch_gives_the_same(fusion, every_pair):
         assert together.token_logits[image][:, ~inside].eq(-LOGIT_LIMIT).all()
 
 
+def test_images_of_mixed_sizes_keep_their_places():
+    head = randomised(small_head(fusion=False))
+    features = levels_of(64, 96, images=3)
+    sizes = [(64, 96), (20, 30), (64, 90)]
+    text, mask = torch.randn(3, 5, 12), torch.ones(3, 5, dtype=torch.bool)
+    with torch.no_grad():
+        found = head(features, text, mask, sizes)
+        for image, (size, (h, w)) in enumerate(zip(sizes, [(64, 96), (32, 32), (64, 96)])):
+            rows = slice(image, image + 1)
+            own = [
+                level[rows, :, : -(-h // stride), : -(-w // stride)]
+                for level, stride in zip(features, STRIDES)
+            ]
+            single = head(own, text[rows], mask[rows], [size])
+            same(found.token_logits[rows][:, :, found.usable[image]], single.token_logits)
+
+
 def test_losses_of_an_image_alone_and_in_a_batch_are_the_same():
     """The losses of a batch are the sum of its images' losses, weighted by what divides them."""
     head = randomised(small_head())

@@ -163,10 +163,18 @@ def test_nothing_above_the_threshold():
 
 
 def test_every_box_keeps_a_pixel_of_its_image():
+    """Boxes beyond each border, 100 pixels left, above, right and below of the image."""
+    outputs = HeadOutputs(
+        torch.full((1, 1, 4, 14), 5.0), torch.zeros(1, 1, 4, 4), torch.full((1, 1, 4), 5.0)
+    )
+    around = [[-130.0, 0, -100, 30], [0, -130, 30, -100], [250, 0, 280, 30], [0, 220, 30, 250]]
     inference = GroundingInference(box2box_transform=CODE)
-    for (boxes, _, _), (height, width) in zip(candidates_of("default", inference), SIZES):
-        assert boxes.min() >= 0
-        assert boxes[:, 2].max() <= width and boxes[:, 3].max() <= height
+    anchors = [Boxes(torch.tensor(around))]
+    found = inference.candidates(anchors, outputs, SIZES[:1], [TOKEN_MAP[:1]], [NUMBERS[:1]])[0]
+    assert SIZES[0] == (120, 150)
+    assert sorted(found.boxes.tolist()) == [
+        [0, 0, 1, 30], [0, 0, 30, 1], [0, 119, 30, 120], [149, 0, 150, 30]
+    ]  # fmt: skip
 
 
 def test_wrong_arguments_are_named():
