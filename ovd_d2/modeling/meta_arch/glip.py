@@ -215,7 +215,7 @@ class GLIP(nn.Module):
     ) -> tuple[list[TokenSpans], list[Instances]]:
         """Per image its caption, and its targets with ``gt_boxes`` and ``gt_phrases``."""
         targets = [sample["instances"].to(self.device) for sample in batched_inputs]
-        captions = [sample.get("caption") for sample in batched_inputs]
+        captions = [_caption_of(sample) for sample in batched_inputs]
         plain = [i for i, caption in enumerate(captions) if caption is None]
         if not plain:
             return captions, targets
@@ -309,7 +309,7 @@ class GLIP(nn.Module):
 
     def _given(self, sample: dict[str, Any]) -> list[_Encoded]:
         """The caption of one image."""
-        caption = sample["caption"]
+        caption = _caption_of(sample)
         return [self._encode([caption], [torch.arange(len(caption))])]
 
     def _encode(self, captions: list[TokenSpans], numbers: list[Tensor]) -> _Encoded:
@@ -345,3 +345,13 @@ class GLIP(nn.Module):
         else:
             for part in self.head.projections():
                 part.requires_grad_(True)
+
+
+def _caption_of(sample: dict[str, Any]) -> TokenSpans | None:
+    caption = sample.get("caption")
+    if caption is None or isinstance(caption, TokenSpans):
+        return caption
+    raise OVDError(
+        f"The caption of {sample.get('file_name', 'an image')} is a {type(caption).__name__}, but "
+        "GLIP needs one whose phrases are marked (TokenSpans): set INPUT.MAPPER GroundingMapper."
+    )
