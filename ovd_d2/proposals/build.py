@@ -49,9 +49,12 @@ def build_region_proposer(
         from .own_detector import RPNProposals
 
         return RPNProposals(rest, topk, device)
+    from .huggingface_detector import open_huggingface_detector
     from .huggingface_proposals import HuggingFaceProposals
 
-    return HuggingFaceProposals(rest, topk, device)
+    return HuggingFaceProposals(
+        open_huggingface_detector(rest, f"--proposals {spec}", device), topk
+    )
 
 
 def build_label_proposer(
@@ -93,10 +96,10 @@ def build_label_proposer(
 
         return PickledBoxes(rest, known)
     if kind == "hf":
-        from .huggingface_queries import HuggingFaceQueries
+        from .huggingface_detector import open_huggingface_detector
         from .queries import AskedForLabels, AskedForObjects
 
-        detector = HuggingFaceQueries(rest, device, batch)
+        detector = open_huggingface_detector(rest, asked, device, batch=batch, queries=True)
         if vocabulary is None:
             return AskedForObjects(detector, queries or OBJECT_QUERIES)
         return AskedForLabels(detector, vocabulary)

@@ -120,7 +120,6 @@ def test_killed_and_finished_by_two_processes(tmp_path, data, capsys, monkeypatc
 @pytest.mark.slow
 def test_labels_and_their_region_store_by_two_processes(tmp_path, data):
     """Both jobs in one connection of the processes; each box of the file is in the store."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "language"))
     import tiny_clip_models
 
     torch.save(tiny_clip_models.openai_clip_model().state_dict(), tmp_path / "tiny.pt")
