@@ -13,17 +13,17 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ovd_d2.checkpoint.atomic_checkpointer import AtomicCheckpointer
+from ovd_d2.checkpoint import read_weights_file
+from ovd_d2.config_file import load_config
 from ovd_d2.data.build import check_registered
 from ovd_d2.data.mixing import training_datasets
 from ovd_d2.encoders import ImageTextModel, build_image_text_model
 from ovd_d2.encoders.exported import check_teacher_output, export_teacher
 from ovd_d2.encoders.text_towers import LockedTextTower
-from ovd_d2.engine.setup import load_config
-from ovd_d2.engine.trainer import OpenVocabTrainer
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation.labelled_crops import encode_crops, load_labelled_crops, name_crops
 from ovd_d2.files.atomic import missing_folders, remove_empty, write_json
+from ovd_d2.inference.open_detector import inference_config, open_detector
 from ovd_d2.language import TextEmbeddingBank
 from ovd_d2.modeling import CLIP
 
@@ -57,7 +57,7 @@ def export_checkpoint(
         missing = config if checkpoint.is_file() else checkpoint
         raise OVDError(f"{missing} does not exist; name a checkpoint beside its config.yaml.")
     check_teacher_output(out, [checkpoint, config])
-    cfg = load_config(str(config), ["MODEL.DEVICE", "cpu", "MODEL.CLIP.TIMM.WEIGHTS", ""])
+    cfg = inference_config(load_config(str(config)), "cpu")
     names = list(cfg.DATASETS.TEST if datasets is None else datasets)
     check_registered("--evaluate", names)
     model, iteration = _load(cfg, checkpoint)
@@ -120,7 +120,7 @@ def _write(
 
 
 def _load(cfg: CfgNode, checkpoint: Path) -> tuple[CLIP, int | None]:
-    model = OpenVocabTrainer.build_model(cfg)
+    model = open_detector(cfg, checkpoint)
     locked = isinstance(model, CLIP) and isinstance(model.text_tower, LockedTextTower)
     if not locked or model.text_tower.projection is not None:
         raise OVDError(
@@ -128,9 +128,8 @@ def _load(cfg: CfgNode, checkpoint: Path) -> tuple[CLIP, int | None]:
             "(MODEL.CLIP.TEXT_TOWER locked:ENCODER, EMBED_DIM its width): only such a tower can "
             "share an encoder's class embeddings."
         )
-    extra = AtomicCheckpointer(model, whole=True).load(str(checkpoint))
-    iteration = extra.get("iteration")
-    return model.eval(), None if iteration is None else int(iteration) + 1
+    iteration = read_weights_file(str(checkpoint)).get("iteration")
+    return model, None if iteration is None else int(iteration) + 1
 
 
 def _accuracy(
