@@ -1,4 +1,4 @@
-"""A checkpoint becomes a small folder that :class:`OpenVocabPredictor` loads anywhere."""
+"""Exports a checkpoint as a small folder that :class:`OpenVocabPredictor` loads anywhere."""
 
 import hashlib
 import json

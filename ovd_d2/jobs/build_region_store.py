@@ -1,4 +1,4 @@
-"""From a data set and an image-text model to a region store, by one process or several.
+"""Builds a region store: the embeddings of a data set's regions by an image-text model.
 
 Letters: Ri regions of image i, D embedding width.
 """

@@ -1,4 +1,4 @@
-"""From a CLIP checkpoint to a file for ``exported:FILE``, with its facts beside it."""
+"""Exports a trained CLIP model as a teacher for ``exported:FILE``, its facts beside it."""
 
 import json
 import logging
@@ -49,7 +49,7 @@ def export_checkpoint(
         The facts.
 
     Raises:
-        OVDError: no config, another model, or a dataset that is not there.
+        OVDError: no config, another model, or a data set that is not there.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     config = checkpoint.parent / "config.yaml"

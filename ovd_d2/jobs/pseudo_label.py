@@ -1,4 +1,4 @@
-"""From images and what is known about them to boxes, by one process or several.
+"""Pseudo-labelling: boxes for images of which labels or captions are known, or of objects.
 
 Letters: K classes.
 """

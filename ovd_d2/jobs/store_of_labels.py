@@ -1,4 +1,4 @@
-"""From a label file and an image-text model to a region store of the file's boxes."""
+"""Builds the region store of a label file's boxes."""
 
 import os
 from dataclasses import dataclass

@@ -44,7 +44,7 @@ class HuggingFaceDetector:
 
     @torch.inference_mode()
     def __call__(self, image: Tensor, queries: Sequence[str]) -> list[Found]:
-        """Boxes for each of P queries, see :class:`~ovd_d2.proposals.queries.QueryDetector`."""
+        """Boxes for each of P queries, as ``QueryDetector`` defines them."""
         starts = range(0, len(queries), self._batch)
         parts = (self._ask(image, list(queries[k : k + self._batch])) for k in starts)
         found = ((b.float().cpu(), s.float().cpu()) for part in parts for b, s in part)

@@ -34,7 +34,7 @@ class HuggingFaceProposals:
     def __call__(
         self, record: dict[str, Any], image: Tensor, classes: Sequence[int] | None = None
     ) -> list[Found]:
-        """Boxes of one image, see :class:`~ovd_d2.proposals.proposer.BoxProposer`."""
+        """Boxes of one image, as :class:`~ovd_d2.proposals.proposer.BoxProposer` defines them."""
         boxes, scores = self._detector.objects(image)
         boxes = clip_boxes_to_image(boxes, image.shape[1:])
         kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1) & scores.isfinite()

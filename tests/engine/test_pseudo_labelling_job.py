@@ -19,7 +19,7 @@ from ovd_d2.jobs import pseudo_label as module
 from ovd_d2.jobs.pseudo_label import LabellingSettings, pseudo_label
 from ovd_d2.jobs.store_of_labels import LabelStoreSettings, build_store_of_labels
 from ovd_d2.proposals.build import build_region_proposer
-from ovd_d2.proposals.queries import AskedForLabels, AskedForObjects
+from ovd_d2.proposals.queries import AskedInWords, class_queries
 from ovd_d2.region_store import RegionStore
 
 
@@ -58,8 +58,8 @@ def fake(monkeypatch):
 
     def build(spec, vocabulary, category_ids, *, queries, **more):
         if vocabulary is None:
-            return AskedForObjects(detector, queries or ("all objects",))
-        return AskedForLabels(detector, vocabulary)
+            return AskedInWords(detector, queries or ("all objects",))
+        return AskedInWords(detector, class_queries(vocabulary))
 
     monkeypatch.setattr(module, "build_label_proposer", build)
     return detector
