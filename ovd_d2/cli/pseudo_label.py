@@ -83,23 +83,13 @@ def command(
 
     rank = int(os.environ.get("RANK", "0"))
     setup_logger(name="ovd_d2", distributed_rank=rank)
+    words = tuple(query.strip() for query in queries.split(",") if query.strip())
     settings = LabellingSettings(
-        out=out,
-        detector=detector,
-        boxes=boxes,
-        labels=labels,
-        dataset=dataset,
-        images=images,
-        vocabulary=vocabulary,
-        queries=tuple(query.strip() for query in queries.split(",") if query.strip()),
-        topk=topk,
-        min_score=min_score,
-        config_file=config_file,
-        folder_names=folder_names,
-        other_phrases=other_phrases,
-        batch=batch,
-        device=device,
-    )
+        out=out, detector=detector, boxes=boxes, labels=labels, dataset=dataset, images=images,
+        vocabulary=vocabulary, queries=words, topk=topk, min_score=min_score,
+        config_file=config_file, folder_names=folder_names, other_phrases=other_phrases,
+        batch=batch, device=device,
+    )  # fmt: skip
     store = region_store and LabelStoreSettings(out, encoder, region_store, crops, device)
     if show is not None:
         from ovd_d2.files.atomic import check_picture
