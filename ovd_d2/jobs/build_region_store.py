@@ -171,9 +171,6 @@ def write_regions(
         on_image: is told what is done.
         shard_seconds: of work that a kill may cost.
 
-    Returns:
-        what this process did.
-
     Raises:
         OVDError: a store made from something else, or more than 1 % of the images are unreadable.
     """
