@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -75,38 +75,33 @@ def command(
     ovd_d2.register()
     from detectron2.utils.logger import setup_logger
 
+    from ovd_d2.jobs.processes import in_processes
     from ovd_d2.jobs.pseudo_label import LabellingSettings, pseudo_label
+    from ovd_d2.jobs.store_of_labels import LabelStoreSettings, build_store_of_labels
 
     from .regions import ImageBar
 
     rank = int(os.environ.get("RANK", "0"))
     setup_logger(name="ovd_d2", distributed_rank=rank)
+    words = tuple(query.strip() for query in queries.split(",") if query.strip())
     settings = LabellingSettings(
-        out=out,
-        detector=detector,
-        boxes=boxes,
-        labels=labels,
-        dataset=dataset,
-        images=images,
-        vocabulary=vocabulary,
-        queries=tuple(query.strip() for query in queries.split(",") if query.strip()),
-        topk=topk,
-        min_score=min_score,
-        config_file=config_file,
-        folder_names=folder_names,
-        other_phrases=other_phrases,
-        region_store=region_store,
-        encoder=encoder,
-        crops=crops,
-        batch=batch,
-        device=device,
-    )
+        out=out, detector=detector, boxes=boxes, labels=labels, dataset=dataset, images=images,
+        vocabulary=vocabulary, queries=words, topk=topk, min_score=min_score,
+        config_file=config_file, folder_names=folder_names, other_phrases=other_phrases,
+        batch=batch, device=device,
+    )  # fmt: skip
+    store = region_store and LabelStoreSettings(out, encoder, region_store, crops, device)
     if show is not None:
         from ovd_d2.files.atomic import check_picture
 
         check_picture("--show", show, _inputs(settings) if show.is_file() else ())
     with ImageBar(rank == 0) as bar, ImageBar(rank == 0) as region_bar:
-        report = pseudo_label(settings, bar.tell, region_bar.tell)
+
+        def both() -> tuple[Any, Any]:
+            report = pseudo_label(settings, bar.tell)
+            return report, store and build_store_of_labels(store, region_bar.tell)
+
+        report, built = in_processes(both)
     if rank:
         return
     print(f"{out}: {report.boxes} boxes on {report.images} images")
@@ -120,8 +115,8 @@ def command(
         )
     if report.unreadable:
         print(f"{len(report.unreadable)} images could not be read and are missing")
-    if report.regions is not None:
-        print(f"{region_store}: {report.regions} regions added")
+    if built is not None:
+        print(f"{region_store}: {built.regions} regions added")
     if show is not None:
         from ovd_d2.visualization.label_sheet import draw_label_sheet
 

@@ -1,12 +1,11 @@
-"""Using a trained detector: predicting pictures, exporting models, drawing what was found."""
+"""Using a trained detector: opening it, predicting pictures, exporting models."""
 
 from typing import Any
 
-__all__ = ["OpenVocabPredictor", "Prediction", "draw_detections", "packaged_models"]
+__all__ = ["OpenVocabPredictor", "Prediction", "packaged_models"]
 _HOME = {
     "OpenVocabPredictor": "predictor",
     "Prediction": "predictor",
-    "draw_detections": "draw",
     "packaged_models": "model_folders",
 }
 

@@ -1,4 +1,4 @@
-"""What users may hand to the predictor, checked at the door."""
+"""Checks of the predictor's arguments."""
 
 import math
 import numbers

@@ -1,4 +1,4 @@
-"""A checkpoint becomes a small folder that :class:`OpenVocabPredictor` loads anywhere."""
+"""Exports a checkpoint as a small folder that :class:`OpenVocabPredictor` loads anywhere."""
 
 import hashlib
 import json
@@ -149,7 +149,7 @@ def _write(
         "text_encoder_id": predictor.encoder_id,
         "classes": len(get_vocabulary(predictor.model)),
         "train_datasets": training_datasets(cfg),
-        **_training_facts(checkpoint),
+        **training_facts(checkpoint),
     }
     facts = {**extra, **facts}  # what was measured here cannot be overwritten
     write_json(folder / FACTS, facts)
@@ -165,7 +165,7 @@ def _small(value: Tensor) -> Tensor:
     return half if half.isfinite().all() else value.clone()
 
 
-def _training_facts(checkpoint: Path) -> dict[str, Any]:
+def training_facts(checkpoint: Path) -> dict[str, Any]:
     """Iterations, seconds and AP, as far as the run's folder tells; null for what it does not."""
     iteration = read_weights_file(os.fspath(checkpoint)).get("iteration")
     results = _read_json(checkpoint.with_name("results.json")) or {}

@@ -90,7 +90,7 @@ def read_state(weights: str | os.PathLike) -> dict[str, Tensor]:
 
 
 def to_sample(image: np.ndarray, cfg: CfgNode) -> dict[str, Any]:
-    """What the model eats, resized as for evaluation; at least one pixel high and wide.
+    """The model's input of one picture, resized as for evaluation to at least one pixel.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -127,6 +127,6 @@ def run_files(checkpoint: str, config_file: str = "", *, asked: str = "") -> tup
         if not file.is_file():
             raise OVDError(
                 f"{asked or checkpoint} needs {file}, which does not exist: give a checkpoint in "
-                "the OUTPUT_DIR of train_net.py, or the yaml by --config-file"
+                "the OUTPUT_DIR of train_net.py, or the yaml (config_file)"
             )
     return path, config

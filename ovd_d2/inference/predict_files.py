@@ -1,4 +1,4 @@
-"""Image files in, pictures and one COCO json out."""
+"""Prediction of image files; writes pictures and one COCO json."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""``OpenVocabPredictor``: set a vocabulary once, predict many pictures.
+"""``OpenVocabPredictor``: a trained open-vocabulary detector that predicts pictures.
 
 Letters: R detections of a picture, H, W its height and width, K classes.
 """

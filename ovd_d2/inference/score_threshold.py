@@ -1,4 +1,4 @@
-"""Which score threshold a model's detections should be shown from, measured on a data set.
+"""Choice of the score threshold for showing detections, measured on a data set.
 
 Letters: R detections over all images, Ri of image i, Gi objects of image i.
 """
@@ -104,7 +104,7 @@ def match_data_set(
         for k in truth.tolist():
             matches.objects[KINDS[classes.is_novel[k]]] += 1
     if not sum(matches.objects.values()):
-        raise OVDError(f"dataset {dataset} has no boxes to compare detections with.")
+        raise OVDError(f"data set {dataset} has no boxes to compare detections with.")
     return matches
 
 

@@ -1,42 +1,33 @@
-"""From a data set and an image-text model to a region store, by one process or several.
+"""Builds a region store: the embeddings of a data set's regions by an image-text model.
 
 Letters: Ri regions of image i, D embedding width.
 """
 
-import argparse
-import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
-from torch import Tensor, distributed
+from torch import Tensor
 
 from ovd_d2.data.build import dataset_errors
 from ovd_d2.data.prefetch import MAX_UNREADABLE, read_ahead
 from ovd_d2.encoders import CROP_RULES, CropRegionEncoder, build_image_text_model
-from ovd_d2.engine.launch import launch
 from ovd_d2.errors import OVDError
 from ovd_d2.files.atomic import check_output_folder
+from ovd_d2.jobs.processes import OnImage, in_processes, process_device, wait_for_all
 from ovd_d2.proposals.build import build_region_proposer
 from ovd_d2.proposals.proposer import BoxProposer
 from ovd_d2.region_store import RegionStoreWriter, StoreFacts, merge_manifests
 from ovd_d2.structures import RegionEmbeddings
 
-logger = logging.getLogger(__name__)
-
 SHARD_SECONDS = 120.0  # what a kill may cost
 CPU_BATCH, GPU_BATCH = 32, 256
 _IMAGES_AT_ONCE = 64  # with few boxes each, crops of this many images share batches
-LONGEST_WAIT = timedelta(days=30)  # of the first process to be done for the last one
-
-OnImage = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -88,8 +79,7 @@ def build_region_store(settings: BuildSettings, on_image: OnImage | None = None)
 
     Args:
         settings: see :class:`BuildSettings`.
-        on_image: told (images done, images in all) of this process's share: once before the first
-            image, with those of earlier runs, then after every few images.
+        on_image: is told what is done.
 
     Returns:
         what this process did.
@@ -97,68 +87,63 @@ def build_region_store(settings: BuildSettings, on_image: OnImage | None = None)
     Raises:
         OVDError: bad settings, a store made from something else, or too many unreadable images.
     """
-    if settings.crops not in CROP_RULES:
-        raise OVDError(f"--crops {settings.crops}: use {' or '.join(CROP_RULES)}")
+    check_crops(settings.crops)
     check_output_folder("--out", settings.out)
-    namespace = argparse.Namespace(num_gpus=0, num_machines=1)
-    return launch(lambda _: build_in_process(settings, on_image), namespace)
+    return in_processes(lambda: _build(settings, on_image))
 
 
-def build_in_process(settings: BuildSettings, on_image: OnImage | None = None) -> BuildReport:
-    """As :func:`build_region_store`, to be called by each of the processes once they are up."""
+def _build(settings: BuildSettings, on_image: OnImage | None) -> BuildReport:
     device = process_device(settings.device)
-    batch = settings.batch or (CPU_BATCH if device == "cpu" else GPU_BATCH)
     with dataset_errors("--dataset", [settings.dataset]):
         records = DatasetCatalog.get(settings.dataset)
-    proposer = build_region_proposer(settings.proposals, records, settings.topk, device)
-    model = build_image_text_model(settings.encoder, device)
-    encoder = CropRegionEncoder(model, CROP_RULES[settings.crops], batch)
-    report = write_regions(
+    return write_and_merge(
         records,
         settings.dataset,
-        proposer,
-        encoder,
+        build_region_proposer(settings.proposals, records, settings.topk, device),
+        crop_encoder(settings.encoder, settings.crops, device, settings.batch),
         settings.out,
-        rank=comm.get_rank(),
-        world_size=comm.get_world_size(),
         on_image=on_image,
         shard_seconds=settings.save_every,
     )
-    if comm.get_world_size() > 1:
-        wait_for_all()
-        if comm.is_main_process():
-            merge_manifests(settings.out)
-        wait_for_all()
-    return report
 
 
-def wait_for_all() -> None:
-    """Returns when all processes are here, be it after days.
-
-    Shares end hours apart; the default group would give up waiting after some minutes.
-    """
-    if comm.get_world_size() > 1:
-        distributed.barrier(distributed.new_group(backend="gloo", timeout=LONGEST_WAIT))
+def check_crops(crops: str) -> None:
+    """Raises OVDError unless ``crops`` is one of :data:`CROP_RULES`."""
+    if crops not in CROP_RULES:
+        raise OVDError(f"--crops {crops}: use {' or '.join(CROP_RULES)}")
 
 
-def process_device(wanted: str) -> str:
-    """Where this process computes.
+def crop_encoder(spec: str, crops: str, device: str, batch: int = 0) -> CropRegionEncoder:
+    """The encoder of a region store.
 
     Args:
-        wanted: "cpu", "cuda", ...; "auto": this process's GPU if there is one.
-
-    Raises:
-        OVDError: torch cannot use it.
+        spec: of ``build_image_text_model``.
+        crops: one of :data:`CROP_RULES`.
+        device: where to compute.
+        batch: crops at once through the image tower; 0: 32 on a CPU, 256 on a GPU.
     """
-    if wanted != "auto":
-        try:
-            torch.empty(0, device=wanted)
-        except (RuntimeError, AssertionError) as error:  # unknown name; torch without CUDA
-            raise OVDError(f"--device {wanted}: {str(error).splitlines()[0]}") from None
-        return wanted
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    batch = batch or (CPU_BATCH if device == "cpu" else GPU_BATCH)
+    return CropRegionEncoder(build_image_text_model(spec, device), CROP_RULES[crops], batch)
+
+
+def write_and_merge(
+    records: Sequence[dict[str, Any]],
+    dataset_name: str,
+    proposer: BoxProposer,
+    encoder: CropRegionEncoder,
+    out: str | os.PathLike,
+    **options: Any,
+) -> BuildReport:
+    """:func:`write_regions` in all connected processes, their parts merged when all are done."""
+    rank, world_size = comm.get_rank(), comm.get_world_size()
+    ranks = {"rank": rank, "world_size": world_size}
+    report = write_regions(records, dataset_name, proposer, encoder, out, **ranks, **options)
+    if world_size > 1:
+        wait_for_all()
+        if comm.is_main_process():
+            merge_manifests(out)
+        wait_for_all()
+    return report
 
 
 def write_regions(
@@ -183,11 +168,8 @@ def write_regions(
         out: folder of the store. With several processes it has to be merged when all are done.
         rank: of this process.
         world_size: number of processes.
-        on_image: see :func:`build_region_store`.
+        on_image: is told what is done.
         shard_seconds: of work that a kill may cost.
-
-    Returns:
-        what this process did.
 
     Raises:
         OVDError: a store made from something else, or more than 1 % of the images are unreadable.

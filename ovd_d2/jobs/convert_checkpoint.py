@@ -1,4 +1,4 @@
-"""Foreign checkpoints to ours and back, from file to file.
+"""Converts checkpoints of object-centric-ovd and Detic to ours, and ours back.
 
 Letters: K classes, D embedding width.
 """
@@ -46,7 +46,7 @@ class Conversion:
 def convert_object_centric_ovd(
     source: Path, out: Path, embeddings: Path | None, vocabulary: str, encoder: str
 ) -> Conversion:
-    """Their checkpoint as ours.
+    """Converts a checkpoint of object-centric-ovd to ours.
 
     Args:
         source: .pth, .safetensors or (trusted) .pkl.
@@ -75,7 +75,7 @@ def convert_object_centric_ovd(
 def convert_to_object_centric_ovd(
     source: Path, out: Path, embeddings: Path | None, vocabulary: str
 ) -> Conversion:
-    """Our checkpoint as theirs.
+    """Converts a checkpoint of ours to one of object-centric-ovd.
 
     Args:
         source: .pth or .safetensors of ours.

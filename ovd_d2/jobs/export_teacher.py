@@ -1,4 +1,4 @@
-"""From a CLIP checkpoint to a file for ``exported:FILE``, with its facts beside it."""
+"""Exports a trained CLIP model as a teacher for ``exported:FILE``, its facts beside it."""
 
 import json
 import logging
@@ -13,17 +13,17 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ovd_d2.checkpoint.atomic_checkpointer import AtomicCheckpointer
+from ovd_d2.config_file import load_config
 from ovd_d2.data.build import check_registered
 from ovd_d2.data.mixing import training_datasets
 from ovd_d2.encoders import ImageTextModel, build_image_text_model
 from ovd_d2.encoders.exported import check_teacher_output, export_teacher
 from ovd_d2.encoders.text_towers import LockedTextTower
-from ovd_d2.engine.setup import load_config
-from ovd_d2.engine.trainer import OpenVocabTrainer
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation.labelled_crops import encode_crops, load_labelled_crops, name_crops
 from ovd_d2.files.atomic import missing_folders, remove_empty, write_json
+from ovd_d2.inference.export import training_facts
+from ovd_d2.inference.open_detector import inference_config, open_detector
 from ovd_d2.language import TextEmbeddingBank
 from ovd_d2.modeling import CLIP
 
@@ -49,7 +49,7 @@ def export_checkpoint(
         The facts.
 
     Raises:
-        OVDError: no config, another model, or a dataset that is not there.
+        OVDError: no config, another model, or a data set that is not there.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     config = checkpoint.parent / "config.yaml"
@@ -57,12 +57,12 @@ def export_checkpoint(
         missing = config if checkpoint.is_file() else checkpoint
         raise OVDError(f"{missing} does not exist; name a checkpoint beside its config.yaml.")
     check_teacher_output(out, [checkpoint, config])
-    cfg = load_config(str(config), ["MODEL.DEVICE", "cpu", "MODEL.CLIP.TIMM.WEIGHTS", ""])
+    cfg = inference_config(load_config(str(config)), "cpu")
     names = list(cfg.DATASETS.TEST if datasets is None else datasets)
     check_registered("--evaluate", names)
-    model, iteration = _load(cfg, checkpoint)
+    model = _load(cfg, checkpoint)
     with _published(out) as partial:
-        facts = _write(partial, cfg, config, model, iteration, names)
+        facts = _write(partial, cfg, checkpoint, model, names)
         facts |= {key: text for key, text in (notes or {}).items() if key not in facts}
         write_json(partial.with_suffix(".json"), facts)
     return facts
@@ -87,12 +87,7 @@ def _published(out: Path) -> Iterator[Path]:
 
 
 def _write(
-    out: Path,
-    cfg: CfgNode,
-    config: Path,
-    model: CLIP,
-    iteration: int | None,
-    names: Sequence[str],
+    out: Path, cfg: CfgNode, checkpoint: Path, model: CLIP, names: Sequence[str]
 ) -> dict[str, Any]:
     """Writes the teacher and evaluates what was written; its facts."""
     digest = export_teacher(
@@ -111,7 +106,7 @@ def _write(
         "bytes": out.stat().st_size,
         "image_tower": model.settings,
         "text_encoder": model.text_tower.encoder.encoder_id,
-        "training": _training_facts(load_config(str(config)), config.parent, iteration),
+        "training": _training_facts(checkpoint),
         "zero_shot_in_percent": {
             f"{name}, crops of {scale} x the box": _accuracy(exported, cfg, name, scale)
             for name in names for scale in (1.0, 1.5)
@@ -119,8 +114,8 @@ def _write(
     }  # fmt: skip
 
 
-def _load(cfg: CfgNode, checkpoint: Path) -> tuple[CLIP, int | None]:
-    model = OpenVocabTrainer.build_model(cfg)
+def _load(cfg: CfgNode, checkpoint: Path) -> CLIP:
+    model = open_detector(cfg, checkpoint)
     locked = isinstance(model, CLIP) and isinstance(model.text_tower, LockedTextTower)
     if not locked or model.text_tower.projection is not None:
         raise OVDError(
@@ -128,9 +123,7 @@ def _load(cfg: CfgNode, checkpoint: Path) -> tuple[CLIP, int | None]:
             "(MODEL.CLIP.TEXT_TOWER locked:ENCODER, EMBED_DIM its width): only such a tower can "
             "share an encoder's class embeddings."
         )
-    extra = AtomicCheckpointer(model, whole=True).load(str(checkpoint))
-    iteration = extra.get("iteration")
-    return model.eval(), None if iteration is None else int(iteration) + 1
+    return model
 
 
 def _accuracy(
@@ -145,10 +138,12 @@ def _accuracy(
     return name_crops(embeddings, crops, bank)
 
 
-def _training_facts(cfg: CfgNode, folder: Path, iteration: int | None) -> dict[str, Any]:
+def _training_facts(checkpoint: Path) -> dict[str, Any]:
     """What was trained on what, how long."""
     from ovd_d2 import __version__
 
+    cfg = load_config(str(checkpoint.with_name("config.yaml")))
+    length = training_facts(checkpoint)
     data = []
     for name in training_datasets(cfg):
         facts: dict[str, Any] = {"name": name}
@@ -162,9 +157,9 @@ def _training_facts(cfg: CfgNode, folder: Path, iteration: int | None) -> dict[s
         "ovd_d2": __version__,
         "torch": str(torch.__version__),
         "seed": cfg.SEED,
-        "iterations": iteration,
+        "iterations": length["iterations"],
         "pairs_per_batch": cfg.SOLVER.IMS_PER_BATCH,
-        "seconds": _seconds(folder / "metrics.json", iteration),
+        "seconds": length["train_seconds"],
         "data": data,
         "weights_before": cfg.MODEL.CLIP.TIMM.WEIGHTS,
         "config": {
@@ -176,13 +171,3 @@ def _training_facts(cfg: CfgNode, folder: Path, iteration: int | None) -> dict[s
             },
         },
     }
-
-
-def _seconds(metrics: Path, iteration: int | None) -> float | None:
-    """Mean seconds per step in metrics.json times the steps; None if it does not say."""
-    try:
-        lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError):
-        return None
-    times = [line["time"] for line in lines if "time" in line]
-    return round(sum(times) / len(times) * iteration, 1) if times and iteration else None

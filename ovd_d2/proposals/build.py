@@ -1,6 +1,6 @@
-"""The box proposer that a command line asks for.
+"""Builds the box proposer that a specification on the command line names.
 
-Letter: K classes.
+Letters: Ri boxes of image i, K classes.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ RPN_PROPOSALS = 300  # asked of an RPN for objects, of which NMS and topk leave 
 def build_region_proposer(
     spec: str, records: Sequence[dict[str, Any]], topk: int, device: str = "cpu"
 ) -> BoxProposer:
-    """Who proposes the boxes of a region store.
+    """The proposer of a region store's boxes.
 
     Args:
         spec: "gt", "json:FILE", "rpn:CHECKPOINT" or "hf:NAME_OR_FOLDER".
@@ -34,24 +34,24 @@ def build_region_proposer(
         OVDError: unknown kind, or the file or model cannot be used.
     """
     kind, _, rest = spec.partition(":")
+    asked = f"--proposals {spec}"
     if topk < 1:
         raise OVDError(f"--topk {topk}: keep at least one box per image")
     if spec == "gt":
         return GroundTruthProposals(topk)
     if not rest or kind not in ("json", "rpn", "hf"):
-        raise OVDError(
-            f"--proposals {spec} is unknown: use gt, json:FILE, rpn:CHECKPOINT or hf:MODEL"
-        )
+        raise OVDError(f"{asked} is unknown: use gt, json:FILE, rpn:CHECKPOINT or hf:MODEL")
     if kind == "json":
         image_ids = [record["image_id"] for record in records]
-        return ResultsFile(rest, f"--proposals {spec}", image_ids=image_ids, topk=topk)
+        return ResultsFile(rest, asked, image_ids=image_ids, topk=topk)
     if kind == "rpn":
         from .own_detector import RPNProposals
 
-        return RPNProposals(rest, topk, device)
+        return RPNProposals(rest, topk, device, asked=asked)
+    from .huggingface_detector import open_huggingface_detector
     from .huggingface_proposals import HuggingFaceProposals
 
-    return HuggingFaceProposals(rest, topk, device)
+    return HuggingFaceProposals(open_huggingface_detector(rest, asked, device), topk)
 
 
 def build_label_proposer(
@@ -64,7 +64,7 @@ def build_label_proposer(
     batch: int = 0,
     device: str = "cpu",
 ) -> BoxProposer:
-    """Who proposes the boxes of pseudo-labels.
+    """The proposer of pseudo-labels' boxes.
 
     Args:
         spec: "hf:NAME_OR_FOLDER", "model:CHECKPOINT", "mavl:PATH" or "json:FILE".
@@ -91,24 +91,21 @@ def build_label_proposer(
     if kind == "mavl":
         from .published_boxes import PickledBoxes
 
-        return PickledBoxes(rest, known)
+        return PickledBoxes(rest, known, asked)
     if kind == "hf":
-        from .huggingface_queries import HuggingFaceQueries
-        from .queries import AskedForLabels, AskedForObjects
+        from .huggingface_detector import open_huggingface_detector
+        from .queries import AskedInWords, class_queries
 
-        detector = HuggingFaceQueries(rest, device, batch)
-        if vocabulary is None:
-            return AskedForObjects(detector, queries or OBJECT_QUERIES)
-        return AskedForLabels(detector, vocabulary)
+        detector = open_huggingface_detector(rest, asked, device, batch=batch, queries=True)
+        objects = queries or OBJECT_QUERIES
+        return AskedInWords(detector, objects if vocabulary is None else class_queries(vocabulary))
     from .own_detector import DetectedLabels, RPNProposals, model_name
 
     checkpoint, _, config = rest.partition(",config=")
-    config = config_file or config
+    config, asked = config_file or config, f"--detector model:{checkpoint}"
     if vocabulary is not None:
-        return DetectedLabels(checkpoint, vocabulary, device, config)
-    proposer = RPNProposals(
-        checkpoint, RPN_PROPOSALS, device, config, f"--detector model:{checkpoint}"
-    )
+        return DetectedLabels(checkpoint, vocabulary, device, config, asked)
+    proposer = RPNProposals(checkpoint, RPN_PROPOSALS, device, config, asked)
     proposer.name = model_name(*proposer.files, config) + ", RPN"
     return proposer
 
@@ -125,7 +122,7 @@ class GroundTruthProposals:
     def __call__(
         self, record: dict[str, Any], image: Tensor, classes: Sequence[int] | None = None
     ) -> list[Found]:
-        """See :class:`~ovd_d2.proposals.proposer.BoxProposer`."""
+        """Boxes of one image, as :class:`~ovd_d2.proposals.proposer.BoxProposer` defines them."""
         from detectron2.structures import BoxMode
 
         boxes = [

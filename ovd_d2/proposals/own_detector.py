@@ -1,4 +1,4 @@
-"""Boxes by a detector of ours: for labels, or whatever its RPN proposes.
+"""Box proposers out of our own detectors: the best boxes of labels, and RPN proposals.
 
 Letters: Ri proposals of image i, K classes.
 """
@@ -44,6 +44,7 @@ class DetectedLabels:
         vocabulary: K classes.
         device: where to compute.
         config_file: the yaml of the model; "": the config.yaml beside the weights.
+        asked: what named the checkpoint, for messages; "": the checkpoint.
 
     Raises:
         OVDError: no config or checkpoint, weights that do not fit, or a closed-set model; named.
@@ -52,16 +53,20 @@ class DetectedLabels:
     has_scores = True
 
     def __init__(
-        self, checkpoint: str, vocabulary: Vocabulary, device: str = "cpu", config_file: str = ""
+        self,
+        checkpoint: str,
+        vocabulary: Vocabulary,
+        device: str = "cpu",
+        config_file: str = "",
+        asked: str = "",
     ) -> None:
-        asked = f"--detector model:{checkpoint}"
         path, config = run_files(checkpoint, config_file, asked=asked)
         self._cfg = inference_config(load_config(str(config)), device)
         self._cfg.MODEL.MASK_ON = self._cfg.MODEL.KEYPOINT_ON = False
         if not has_open_vocabulary(self._cfg):
             raise OVDError(
-                f"{asked} has a fixed set of classes and cannot be asked for labels: give an "
-                "open-vocabulary detector"
+                f"{asked or checkpoint} has a fixed set of classes and cannot be asked for labels: "
+                "give an open-vocabulary detector"
             )
         self._model = open_detector(self._cfg, path)
         set_vocabulary(self._model, vocabulary)
@@ -71,7 +76,7 @@ class DetectedLabels:
     def __call__(
         self, record: dict[str, Any], image: Tensor, classes: Sequence[int] | None = None
     ) -> list[Found]:
-        """See :class:`~ovd_d2.proposals.proposer.BoxProposer`."""
+        """Boxes of one image, as :class:`~ovd_d2.proposals.proposer.BoxProposer` defines them."""
         height, width = image.shape[1:]
         sample = to_sample(image.permute(1, 2, 0).numpy(), self._cfg)
         heads = part_with(self._model, "boxes_and_scores")
@@ -138,7 +143,7 @@ class RPNProposals:
         topk: boxes to keep per image after NMS; replaces the config's numbers.
         device: where to compute.
         config_file: instead of the config.yaml beside the weights.
-        asked: what named the checkpoint, for messages; "": "--proposals rpn:CHECKPOINT".
+        asked: what named the checkpoint, for messages; "": the checkpoint.
 
     Raises:
         OVDError: no config or checkpoint, or weights that do not fit; named.
@@ -154,9 +159,7 @@ class RPNProposals:
         config_file: str = "",
         asked: str = "",
     ) -> None:
-        path, config = run_files(
-            checkpoint, config_file, asked=asked or f"--proposals rpn:{checkpoint}"
-        )
+        path, config = run_files(checkpoint, config_file, asked=asked)
         cfg = load_config(str(config))
         _warn_unless_base_only(cfg, checkpoint)
         cfg = inference_config(cfg, device)
@@ -170,20 +173,20 @@ class RPNProposals:
     def __call__(
         self, record: dict[str, Any], image: Tensor, classes: Sequence[int] | None = None
     ) -> list[Found]:
-        """See :class:`~ovd_d2.proposals.proposer.BoxProposer`."""
+        """Boxes of one image, as :class:`~ovd_d2.proposals.proposer.BoxProposer` defines them."""
         (output,) = self._model([to_sample(image.permute(1, 2, 0).numpy(), self._cfg)])
         found = output["proposals"].to("cpu")
         return [(found.proposal_boxes.tensor, found.objectness_logits.sigmoid())]
 
 
 def model_name(path: Path, config: Path, given: str) -> str:
-    """Weights by their digest, and the yaml by its own where it is not the run's."""
+    """For a file's facts: the weights' digest, and the yaml's where it is not the run's."""
     name = f"model:{path.absolute().parent.name}/{path.name}@{file_digest(path)[:12]}"
     return f"{name}, config {config.name}@{config_digest(config)[:12]}" if given else name
 
 
 def _warn_unless_base_only(cfg: CfgNode, checkpoint: str) -> None:
-    """Proposals of a detector that saw boxes of novel classes would leak them to the student."""
+    """Warns of a detector that saw boxes of novel classes: it would leak them to the student."""
     if cfg.DATASETS.NOVEL_NAMES:
         return  # they were held out
     for name in training_datasets(cfg):

@@ -1,4 +1,4 @@
-"""The protocol of everything that proposes boxes.
+"""The box proposer protocol.
 
 Letters: H, W height and width of an image; Ri boxes of image i, or of one query on it.
 """

@@ -1,4 +1,4 @@
-"""Boxes that others computed: MAVL's pickles, as RKD's authors publish them.
+"""Box proposer that reads MAVL's pickles, as RKD's authors publish them.
 
 The pickles hold, for an image (named without folder and ending), either a pair (boxes, scores):
 class-agnostic; or a dict {category id: (boxes, scores)}: of its labels. Boxes are xyxy in pixels of
@@ -33,6 +33,7 @@ class PickledBoxes:
         path: a .pkl file or a folder of them.
         category_ids: (K,) the data set's id of each class; None: boxes of objects are wanted, and
             those of all labels of an image count as such.
+        asked: what named the path, for messages; "": the path.
 
     Raises:
         OVDError: nothing there, two pickles of one image, or a pickle is refused.
@@ -40,7 +41,9 @@ class PickledBoxes:
 
     has_scores = True
 
-    def __init__(self, path: str, category_ids: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, path: str, category_ids: Sequence[int] | None = None, asked: str = ""
+    ) -> None:
         source = Path(path)
         self._path = source
         self._category_ids = category_ids
@@ -57,15 +60,14 @@ class PickledBoxes:
             self._content = {published_name(str(name)): value for name, value in content.items()}
             digest = file_digest(source)
         else:
-            raise OVDError(
-                f"--detector mavl:{path}: there is no such file or folder; give MAVL's pickles"
-            )
+            what = asked or path
+            raise OVDError(f"{what}: there is no such file or folder; give MAVL's pickles")
         self.name = f"mavl:{source.name}@{digest[:12]}"
 
     def __call__(
         self, record: dict[str, Any], image: Tensor, classes: Sequence[int] | None = None
     ) -> list[Found]:
-        """See :class:`~ovd_d2.proposals.proposer.BoxProposer`."""
+        """Boxes of one image, as :class:`~ovd_d2.proposals.proposer.BoxProposer` defines them."""
         name = published_name(record["file_name"])
         if self._content is not None:
             where, content = f"{self._path}, image {name},", self._content.get(name, ([], []))
@@ -80,7 +82,7 @@ class PickledBoxes:
             if where and len(content) == 2 and len(content[0]):
                 raise OVDError(
                     f"{where} has boxes without a label: give MAVL's class-specific pickles, or "
-                    "use --boxes objects"
+                    "ask for objects (--boxes objects)"
                 )
             content = {}
         return [_found(content.get(self._category_ids[k], ([], [])), where) for k in classes]

@@ -1,6 +1,6 @@
-"""Proposers that ask a detector in words.
+"""Box proposers that query a detector with text.
 
-Letters: H, W height and width of an image; Ri boxes of a query.
+Letters: P queries, Ri boxes of a query on image i, H, W height and width of an image.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ovd_d2.language import Vocabulary, fill
-from ovd_d2.pseudo_labelling.box_choice import CLASS_QUERY, OBJECT_QUERIES, Found
+from ovd_d2.pseudo_labelling import CLASS_QUERY, Found
 
 
 class QueryDetector(Protocol):
@@ -22,7 +22,7 @@ class QueryDetector(Protocol):
     name: str
 
     def __call__(self, image: Tensor, queries: Sequence[str]) -> list[Found]:
-        """Boxes for each query, whose scores do not depend on the other queries.
+        """Boxes for each of P queries, whose scores do not depend on the other queries.
 
         Args:
             image: (3, H, W) uint8, RGB.
@@ -31,48 +31,30 @@ class QueryDetector(Protocol):
         ...
 
 
-class AskedForLabels:
-    """Asks a detector for "every {name}" of each label of an image (RKD, section 3.3)."""
+def class_queries(vocabulary: Vocabulary) -> list[str]:
+    """Queries "every {name}" for each of K classes, of its cleaned name (RKD, section 3.3)."""
+    return [fill(CLASS_QUERY, name) for name in vocabulary.names]
+
+
+class AskedInWords:
+    """A :class:`~ovd_d2.proposals.proposer.BoxProposer` that asks a detector for classes, or for
+    objects in several wordings (MAVL, section 3).
+
+    Args:
+        detector: is asked.
+        queries: one for each of K classes; those of the wanted classes are asked, all where no
+            classes are named.
+    """
 
     has_scores = True
 
-    def __init__(
-        self, detector: QueryDetector, vocabulary: Vocabulary, wording: str = CLASS_QUERY
-    ) -> None:
-        """
-        Args:
-            detector: is asked.
-            vocabulary: K classes.
-            wording: of the query; ``{}`` is the cleaned name.
-        """
-        self._detector = detector
-        self._queries = tuple(fill(wording, name) for name in vocabulary.names)
+    def __init__(self, detector: QueryDetector, queries: Sequence[str]) -> None:
+        self._detector, self._queries = detector, tuple(queries)
         self.name = detector.name
 
     def __call__(
         self, record: dict[str, Any], image: Tensor, classes: Sequence[int] | None = None
     ) -> list[Found]:
-        """See :class:`~ovd_d2.proposals.proposer.BoxProposer`."""
-        return self._detector(image, [self._queries[k] for k in classes])
-
-
-class AskedForObjects:
-    """Asks a detector for whatever is there, in several wordings (MAVL, section 3)."""
-
-    has_scores = True
-
-    def __init__(self, detector: QueryDetector, queries: Sequence[str] = OBJECT_QUERIES) -> None:
-        """
-        Args:
-            detector: is asked.
-            queries: what for.
-        """
-        self._detector = detector
-        self._queries = tuple(queries)
-        self.name = detector.name
-
-    def __call__(
-        self, record: dict[str, Any], image: Tensor, classes: Sequence[int] | None = None
-    ) -> list[Found]:
-        """See :class:`~ovd_d2.proposals.proposer.BoxProposer`."""
-        return self._detector(image, self._queries)
+        """Boxes of one image, as :class:`~ovd_d2.proposals.proposer.BoxProposer` defines them."""
+        queries = self._queries if classes is None else [self._queries[k] for k in classes]
+        return self._detector(image, queries)

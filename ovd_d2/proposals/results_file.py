@@ -1,4 +1,4 @@
-"""Boxes of a json as COCO's and LVIS's results are written.
+"""Box proposer that reads results files of COCO and LVIS.
 
 Letters: Ri boxes of an image, or of one class on it; K classes.
 """
@@ -89,7 +89,7 @@ class ResultsFile:
     def __call__(
         self, record: dict[str, Any], image: Tensor, classes: Sequence[int] | None = None
     ) -> list[Found]:
-        """See :class:`~ovd_d2.proposals.proposer.BoxProposer`."""
+        """Boxes of one image, as :class:`~ovd_d2.proposals.proposer.BoxProposer` defines them."""
         ids = [None] if self._category_ids is None else [self._category_ids[k] for k in classes]
         return [self._found(self._rows.get((record["image_id"], one), [])) for one in ids]
 

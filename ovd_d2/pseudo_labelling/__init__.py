@@ -1,4 +1,4 @@
-"""Boxes nobody drew: proposals and image-level labels turned into annotations, offline.
+"""Pseudo-labelling: image-level labels and proposals turned into annotations, offline.
 
 After RKD (Rasheed et al. 2022, sections 3.2 and 3.3) with MAVL (Maaz et al. 2021) or any other
 detector, which is a plain callable here.

@@ -1,4 +1,4 @@
-"""Which of a detector's boxes become pseudo boxes (RKD, sections 3.2 and 3.3; MAVL, section 3).
+"""Choice of pseudo boxes (RKD, sections 3.2 and 3.3; MAVL, section 3).
 
 Letters: Ri boxes that a detector gives for a query on image i.
 """

@@ -1,4 +1,4 @@
-"""Which classes does a caption name? (RKD, section 3.3: "image-level labels" of COCO's captions.)
+"""Image-level labels from captions (RKD, section 3.3).
 
 The paper's rule: a class is a label of the image if its name or a synonym occurs in the caption,
 lower-cased and between delimiters. What it leaves open is decided here:
@@ -35,7 +35,7 @@ _NONE = -1  # a phrase that takes its words away and labels nothing
 
 
 class CaptionLabeller:
-    """Finds the classes of a vocabulary in captions; see the top of this file for the rules.
+    """Finds the classes of a vocabulary in captions by the rules of this module's docstring.
 
     Args:
         vocabulary: K classes, found by their names and synonyms.

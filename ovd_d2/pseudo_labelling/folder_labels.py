@@ -1,4 +1,4 @@
-"""Which class does a folder of images stand for? (ImageNet-LVIS, as RKD and Detic use it.)"""
+"""Image-level labels from names of folders (ImageNet-LVIS, as RKD and Detic use it)."""
 
 import re
 from collections.abc import Mapping

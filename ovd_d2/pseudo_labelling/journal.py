@@ -1,4 +1,4 @@
-"""What is done so far, on disk: one line per finished image, so that a kill costs one image.
+"""Journal of a labelling run: one line per finished image, so that a kill costs one image.
 
 ``FILE.json.parts/`` holds ``facts.json``, what is being made, and ``rank0.jsonl``, ``rank1.jsonl``,
 ... of the processes. It goes when the label file is there.
@@ -35,7 +35,7 @@ class Journal:
 
     def __init__(self, folder: str | os.PathLike, rank: int = 0) -> None:
         path = Path(folder) / f"rank{rank}.jsonl"
-        taken = f"another process is writing {path}: wait for it, or give another --out"
+        taken = f"another process is writing {path}: wait for it, or write another file"
         self._lock = lock(path.with_suffix(".lock"), taken=taken)
         self._file: BinaryIO = open(path, "ab+")  # noqa: SIM115
         self._file.seek(0)
@@ -78,7 +78,7 @@ def prepare(folder: Path, facts: Mapping[str, Any]) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OVDError(f"--out: the folder {folder} cannot be made: {error.strerror}") from None
+            raise OVDError(f"the folder {folder} cannot be made: {error.strerror}") from None
         write_json(path, facts)
         return
     try:
@@ -94,7 +94,7 @@ def check_same(facts: Mapping[str, Any], begun: Mapping[str, Any], where: str) -
         if key != "version" and begun.get(key) != value:
             raise OVDError(
                 f"{where} was made with {key} {_short(begun.get(key))}, but this run has "
-                f"{_short(value)}: use the same settings, remove it, or give another --out"
+                f"{_short(value)}: use the same settings, remove it, or write another file"
             )
 
 
@@ -117,7 +117,7 @@ def finished(folder: Path) -> Iterator[LabelledImage]:
 
 @contextmanager
 def nothing_empty_left(out: str | os.PathLike, *, alone: bool) -> Iterator[None]:
-    """If the block fails before an image of ``out`` was finished, the parts go.
+    """Deletes the parts if the block fails before an image of ``out`` was finished.
 
     Args:
         out: the label file.
@@ -135,7 +135,7 @@ def nothing_empty_left(out: str | os.PathLike, *, alone: bool) -> Iterator[None]
 
 
 def remove(folder: Path) -> None:
-    """Takes the parts away."""
+    """Deletes the folder of the parts."""
     shutil.rmtree(folder, ignore_errors=True)
 
 

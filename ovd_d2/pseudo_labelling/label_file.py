@@ -1,4 +1,4 @@
-"""The json of pseudo boxes: COCO's layout with scores, and ``info`` that says how it was made.
+"""Label files: pseudo boxes in COCO's json with scores, and ``info`` on how they were made.
 
 ``{"info": {"kind", "version", "image_root", "detector", "labels", ...}, "images": [{"id",
 "file_name", "height", "width"}], "categories": [{"id", "name"}], "annotations": [{"id", "image_id",

@@ -1,4 +1,4 @@
-"""Which images are to be pseudo-labelled, and with which classes.
+"""The images to pseudo-label, and their image-level labels.
 
 Letters: K classes.
 """

@@ -1,4 +1,4 @@
-"""Reading every byte of a region store, to find what a reader cannot see."""
+"""Verification of region stores by reading every byte."""
 
 import os
 from collections.abc import Callable

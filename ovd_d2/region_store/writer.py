@@ -1,4 +1,4 @@
-"""Writing a region store: append images, be killed, go on; by one process or several.
+"""Crash-safe writer of region stores, for one process or several.
 
 Letters: Ri regions of image i, D embedding width.
 """
@@ -190,7 +190,7 @@ class RegionStoreWriter:
             self._unlock()
 
     def _leave_nothing_empty(self) -> None:
-        """A store that this writer alone has begun, and that holds nothing, goes."""
+        """Deletes a store that this writer alone has begun and that holds nothing."""
         if not self._is_new or self._world_size > 1 or self._part.shards:
             return
         for name in (part_name(self._rank), _lock_name(self._rank)):

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ovd_d2.cli.app import main
+from ovd_d2.region_store import RegionStore, verify
 
 OVD = [sys.executable, "-m", "ovd_d2.cli.app"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
@@ -115,6 +117,26 @@ def test_killed_and_finished_by_two_processes(tmp_path, data, capsys, monkeypatc
     assert content["images"][0]["file_name"] == "cat/001.jpg"
 
 
+@pytest.mark.slow
+def test_labels_and_their_region_store_by_two_processes(tmp_path, data):
+    """Both jobs in one connection of the processes; each box of the file is in the store."""
+    import tiny_clip_models
+
+    torch.save(tiny_clip_models.openai_clip_model().state_dict(), tmp_path / "tiny.pt")
+    out, store = tmp_path / "labels.json", tmp_path / "store"
+    more = ["--region-store", str(store), "--encoder", f"openai-clip:{tmp_path / 'tiny.pt'}"]
+    ran = run([*TORCHRUN, *words(data, out, *more)])
+    assert ran.returncode == 0, ran.stderr
+    assert f"{store}: 135 regions added" in ran.stdout  # by the first of the processes
+    found = RegionStore(store)
+    assert found.facts.dataset_name == f"labels:{out}" and verify(store) == []
+    content = json.loads(out.read_text())
+    assert sorted(found) == sorted(image["id"] for image in content["images"])
+    for annotation in content["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        assert found[annotation["image_id"]].boxes.tolist() == [[x, y, x + w, y + h]]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -122,6 +144,7 @@ def test_killed_and_finished_by_two_processes(tmp_path, data, capsys, monkeypatc
         (["--labels", "tags:x"], "--labels tags:x is unknown"),
         (["--detector", "hf:/nowhere/at/all"], "neither a folder nor a Hugging Face model"),
         (["--boxes", "objects"], "--labels are for --boxes labels"),
+        (["--region-store", "/nowhere/at/all"], "--region-store needs --encoder"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, data, capsys, changes, message):

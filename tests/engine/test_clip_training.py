@@ -168,30 +168,18 @@ def test_an_export_replaces_nothing_else_and_leaves_nothing_half(
 def test_export_of_another_model_is_refused(pairs, tmp_path, capsys, change, message):
     out = tmp_path / "run"
     out.mkdir()
-    (out / "config.yaml").write_text(config(pairs, out, *change).dump())
-    (out / "model_final.pth").write_bytes(b"")
+    cfg = config(pairs, out, *change)
+    (out / "config.yaml").write_text(cfg.dump())
+    cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "CLIP"])
+    torch.save(OpenVocabTrainer.build_model(cfg).state_dict(), out / "model_final.pth")
+    words = ["clip", "export", str(out / "model_final.pth")]
+    words += ["--out", str(tmp_path / "x.safetensors")]
     with pytest.raises(SystemExit) as done:
-        main(
-            [
-                "clip",
-                "export",
-                str(out / "model_final.pth"),
-                "--out",
-                str(tmp_path / "x.safetensors"),
-            ]
-        )
+        main(words)
     assert done.value.code == 2 and message in capsys.readouterr().err
     (out / "config.yaml").unlink()
     with pytest.raises(SystemExit):
-        main(
-            [
-                "clip",
-                "export",
-                str(out / "model_final.pth"),
-                "--out",
-                str(tmp_path / "x.safetensors"),
-            ]
-        )
+        main(words)
     assert "config.yaml does not exist" in capsys.readouterr().err
 
 

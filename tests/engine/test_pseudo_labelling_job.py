@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from tiny_detector import TRAIN, register, write_dataset
 from tiny_image_text import tiny_model
 
 from ovd_d2.errors import OVDError
+from ovd_d2.jobs import build_region_store
 from ovd_d2.jobs import pseudo_label as module
 from ovd_d2.jobs.pseudo_label import LabellingSettings, pseudo_label
+from ovd_d2.jobs.store_of_labels import LabelStoreSettings, build_store_of_labels
 from ovd_d2.proposals.build import build_region_proposer
-from ovd_d2.proposals.queries import AskedForLabels, AskedForObjects
+from ovd_d2.proposals.queries import AskedInWords, class_queries
 from ovd_d2.region_store import RegionStore
 
 
@@ -55,8 +58,8 @@ def fake(monkeypatch):
 
     def build(spec, vocabulary, category_ids, *, queries, **more):
         if vocabulary is None:
-            return AskedForObjects(detector, queries or ("all objects",))
-        return AskedForLabels(detector, vocabulary)
+            return AskedInWords(detector, queries or ("all objects",))
+        return AskedInWords(detector, class_queries(vocabulary))
 
     monkeypatch.setattr(module, "build_label_proposer", build)
     return detector
@@ -158,17 +161,18 @@ def test_objects_can_be_read_as_proposals(tmp_path, records, fake):
 
 @pytest.mark.parametrize("boxes", ["labels", "objects"])
 def test_a_region_store_of_the_boxes(tmp_path, records, fake, monkeypatch, boxes):
-    monkeypatch.setattr(module, "build_image_text_model", lambda spec, device: tiny_model())
+    monkeypatch.setattr(
+        build_region_store, "build_image_text_model", lambda spec, device: tiny_model()
+    )
     labels = "dataset" if boxes == "labels" else ""
     store = tmp_path / "store"
     told = []
-    report = pseudo_label(
-        settings(tmp_path, boxes=boxes, labels=labels, region_store=store, encoder="tiny"),
-        on_region_image=lambda *n: told.append(n),
-    )
+    report = pseudo_label(settings(tmp_path, boxes=boxes, labels=labels))
+    second = LabelStoreSettings(tmp_path / "out/labels.json", "tiny", store)
+    built = build_store_of_labels(second, lambda *n: told.append(n))
     found = RegionStore(store, expected_image_ids=[r["image_id"] for r in records])
     assert len(found) == 6 and found.facts.dataset_name == TRAIN and told[-1] == (6, 6)
-    assert report.regions == report.boxes == found.regions_per_image.sum()
+    assert built.regions == report.boxes == found.regions_per_image.sum()
     first = content(tmp_path)["annotations"][0]
     x, y, w, h = first["bbox"]
     boxes = found[first["image_id"]].boxes
@@ -184,11 +188,16 @@ def test_a_folder_with_a_turned_image(tmp_path, fake, monkeypatch):
     exif = picture.getexif()
     exif[0x0112] = 6
     picture.save(folder / "turned.jpg", exif=exif)
-    monkeypatch.setattr(module, "build_image_text_model", lambda spec, device: tiny_model())
+    monkeypatch.setattr(
+        build_region_store, "build_image_text_model", lambda spec, device: tiny_model()
+    )
     pseudo_label(
         settings(tmp_path, dataset="", images=str(tmp_path / "photos"), vocabulary="red, green",
-                 labels="folders", region_store=tmp_path / "store", encoder="tiny")
+                 labels="folders")
     )  # fmt: skip
+    build_store_of_labels(
+        LabelStoreSettings(tmp_path / "out/labels.json", "tiny", tmp_path / "store")
+    )
     found = content(tmp_path)
     assert found["images"] == [{"id": 1, "file_name": "turned.jpg", "height": 64, "width": 48}]
     assert found["annotations"][0]["bbox"] == [1, 2, 47, 62]
@@ -238,9 +247,6 @@ def test_an_output_that_is_no_plain_file_is_not_opened(tmp_path, records, fake):
     with pytest.raises(OVDError, match="--out.*no plain file"):
         pseudo_label(settings(tmp_path))
     (tmp_path / "out/labels.json").unlink()
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OVDError, match="--region-store.*no folder"):
-        pseudo_label(settings(tmp_path, region_store=tmp_path / "file/store", encoder="e"))
     assert not fake.asked and not list((tmp_path / "out").iterdir())
 
 
@@ -256,8 +262,6 @@ def test_an_output_that_is_no_plain_file_is_not_opened(tmp_path, records, fake):
          "json: is not asked in words"),
         ({"labels": ""}, r"--labels \(none\) is unknown"),
         ({"config_file": "x.yaml"}, "--config-file is for --detector model"),
-        ({"region_store": "x"}, "--region-store needs --encoder"),
-        ({"region_store": "x", "encoder": "e", "crops": "2x"}, "--crops 2x"),
         ({"topk": -1}, "--topk -1"),
         ({"dataset": "nonsense"}, "'nonsense', which is not registered"),
         ({"dataset": ""}, "either --dataset NAME or --images"),
@@ -271,3 +275,17 @@ def test_bad_settings_leave_nothing_behind(tmp_path, records, changes, message):
     with pytest.raises(OVDError, match=message):
         pseudo_label(settings(tmp_path, **changes))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder": ""}, "--region-store needs --encoder"),
+        ({"crops": "2x"}, "--crops 2x"),
+        ({"out": Path(__file__, "store")}, "--region-store.*no folder"),
+    ],
+)
+def test_bad_settings_of_a_store_are_found_before_there_are_labels(tmp_path, changes, message):
+    options = {"labels": tmp_path / "none.json", "encoder": "e", "out": tmp_path / "x", **changes}
+    with pytest.raises(OVDError, match=message):
+        LabelStoreSettings(**options)

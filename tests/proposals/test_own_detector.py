@@ -85,7 +85,7 @@ def test_a_run_folder_will_do_and_a_config_can_be_given(checkpoint, tmp_path):  
     assert torch.equal(boxes, same)
     for bad in (tmp_path / "model_final.pth", tmp_path):
         with pytest.raises(OVDError, match=r"--detector model:.* needs .*which does not exist"):
-            DetectedLabels(str(bad), VOCABULARY)
+            build_label_proposer(f"model:{bad}", VOCABULARY, ())
 
 
 def test_weights_of_another_model_are_refused(checkpoint, tmp_path):  # noqa: F811

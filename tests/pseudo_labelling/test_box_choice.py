@@ -5,7 +5,7 @@ import torch
 from torchvision.ops import box_iou
 
 from ovd_d2.language import Vocabulary
-from ovd_d2.proposals.queries import AskedForLabels, AskedForObjects
+from ovd_d2.proposals.queries import AskedInWords, class_queries
 from ovd_d2.pseudo_labelling import OBJECT_QUERIES, choose_for_label, choose_objects
 
 SIZE = (60, 80)  # height, width
@@ -76,10 +76,10 @@ class Noted:
 def test_labels_are_asked_for_by_name_and_objects_in_four_wordings():
     detector, image = Noted(), torch.zeros(3, *SIZE, dtype=torch.uint8)
     vocabulary = Vocabulary.from_names(["aerosol_can", "bow_(weapon)", "Dog"])
-    source = AskedForLabels(detector, vocabulary)
+    source = AskedInWords(detector, class_queries(vocabulary))
     assert len(source({}, image, (2, 0))) == 2 and source.name == "noted@1"
     assert detector.queries == ["every dog", "every aerosol can"]
-    assert len(AskedForObjects(detector)({}, image, (0,))) == 4
+    assert len(AskedInWords(detector, OBJECT_QUERIES)({}, image)) == 4
     assert detector.queries == list(OBJECT_QUERIES)
-    AskedForObjects(detector, ["all small objects"])({}, image, (0,))
+    AskedInWords(detector, ["all small objects"])({}, image)
     assert detector.queries == ["all small objects"]

@@ -6,7 +6,7 @@ from test_region_proposals import save_detr, save_owlv2, tiny_backbone
 from torchvision.ops import box_convert
 
 from ovd_d2.errors import OVDError
-from ovd_d2.proposals.huggingface_queries import HuggingFaceQueries, dino_text
+from ovd_d2.proposals.huggingface_detector import dino_text, open_huggingface_detector
 
 pytest.importorskip("transformers")
 QUERIES = ["every cat", "every red dog", "all objects"]
@@ -80,6 +80,10 @@ def model_and_folder(request, tmp_path_factory):
     return request.param, save(folder), folder
 
 
+def opened(folder, **options):
+    return open_huggingface_detector(folder, f"--detector hf:{folder}", queries=True, **options)
+
+
 def make_image():
     return (torch.rand(3, 48, 80, generator=torch.Generator().manual_seed(0)) * 255).byte()
 
@@ -87,12 +91,12 @@ def make_image():
 def test_every_query_gets_its_own_scores_whatever_it_is_batched_with(model_and_folder):
     _, _, folder = model_and_folder
     image = make_image()
-    together = HuggingFaceQueries(str(folder), batch=3)
+    together = opened(str(folder), batch=3)
     assert together.name.startswith("hf:") and "@" in together.name
     found = together(image, QUERIES)
     assert len(found) == 3 and together(image, []) == []
     for batch in (1, 2):
-        apart = HuggingFaceQueries(str(folder), batch=batch)(image, QUERIES)
+        apart = opened(str(folder), batch=batch)(image, QUERIES)
         for (boxes, scores), (expected, wanted) in zip(apart, found):
             torch.testing.assert_close(scores, wanted, atol=1e-5, rtol=0)
             torch.testing.assert_close(boxes, expected, atol=1e-2, rtol=0)
@@ -108,7 +112,7 @@ def test_every_query_gets_its_own_scores_whatever_it_is_batched_with(model_and_f
 def test_against_the_raw_outputs(model_and_folder):
     kind, model, folder = model_and_folder
     image = make_image()
-    boxes, scores = HuggingFaceQueries(str(folder))(image, ["every red dog"])[0]
+    boxes, scores = opened(str(folder))(image, ["every red dog"])[0]
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(folder)
@@ -131,6 +135,24 @@ def test_against_the_raw_outputs(model_and_folder):
     torch.testing.assert_close(boxes, expected[best.argsort(descending=True)], atol=1e-2, rtol=0)
 
 
+def test_objects_without_a_query(model_and_folder):
+    """OWLv2 by its own objectness, the others by the word "object"; OmDet-Turbo after its NMS."""
+    kind, model, folder = model_and_folder
+    detector, image = opened(str(folder)), make_image()
+    boxes, scores = detector.objects(image)
+    ((_, asked),) = detector(image, ["object"])
+    wanted = asked
+    if kind == "owl":
+        with torch.no_grad():
+            wanted = detector._forward(image, text=[["object"]]).objectness_logits[0].sigmoid()
+        assert not torch.allclose(wanted.sort().values, asked.sort().values)
+    assert boxes.shape == (len(scores), 4) and 0 < len(scores) <= len(wanted)
+    if kind != "omdet":
+        torch.testing.assert_close(scores.sort().values, wanted.sort().values)
+    else:
+        assert all((asked - score).abs().min() < 1e-6 for score in scores)
+
+
 def test_grounding_dino_is_asked_in_its_own_way():
     assert dino_text("every Red  dog") == "every red dog."
     assert dino_text("every dr. pepper.") == "every dr pepper."
@@ -139,10 +161,13 @@ def test_grounding_dino_is_asked_in_its_own_way():
 def test_what_cannot_be_asked_is_refused(tmp_path):
     save_detr(tmp_path / "detr")
     with pytest.raises(OVDError, match="is a detr, which cannot be asked for words"):
-        HuggingFaceQueries(str(tmp_path / "detr"))
+        opened(str(tmp_path / "detr"))
     (tmp_path / "config.json").write_text('{"model_type": "grounding-dino"}')
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(OVDError, match=r"--detector hf:.* cannot be used"):
-        HuggingFaceQueries(str(tmp_path))
+        opened(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(OVDError, match="its model_type is bert, detectors are conditional_detr, "):
+        opened(str(tmp_path))
     with pytest.raises(OVDError, match="neither a folder nor a Hugging Face model"):
-        HuggingFaceQueries(str(tmp_path / "nothing"))
+        opened(str(tmp_path / "nothing"))
