@@ -1,0 +1,138 @@
+"""Grounding captions with a predictor, the picture, and ``ovd ground`` as a process."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from ovd_d2.errors import OVDError
+from ovd_d2.inference import OpenVocabPredictor
+from ovd_d2.inference.grounding import as_caption, check_reads_captions
+from ovd_d2.structures import TokenSpans
+from ovd_d2.visualization.grounding import draw_grounding
+
+TESTS = Path(__file__).parents[1]
+ROOT = TESTS.parent
+CAPTION = "a cat on a red chair"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The yaml and random weights of the mini GLIP, and a picture."""
+    from detectron2.modeling import build_model
+
+    from ovd_d2.config_file import load_config
+
+    folder = tmp_path_factory.mktemp("glip")
+    overrides = {"GLIP.SCORE_THRESH_TEST": "0.0", "TIMM.WEIGHTS": "", "DEVICE": "cpu",
+                 "OPEN_VOCAB.VOCABULARY": "cat, chair"}  # fmt: skip
+    overrides = [word for key, value in overrides.items() for word in (f"MODEL.{key}", value)]
+    cfg = load_config(str(ROOT / "configs/mini/glip.yaml"), overrides)
+    torch.manual_seed(0)
+    torch.save({"model": build_model(cfg).state_dict()}, folder / "model_final.pth")
+    (folder / "config.yaml").write_text(cfg.dump())
+    pixels = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "photo.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predictor(run):
+    return OpenVocabPredictor(run / "config.yaml", run / "model_final.pth", device="cpu")
+
+
+def test_noun_phrases_are_found_in_the_picture(run, predictor):
+    found = predictor.ground(run / "photo.png", CAPTION)
+    assert found.caption.phrases() == ("cat", "red chair")
+    assert found.image.shape == (120, 160, 3)
+    assert found.instances.image_size == (120, 160)
+    assert set(found.instances.pred_classes.tolist()) == {0, 1}
+    assert predictor.vocabulary.names == ("cat", "chair")  # as it was
+
+
+def test_spans_of_ones_own_and_an_image_as_an_array(run, predictor):
+    pixels = np.asarray(Image.open(run / "photo.png"))
+    found = predictor.ground(pixels, CAPTION, [(2, 5)], input_format="RGB")
+    assert found.caption.phrases() == ("cat",)
+    again = predictor.ground(run / "photo.png", TokenSpans(CAPTION, (((2, 5),),)))
+    assert torch.equal(found.instances.scores, again.instances.scores)
+
+
+def test_the_vocabulary_is_predicted_by_the_same_model(run, predictor):
+    predictor.set_vocabulary("dog, red mug, spoon")
+    instances = predictor.predict(run / "photo.png")
+    predictor.set_vocabulary("cat, chair")
+    assert set(instances.pred_classes.tolist()) == {0, 1, 2}
+    assert predictor.encoder_id == ""
+
+
+@pytest.mark.parametrize(
+    ("caption", "spans", "message"),
+    [
+        ("", None, "caption is empty"),
+        ("and then of the", None, "has no noun phrase"),
+        (CAPTION, [(2, 50)], r"span \[2, 50\]"),
+        (CAPTION, [(5, 2)], r"span \[5, 2\]"),
+        (CAPTION, [[(2, 5), (11, 14)], (50, 51)], r"span \[50, 51\]"),
+    ],
+)
+def test_captions_that_cannot_be_used(caption, spans, message):
+    with pytest.raises(OVDError, match=message):
+        as_caption(caption, spans)
+
+
+def test_a_phrase_in_pieces():
+    caption = as_caption("red and white flag", [[(0, 3), (14, 18)], (8, 18)])
+    assert caption.phrases() == ("red flag", "white flag")
+
+
+def test_models_that_read_no_captions_say_so():
+    with pytest.raises(OVDError, match="Linear finds classes and reads no captions"):
+        check_reads_captions(torch.nn.Linear(1, 1))
+
+
+def test_the_caption_below_the_picture_has_the_colours_of_the_boxes():
+    instances = Instances((100, 200))
+    instances.pred_boxes = Boxes(torch.tensor([[10.0, 10, 60, 60], [80, 20, 180, 90]]))
+    instances.scores, instances.pred_classes = torch.tensor([0.9, 0.5]), torch.tensor([0, 1])
+    image = np.full((100, 200, 3), 255, np.uint8)
+    long = "a cat " * 40 + "on a red chair"
+    begin = len(long) - 9
+    drawn = draw_grounding(image, TokenSpans(long, (((2, 5),), ((begin, len(long)),))), instances)
+    assert drawn.shape[1] == 800 and drawn.shape[0] > 420
+    strip = drawn[400:]
+    from ovd_d2.visualization.detections import class_colour
+
+    for phrase in (0, 1):
+        assert (drawn[:400] == class_colour(phrase)).all(axis=2).any()
+        assert (strip == class_colour(phrase)).all(axis=2).any()
+
+
+@pytest.mark.slow
+def test_the_command(run):
+    ovd = Path(sys.executable).with_name("ovd")
+
+    def command(*words):
+        return subprocess.run(
+            [ovd, "ground", *words, "--config-file", "config.yaml", "--weights", "model_final.pth"],
+            cwd=run, capture_output=True, text=True, timeout=200,
+        )  # fmt: skip
+
+    done = command("photo.png", CAPTION, "--out", "out.jpg", "--json", "found.json",
+                   "--score-threshold", "0", "--topk", "7")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "cat: " in done.stdout and "red chair: " in done.stdout
+    content = json.loads((run / "found.json").read_text())
+    assert [p["text"] for p in content["phrases"]] == ["cat", "red chair"]
+    assert content["phrases"][1]["spans"] == [[11, 20]] and len(content["boxes"]) == 7
+    assert Image.open(run / "out.jpg").size[0] == 800
+
+    bad = command("photo.png", CAPTION, "--phrase", "dog")
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr == f"error: --phrase 'dog' is not in the caption {CAPTION!r}.\n"
