@@ -73,6 +73,8 @@ ROWS = {
     "rkd_weight_transfer": Row(
         "RKD all, weight transfer", "rkd_l1_relation", labels="rkd_base", **_RKD
     ),
+    "glip_late_fusion": Row("GLIP, late fusion"),
+    "glip": Row("GLIP"),
 }
 
 
@@ -83,7 +85,7 @@ def command(
     rows: str = typer.Option(",".join(ROWS), help="Which rows, separated by commas."),
     jobs: int = typer.Option(0, min=0, help="Trainings at once; 0: as many as there are cores."),
 ) -> None:
-    """Train and evaluate every variant of ViLD and RKD on mini; write a table of means."""
+    """Train and evaluate every variant of ViLD, RKD and GLIP on mini; write a table of means."""
     from ovd_d2.benchmarks.recipes import runs as recipe_runs
     from ovd_d2.errors import OVDError
     from ovd_d2.files.atomic import check_output_folder
@@ -196,6 +198,7 @@ def _report(done: "Mapping[str, Sequence[Run]]", out: Path, root: Path, seconds:
     """Writes summary.json, table.md and average_precision.png; prints the table."""
     from ovd_d2.benchmarks.recipes.runs import collect
     from ovd_d2.benchmarks.recipes.seeds import markdown_table, mean_and_spread
+    from ovd_d2.benchmarks.recipes.summary import GROUNDING
     from ovd_d2.files.atomic import atomic_write, write_json
     from ovd_d2.visualization.training_plots import plot_average_precision
 
@@ -208,10 +211,13 @@ def _report(done: "Mapping[str, Sequence[Run]]", out: Path, root: Path, seconds:
             "box": mean_and_spread([summary["box"] for summary in summaries]),
             "runs": summaries,
         }
+        if all("grounding" in found for found in summaries):
+            of_runs = [found["grounding"] for found in summaries]
+            rows[name]["grounding"] = mean_and_spread(of_runs, GROUNDING)
     dataset = next(iter(rows.values()))["runs"][0]["dataset"]
     summary = {"dataset": dataset, "rows": rows, "seconds": round(seconds, 1)}
     write_json(root / out / "summary.json", {**summary, "ovd_d2": __version__})
-    titled = {row["title"]: row["box"] for row in rows.values()}
+    titled = {row["title"]: {**row["box"], **row.get("grounding", {})} for row in rows.values()}
     with atomic_write(root / out / "table.md") as file:
         file.write(markdown_table(titled).encode())
     plot_average_precision(titled, dataset, root / out / "average_precision.png")
@@ -224,15 +230,14 @@ def _print_table(rows: Mapping[str, Any], dataset: str, seeds: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ovd_d2.benchmarks.recipes.seeds import cell
-    from ovd_d2.benchmarks.recipes.summary import METRICS
+    from ovd_d2.benchmarks.recipes.seeds import cell, columns
 
     title = f"Box AP in percent on {dataset}, mean of {seeds} seed(s) (range)"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("model", no_wrap=True)
-    for metric in METRICS:
+    for metric in columns(rows):
         table.add_column(metric, justify="right", no_wrap=True)
     for name, metrics in rows.items():
-        table.add_row(name, *[cell(metrics[metric]) for metric in METRICS])
+        table.add_row(name, *[cell(metrics.get(metric)) for metric in columns(rows)])
     console = Console()
     Console(width=max(console.width, 140)).print(table)

@@ -33,3 +33,10 @@ def test_the_table_has_a_row_per_model_and_a_column_per_metric():
     assert lines[0] == "| model | " + " | ".join(METRICS) + " |"
     assert lines[2] == "| a | " + " | ".join(["1.0"] * len(METRICS)) + " |"
     assert {line.count("|") for line in lines} == {len(METRICS) + 2}
+
+
+def test_rows_with_other_metrics_share_a_table():
+    grounded = {**mean_and_spread([metrics(1.0)]), **mean_and_spread([{"R@1": 2.0}], ["R@1"])}
+    lines = markdown_table({"a": mean_and_spread([metrics(1.0)]), "b": grounded}).splitlines()
+    assert lines[0].endswith("| AP50_novel | R@1 |")
+    assert lines[2].endswith("| 1.0 | - |") and lines[3].endswith("| 1.0 | 2.0 |")

@@ -23,5 +23,10 @@ def test_values_gaps_and_tasks():
     assert type(summary["box"]["AP"]) is float
 
 
+def test_phrases_of_captions():
+    results = {"phrase_grounding": {"R@1": 20.5, "R@5": 30.0}, "phrase_grounding_merged": {}}
+    assert summarise(results) == {"grounding": {"R@1": 20.5}}
+
+
 def test_nothing_evaluated():
     assert summarise({}) == {}

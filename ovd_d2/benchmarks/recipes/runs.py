@@ -226,10 +226,12 @@ def collect(run: Run, root: Path) -> dict[str, Any]:
         file = root / run.folder / "results.json"
         raise OVDError(f"{file} is missing or broken: remove {run.folder} and run again.")
     iteration, results = found
-    dataset = list(results)[-1]
+    with_boxes = [name for name, tasks in results.items() if "bbox" in tasks]
+    dataset = (with_boxes or list(results))[-1]
+    phrases = [tasks for tasks in results.values() if "phrase_grounding" in tasks][-1:]
     return {
         "title": run.title,
-        **summarise(results[dataset]),
+        **summarise({**results[dataset], **(phrases[0] if phrases else {})}),
         "seconds": round(run.record(root).get("seconds", 0), 1),
         "iterations": iteration,
         "dataset": dataset,

@@ -6,6 +6,7 @@ from typing import Any
 METRICS = ("AP", "AP_base", "AP_novel", "AP50_base", "AP50_novel")
 # Detectron2's task name: the name people read
 TASKS = {"bbox": "box", "segm": "segm"}
+GROUNDING = ("R@1",)  # of models that read captions: phrases whose best box is right
 
 
 def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
@@ -15,12 +16,15 @@ def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, f
         results: {task: {metric: value in percent}}, as evaluators return it.
 
     Returns:
-        {"box": {metric: value}, "segm": ...} with every one of :data:`METRICS`; None where a
-        metric is missing or not a number. Only the tasks that were evaluated are there.
+        {"box": {metric: value}, "segm": ...} with every one of :data:`METRICS`, "grounding" with
+        :data:`GROUNDING`; None where a metric is missing or not a number. Only the tasks that were
+        evaluated are there.
     """
+    asked = [(task, name, METRICS) for task, name in TASKS.items()]
+    asked.append(("phrase_grounding", "grounding", GROUNDING))
     return {
-        name: {metric: _number(results[task].get(metric)) for metric in METRICS}
-        for task, name in TASKS.items()
+        name: {metric: _number(results[task].get(metric)) for metric in metrics}
+        for task, name, metrics in asked
         if task in results
     }
 
