@@ -62,11 +62,11 @@ _FOLDER_NAMES = typer.Option("", help="json {folder: class name or synset}, for 
 
 # Options that belong to one task; the others belong to both.
 _OF_TASK = {
-    "grounding": {"score_threshold", "min_boxes", "noun_phrases"},
     "labels": {
         "boxes", "labels", "images", "vocabulary", "queries", "topk", "min_score", "folder_names",
         "other_phrases", "region_store", "encoder", "crops", "show", "num",
     },
+    "grounding": {"score_threshold", "min_boxes", "noun_phrases"},
 }  # fmt: skip
 
 
@@ -164,10 +164,11 @@ def _ground(settings: "CaptionLabellingSettings") -> None:
         f"{counts.phrases_without_box} of {counts.phrases} phrases got no box of score "
         f"{settings.score_threshold:g} or more"
     )
+    least = settings.min_boxes
+    lack = "without a box" if least == 1 else f"with fewer than {least} boxes"
     print(
-        f"{counts.images_left_out} of {counts.captions} images have fewer than "
-        f"{settings.min_boxes} boxes and are left out ({counts.captions_without_phrase} captions "
-        "have no noun phrase)"
+        f"{counts.images_left_out} of {counts.captions} images {lack} are left out; "
+        f"{counts.captions_without_phrase} captions have no noun phrase"
     )
     _print_work(report.done, report.seconds, len(report.unreadable))
 
