@@ -3,7 +3,6 @@
 Letters: K classes.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,9 @@ from detectron2.utils import comm
 from torch import Tensor
 
 import ovd_d2
-from ovd_d2.data.prefetch import MAX_UNREADABLE, read_ahead
 from ovd_d2.errors import OVDError
 from ovd_d2.files.atomic import check_output
+from ovd_d2.jobs.journalled_images import Share, label_images
 from ovd_d2.jobs.processes import OnImage, in_processes, process_device, wait_for_all
 from ovd_d2.language import Vocabulary
 from ovd_d2.proposals.build import build_label_proposer
@@ -213,52 +212,25 @@ class Labelling:
 
     def run(self, on_image: OnImage | None = None) -> LabellingReport:
         """Labels the images that are left, and writes the file when all are done."""
-        done, seconds, unreadable = 0, 0.0, ()
+        share = Share()
         todo = [r for r in self.records if self.labels is None or r["image_id"] in self.labels]
         if self.out.exists():
             journal.check_same(self.facts, read_label_file(self.out)["info"], str(self.out))
         else:
-            with journal.nothing_empty_left(self.out, alone=comm.get_world_size() == 1):
-                done, seconds, unreadable = self._find_boxes(todo, on_image)
+            share = label_images(self.out, self.facts, todo, self._label, on_image)
             if comm.is_main_process():
                 self._merge(todo)
             wait_for_all()
         content = read_label_file(self.out)
         return LabellingReport(
-            done,
-            seconds,
+            share.done,
+            share.seconds,
             sum(map(len, (self.labels or {}).values())),
             len(content["images"]),
             len(content["annotations"]),
             content["info"]["labels_without_box"],
-            unreadable,
+            share.unreadable,
         )
-
-    def _find_boxes(
-        self, todo: Records, on_image: OnImage | None
-    ) -> tuple[int, float, tuple[str, ...]]:
-        """Images done of this process's share in this run, seconds, unreadable files."""
-        folder = journal.parts_folder(self.out)
-        if comm.is_main_process():
-            journal.prepare(folder, self.facts)
-        wait_for_all()
-        rank = comm.get_rank()
-        known = {one.image_id for one in journal.finished(folder)}
-        share = todo[rank :: comm.get_world_size()]
-        left = [record for record in share if record["image_id"] not in known]
-        unreadable: list[str] = []
-        tell = on_image or (lambda done, of: None)
-        tell(len(share) - len(left), len(share))
-        images, start = 0, time.perf_counter()
-        with journal.Journal(folder, rank) as part:
-            allowed = MAX_UNREADABLE * len(share)
-            for record, image in read_ahead(left, unreadable, len(share), allowed):
-                part.append(self._label(record, image))
-                images += 1
-                tell(len(share) - len(left) + images + len(unreadable), len(share))
-        seconds = time.perf_counter() - start
-        wait_for_all()
-        return images, seconds, tuple(unreadable)
 
     def _label(self, record: dict[str, Any], image: Tensor) -> LabelledImage:
         """The boxes of an image, (3, H, W) uint8 RGB."""

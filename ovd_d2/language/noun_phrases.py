@@ -76,13 +76,21 @@ def noun_phrase_finder(how: str = AUTO) -> NounPhrases:
         OVDError: spaCy or the pipeline is not there.
     """
     if how == AUTO:
-        installed = all(importlib.util.find_spec(name) for name in ("spacy", DEFAULT_PIPELINE))
-        how = DEFAULT_PIPELINE if installed else STOP_WORDS
-        logger.info("Noun phrases are found by %s.", f"spaCy ({how})" if installed else how)
+        how = chosen_way()
+        by = how if how == STOP_WORDS else f"spaCy ({how})"
+        logger.info("Noun phrases are found by %s.", by)
     if how == STOP_WORDS:
         return phrases_between_stop_words
     pipeline = _load_pipeline(how)
     return lambda caption: spacy_noun_phrases(caption, pipeline)
+
+
+def chosen_way(how: str = AUTO) -> str:
+    """``how`` of :func:`noun_phrase_finder` without "auto": what that means on this machine."""
+    if how != AUTO:
+        return how
+    installed = all(importlib.util.find_spec(name) for name in ("spacy", DEFAULT_PIPELINE))
+    return DEFAULT_PIPELINE if installed else STOP_WORDS
 
 
 def _load_pipeline(name: str) -> Any:

@@ -9,6 +9,7 @@ from .box_choice import (
     OBJECT_QUERIES,
     Found,
     choose_for_label,
+    choose_for_phrase,
     choose_objects,
 )
 from .caption_labels import CaptionLabeller
@@ -34,6 +35,7 @@ __all__ = [
     "Found",
     "LabelledImage",
     "choose_for_label",
+    "choose_for_phrase",
     "choose_objects",
     "labelled_image",
     "read_label_file",

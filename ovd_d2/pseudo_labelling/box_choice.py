@@ -62,6 +62,18 @@ def choose_for_label(
     return boxes[:topk], scores[:topk]
 
 
+def choose_for_phrase(found: Found, size: tuple[int, int], least: float) -> Found:
+    """All boxes of one phrase that score ``least`` or more (GLIP, section 3.3), best first.
+
+    Args:
+        found: what the detector gives for the phrase, without duplicates.
+        size: (height, width) of the image.
+        least: score that a box must reach.
+    """
+    boxes, scores = cleaned(found, size)
+    return boxes[scores >= least], scores[scores >= least]
+
+
 def choose_objects(
     found: Sequence[Found],
     size: tuple[int, int],

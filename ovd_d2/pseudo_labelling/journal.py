@@ -45,7 +45,8 @@ class Journal:
     def append(self, one: LabelledImage) -> None:
         """Adds an image; it is done from now on, whatever happens to the process."""
         boxes = [[index, *box, score] for index, box, score in one.boxes]
-        line = json.dumps([one.image_id, one.height, one.width, boxes, one.without_box])
+        row = [one.image_id, one.height, one.width, boxes, one.without_box]
+        line = json.dumps([*row, one.phrases] if one.phrases else row)
         self._file.write(line.encode() + b"\n")
         self._file.flush()
 
@@ -106,13 +107,14 @@ def finished(folder: Path) -> Iterator[LabelledImage]:
                 if not line.endswith(b"\n"):
                     continue
                 try:
-                    image_id, height, width, rows, without = json.loads(line)
+                    image_id, height, width, rows, without, *more = json.loads(line)
                     boxes = tuple((int(k), (x, y, w, h), s) for k, x, y, w, h, s in rows)
+                    phrases = tuple((int(b), int(e)) for spans in more for b, e in spans)
                 except (ValueError, TypeError) as error:
                     raise OVDError(
                         f"{path} line {number} is damaged ({error}); remove {folder}"
                     ) from error
-                yield LabelledImage(image_id, height, width, boxes, without)
+                yield LabelledImage(image_id, height, width, boxes, without, phrases)
 
 
 @contextmanager

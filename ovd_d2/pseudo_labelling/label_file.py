@@ -21,6 +21,7 @@ from ovd_d2.data.datasets.annotation_check import LABELS, check_annotations
 from ovd_d2.data.datasets.annotation_files import read_json
 from ovd_d2.errors import OVDError
 from ovd_d2.files.atomic import atomic_write
+from ovd_d2.structures.grounding import Span
 
 from .box_choice import Found
 
@@ -38,6 +39,7 @@ class LabelledImage:
         height, width: of the image, turned as its EXIF orientation says.
         boxes: (class, [x, y, width, height], score) each, in pixels of the image.
         without_box: labels for which no box was found.
+        phrases: [begin, end) characters of the phrases of its caption, where classes are phrases.
     """
 
     image_id: int | str
@@ -45,10 +47,15 @@ class LabelledImage:
     width: int
     boxes: tuple[tuple[int, tuple[float, ...], float], ...]
     without_box: int = 0
+    phrases: tuple[Span, ...] = ()
 
 
 def labelled_image(
-    image_id: int | str, image: Tensor, classes: Sequence[int], chosen: Sequence[Found]
+    image_id: int | str,
+    image: Tensor,
+    classes: Sequence[int],
+    chosen: Sequence[Found],
+    phrases: Sequence[Span] = (),
 ) -> LabelledImage:
     """The boxes of an image as they are written.
 
@@ -57,6 +64,7 @@ def labelled_image(
         image: (3, H, W).
         classes: of ``chosen``.
         chosen: boxes (Ri, 4) xyxy and scores (Ri,) of each class, none to leave it out.
+        phrases: see :class:`LabelledImage`.
     """
     rows = []
     for index, (boxes, scores) in zip(classes, chosen):
@@ -66,7 +74,7 @@ def labelled_image(
             rows.append((int(index), xywh, round(score, 6)))
     without = sum(not len(boxes) for boxes, _ in chosen)
     height, width = image.shape[-2:]
-    return LabelledImage(image_id, height, width, tuple(rows), without)
+    return LabelledImage(image_id, height, width, tuple(rows), without, tuple(phrases))
 
 
 def write_label_file(

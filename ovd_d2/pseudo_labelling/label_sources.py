@@ -292,7 +292,9 @@ class LabelReader:
         return found[0] if found else None
 
 
-def fingerprint(records: Sequence[Mapping[str, Any]], labels: Labels | None) -> str:
+def fingerprint(
+    records: Sequence[Mapping[str, Any]], labels: Mapping[ImageId, Sequence[int | str]] | None
+) -> str:
     """Digest of which images there are and, if given, of their labels: what a resumed run must
     share with the one before."""
     rows = [[r["image_id"], os.path.basename(r["file_name"])] for r in records]

@@ -14,7 +14,7 @@ from tiny_detector import TRAIN, register, write_dataset
 from tiny_image_text import tiny_model
 
 from ovd_d2.errors import OVDError
-from ovd_d2.jobs import build_region_store
+from ovd_d2.jobs import build_region_store, journalled_images
 from ovd_d2.jobs import pseudo_label as module
 from ovd_d2.jobs.pseudo_label import LabellingSettings, pseudo_label
 from ovd_d2.jobs.store_of_labels import LabelStoreSettings, build_store_of_labels
@@ -212,7 +212,7 @@ def test_an_unreadable_image_is_left_out_and_named(tmp_path, records, fake, monk
         file.write(b"no image")
     with pytest.raises(OVDError, match="1 of 6 images cannot be read"):
         pseudo_label(settings(tmp_path))
-    monkeypatch.setattr(module, "MAX_UNREADABLE", 0.2)
+    monkeypatch.setattr(journalled_images, "MAX_UNREADABLE", 0.2)
     with caplog.at_level(logging.WARNING):
         report = pseudo_label(settings(tmp_path))
     assert report.unreadable == (records[3]["file_name"],)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ovd_d2.errors import OVDError
 from ovd_d2.language.noun_phrases import (
+    chosen_way,
     noun_phrase_finder,
     phrases_between_stop_words,
     spacy_noun_phrases,
@@ -97,9 +98,11 @@ def test_auto_says_what_it_takes(monkeypatch, caplog):
     with caplog.at_level("INFO", logger="ovd_d2"):
         assert noun_phrase_finder() is phrases_between_stop_words
     assert "found by stop-words" in caplog.text
+    assert chosen_way() == "stop-words" and chosen_way("de_core_news_sm") == "de_core_news_sm"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     monkeypatch.setitem(sys.modules, "spacy", SimpleNamespace(load=lambda name: Pipeline("a cat")))
     assert words("a cat", noun_phrase_finder()) == ["cat"]
+    assert chosen_way() == "en_core_web_sm" and chosen_way("stop-words") == "stop-words"
 
 
 @pytest.mark.parametrize(

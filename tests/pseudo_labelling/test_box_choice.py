@@ -6,7 +6,12 @@ from torchvision.ops import box_iou
 
 from ovd_d2.language import Vocabulary
 from ovd_d2.proposals.queries import AskedInWords, class_queries
-from ovd_d2.pseudo_labelling import OBJECT_QUERIES, choose_for_label, choose_objects
+from ovd_d2.pseudo_labelling import (
+    OBJECT_QUERIES,
+    choose_for_label,
+    choose_for_phrase,
+    choose_objects,
+)
 
 SIZE = (60, 80)  # height, width
 NAN = float("nan")
@@ -83,3 +88,13 @@ def test_labels_are_asked_for_by_name_and_objects_in_four_wordings():
     assert detector.queries == list(OBJECT_QUERIES)
     AskedInWords(detector, ["all small objects"])({}, image)
     assert detector.queries == ["all small objects"]
+
+
+def test_all_boxes_of_a_phrase_from_the_threshold_on():
+    """Overlapping ones too; cut to the image; no thin and no strange ones."""
+    rows = [[0, 0, 9, 9, 0.2], [5, 5, 90, 20, 0.7], [5, 5, 80, 21, 0.5], [3, 3, 3, 9, 0.9],
+            [0, 0, 9, 9, NAN]]  # fmt: skip
+    boxes, scores = choose_for_phrase(found(*rows), SIZE, 0.5)
+    assert boxes.tolist() == [[5, 5, 80, 20], [5, 5, 80, 21]]
+    assert scores.tolist() == pytest.approx([0.7, 0.5])
+    assert [len(values) for values in choose_for_phrase(found(), SIZE, 0.0)] == [0, 0]

@@ -84,6 +84,7 @@ entries = st.builds(
     LabelledImage, st.integers() | st.text(), st.integers(1, 9999), st.integers(1, 9999),
     st.lists(st.tuples(st.integers(0, 99), st.tuples(finite, finite, finite, finite), finite),
              max_size=3).map(tuple), st.integers(0, 9),
+    st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), max_size=3).map(tuple),
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ Letters: N images, P captions, L tokens, Gi targets of image i, R detections, K 
 Source: Li et al. 2022, "Grounded Language-Image Pre-training".
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -183,6 +184,18 @@ class GLIP(nn.Module):
         self.vocabulary: Vocabulary | None = classes
         self._captions: list[Prompt] = captions
         self._encoded.clear()
+
+    def cut_to_fit(self, caption: TokenSpans) -> TokenSpans:
+        """The caption as it is, or, if it is longer than the text backbone reads, cut behind the
+        last phrase up to which all phrases are read whole."""
+        text = caption.caption
+        offsets = self.text_backbone.tokenizer([text], truncate=True).offsets[0]
+        end = int(offsets.max())
+        if not text[end:].strip():
+            return caption
+        ends = [max(e for _, e in phrase) for phrase in caption.spans]
+        kept = list(itertools.takewhile(lambda last: last <= end, ends))
+        return TokenSpans(text[: max(kept, default=0)], caption.spans[: len(kept)])
 
     def train(self, mode: bool = True) -> "GLIP":
         self._encoded.clear()  # text features of weights that may change now
