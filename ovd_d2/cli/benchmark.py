@@ -18,6 +18,7 @@ from ovd_d2 import __version__
 from ovd_d2.benchmarks.recipes.commands import (
     build_regions,
     device_settings,
+    ground_captions,
     label_captions,
     ovd_script,
     say,
@@ -38,6 +39,7 @@ class Row:
         regions: the row whose RPN proposes the regions it learns from.
         per_image: how many of them.
         labels: the row whose RPN proposes the pseudo boxes of the captions' names.
+        captions: the row that finds the phrases of the captions.
     """
 
     title: str
@@ -46,11 +48,12 @@ class Row:
     regions: str = ""
     per_image: int = 0
     labels: str = ""
+    captions: str = ""
 
     @property
     def parents(self) -> set[str]:
         """The rows that have to be finished before."""
-        return {self.start, self.evaluates, self.regions, self.labels} - {""}
+        return {self.start, self.evaluates, self.regions, self.labels, self.captions} - {""}
 
 
 _VILD = {"regions": "vild_text", "per_image": 60}
@@ -75,6 +78,8 @@ ROWS = {
     ),
     "glip_late_fusion": Row("GLIP, late fusion"),
     "glip": Row("GLIP"),
+    "glip_longer": Row("GLIP, as long as the next", start="glip"),
+    "glip_self_training": Row("GLIP + self-training on captions", start="glip", captions="glip"),
 }
 
 
@@ -175,6 +180,10 @@ def _prepared(
         if row.labels not in labels:
             labels[row.labels] = label_captions(of_seed_1[row.labels], out, root)
         settings += ["DATASETS.SOURCES", str(_boxes_and(labels[row.labels]))]
+    if row.captions:
+        if row.captions not in labels:
+            labels[row.captions] = ground_captions(of_seed_1[row.captions], out, root)
+        settings += ["DATASETS.SOURCES", str(_boxes_captions_and(labels[row.captions]))]
     run = recipe_runs.Run(
         f"{name}-seed{seed}",
         row.title,
@@ -192,6 +201,20 @@ def _boxes_and(labels: Path) -> list[dict[str, Any]]:
     """``DATASETS.SOURCES`` of the yamls, with the label file of this benchmark."""
     opts = ["DATASETS.TRAIN", [f"labels:{labels}"]]
     return [{"NAME": "boxes", "RATIO": 1}, {"NAME": "image_labels", "RATIO": 1, "OPTS": opts}]
+
+
+def _boxes_captions_and(found: Path) -> list[dict[str, Any]]:
+    """``DATASETS.SOURCES`` of glip_self_training.yaml, with the captions of this benchmark."""
+
+    def captions(name: str, dataset: str) -> dict[str, Any]:
+        opts = ["DATASETS.TRAIN", [dataset], "INPUT.MAPPER", "GroundingMapper"]
+        return {"NAME": name, "RATIO": 1, "OPTS": opts}
+
+    return [
+        {"NAME": "boxes", "RATIO": 1},
+        captions("captions", "mini_v1_grounding_train"),
+        captions("web", f"grounding:{found}"),
+    ]
 
 
 def _report(done: "Mapping[str, Sequence[Run]]", out: Path, root: Path, seconds: float) -> None:

@@ -47,6 +47,10 @@ def test_every_row_has_its_yaml_and_the_yamls_agree_with_the_rows():
             named = benchmark._boxes_and("x")
             file = cfg.DATASETS.SOURCES[1]["OPTS"][1][0].removeprefix("labels:")
             assert cfg.DATASETS.SOURCES == benchmark._boxes_and(file) != named
+        assert ("web" in str(cfg.DATASETS.SOURCES)) == bool(row.captions)
+        if row.captions:
+            file = cfg.DATASETS.SOURCES[2]["OPTS"][1][0].removeprefix("grounding:")
+            assert benchmark._boxes_captions_and(file) == cfg.DATASETS.SOURCES
 
 
 def test_rows_go_on_from_their_parents(checkout, no_mini_build, capsys):

@@ -67,3 +67,15 @@ def label_captions(proposer: "Run", out: Path, root: Path) -> Path:
     words += ["--config-file", "configs/mini/rkd_labeller.yaml", "--out", str(labels)]
     recipe_runs.run_in_foreground(words, root, say)
     return labels
+
+
+def ground_captions(teacher: "Run", out: Path, root: Path) -> Path:
+    """``ovd pseudo-label --task grounding``: boxes of the phrases of the captions of the training
+    images, by a finished run that reads captions; the file, named by the run."""
+    from ovd_d2.benchmarks.recipes import runs as recipe_runs
+
+    found = out / f"grounded-{teacher.record(root)['digest'][:8]}.json"
+    words = [*_starter(), "pseudo-label", "--task", "grounding", "--dataset", "mini_v1_pairs"]
+    words += ["--detector", f"model:{teacher.folder}/model_final.pth", "--out", str(found)]
+    recipe_runs.run_in_foreground(words, root, say)
+    return found
