@@ -35,6 +35,9 @@ def add_keys(cfg: CN) -> None:
     # many (0: no other limit; the public code: 40 on LVIS). Names are context for each other, so
     # scores depend on it.
     _C.NAMES_PER_CAPTION = 0
+    # Manual prompts, for names that are to stand otherwise in a caption ("hand of a person"): json
+    # file {"class name": {"prefix": "", "name": "", "suffix": ""}}, each part optional; "" none.
+    _C.NAME_PROMPTS = ""
     # Pairs of image and caption that go through the head together at test time: speed for memory.
     _C.PAIRS_AT_ONCE = 4
     # What becomes a candidate: class score before centerness, then the best per level and caption.

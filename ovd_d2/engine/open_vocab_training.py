@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, DefaultTrainer
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -17,6 +18,7 @@ from ovd_d2.data.build import build_test_loader, build_train_loader
 from ovd_d2.data.named_datasets import register_named_files
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation import build_evaluator, check_evaluator
+from ovd_d2.evaluation.odinw import summarize_what_was_evaluated
 from ovd_d2.modeling.batch_norm import finish_model
 from ovd_d2.modeling.build import explained_build
 from ovd_d2.modeling.target_checks import EVALUATION, honour
@@ -161,7 +163,8 @@ class OpenVocabTraining:
         model: nn.Module,
         evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
     ) -> dict[str, Any]:
-        """Evaluates on every dataset of ``DATASETS.TEST``, each with its own vocabulary.
+        """Evaluates on every dataset of ``DATASETS.TEST``, each with its own vocabulary; of ODinW
+        the means are logged too.
 
         Args:
             cfg: the config.
@@ -185,6 +188,8 @@ class OpenVocabTraining:
             one.freeze()
             with vocabulary_for(cfg, getattr(model, "model", model), name):
                 results[name] = super().test(one, model, evaluators and [evaluators[i]])
+        if comm.is_main_process():
+            summarize_what_was_evaluated(results)
         return next(iter(results.values())) if len(results) == 1 else results
 
     @classmethod

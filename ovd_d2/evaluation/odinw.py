@@ -12,6 +12,8 @@ from ovd_d2.evaluation.splits import results_table
 
 logger = logging.getLogger(__name__)
 
+SUITES = ("odinw_13", "odinw_35")
+
 
 @dataclass(frozen=True)
 class ODinWSummary:
@@ -106,3 +108,22 @@ def summarize_odinw(
             *(suite, len(missing), len(splits), split, ", ".join(missing)),
         )
     return summary
+
+
+def summarize_what_was_evaluated(results: Mapping[str, Mapping[str, Any]]) -> ODinWSummary | None:
+    """:func:`summarize_odinw` of the suite and split that most of the evaluated data sets belong
+    to; None, and nothing is logged, unless several data sets of ODinW are among them.
+
+    Args:
+        results: registered name -> results.
+    """
+    evaluated = {name for name in results if name.startswith("odinw_")}
+    if len(evaluated) < 2:
+        return None
+
+    def fit(choice: tuple[str, str]) -> tuple[int, int]:
+        names = odinw_test_names(*choice)
+        return len(evaluated & set(names)), -len(names)
+
+    choices = [(suite, split) for suite in SUITES for split in ("default", "val", "test")]
+    return summarize_odinw(results, *max(choices, key=fit))

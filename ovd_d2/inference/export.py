@@ -136,9 +136,10 @@ def _write(
     (folder / WEIGHTS).write_bytes(content)
     write_json(folder / VOCABULARY, get_vocabulary(predictor.model).to_dict())
     dropped = _DROPPED
-    if Path(cfg.MODEL.OPEN_VOCAB.PROMPTS).is_file():
-        shutil.copyfile(cfg.MODEL.OPEN_VOCAB.PROMPTS, folder / PROMPTS)
-        dropped = (*dropped, "MODEL.OPEN_VOCAB.PROMPTS")  # the file in the folder stands for it
+    for file, key in PROMPTS.items():
+        if (source := Path(_get(cfg, key))).is_file():
+            shutil.copyfile(source, folder / file)
+            dropped = (*dropped, key)  # the file in the folder stands for it
     (folder / CONFIG).write_text(_inference_yaml(cfg, dropped), encoding="utf-8")
     facts = {
         "ovd_d2": __version__,

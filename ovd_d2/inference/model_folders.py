@@ -2,9 +2,9 @@
 
 A folder holds ``model.safetensors``, ``config.yaml``, ``facts.json`` (how it was trained, what it
 reaches, digest of the weights), ``vocabulary.json`` (the classes it was trained on) and, if its
-prompts are its own, ``prompts.txt``. Of the facts these decide what a user gets:
-``score_threshold``, the default below which detections are dropped; ``learned_from``, what kind of
-pictures it knows; ``attributes``, how far attributes can be relied on.
+prompts are its own, ``prompts.txt`` or ``name_prompts.json``. Of the facts these decide what a user
+gets: ``score_threshold``, the default below which detections are dropped; ``learned_from``, what
+kind of pictures it knows; ``attributes``, how far attributes can be relied on.
 """
 
 import json
@@ -23,7 +23,12 @@ from .arguments import check_score_threshold
 MODELS = Path(__file__).with_name("models")
 DEFAULT_MODEL = "mini"
 WEIGHTS, CONFIG, FACTS = "model.safetensors", "config.yaml", "facts.json"
-VOCABULARY, PROMPTS = "vocabulary.json", "prompts.txt"
+VOCABULARY = "vocabulary.json"
+# Files in a folder that stand for what the keys named where the model was trained.
+PROMPTS = {
+    "prompts.txt": "MODEL.OPEN_VOCAB.PROMPTS",
+    "name_prompts.json": "MODEL.GLIP.NAME_PROMPTS",
+}
 
 
 def packaged_models() -> list[str]:
@@ -87,7 +92,7 @@ def weights_of(folder: Path) -> Path:
 def config_of(folder: Path) -> CfgNode:
     """The config in ``folder``, its vocabulary and prompts being the files beside it."""
     cfg = load_config(os.fspath(folder / CONFIG))
-    for file, key in ((VOCABULARY, "VOCABULARY"), (PROMPTS, "PROMPTS")):
+    for file, key in {VOCABULARY: "MODEL.OPEN_VOCAB.VOCABULARY", **PROMPTS}.items():
         if (folder / file).is_file():
-            cfg.MODEL.OPEN_VOCAB[key] = str(folder / file)
+            cfg.merge_from_list([key, str(folder / file)])
     return cfg

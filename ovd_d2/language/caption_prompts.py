@@ -7,15 +7,17 @@ image becomes one caption of the classes it shows among random others.
 Letters: K classes of the vocabulary, Kp classes of one prompt, G boxes of an image, P prompts.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ovd_d2.encoders.caption_tokenizer import CaptionTokenizer
-from ovd_d2.errors import OVDError
+from ovd_d2.errors import OVDError, reason
 from ovd_d2.structures.grounding import TokenSpans
 
 SEPARATOR = ". "
@@ -53,6 +55,32 @@ class NamePrompt:
     prefix: str = ""
     name: str = ""
     suffix: str = ""
+
+
+def read_name_prompts(path: str) -> dict[str, NamePrompt]:
+    """Manual prompts of a json file: {"class name": {"prefix": ..., "name": ..., "suffix": ...}}.
+
+    Args:
+        path: the file; "": none.
+
+    Raises:
+        OVDError: the file cannot be read, or an entry is something else.
+    """
+    if not path:
+        return {}
+    try:
+        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        prompts = {name: NamePrompt(**parts) for name, parts in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise OVDError(
+            f"{path} cannot be read as prompts of class names ({reason(error)}): write a json file "
+            '{"class name": {"prefix": "", "name": "", "suffix": ""}}, each part optional.'
+        ) from error
+    for name, prompt in prompts.items():
+        wrong = [part for part in astuple(prompt) if not isinstance(part, str)]
+        if wrong:
+            raise OVDError(f"{path}: the prompt of {name!r} has {wrong[0]!r}, which is no text.")
+    return prompts
 
 
 @dataclass(frozen=True, eq=False)

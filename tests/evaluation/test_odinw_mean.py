@@ -9,7 +9,11 @@ from detectron2.data import DatasetCatalog
 import ovd_d2.data  # noqa: F401
 from ovd_d2.data.datasets.odinw import odinw_suite
 from ovd_d2.errors import OVDError
-from ovd_d2.evaluation.odinw import odinw_test_names, summarize_odinw
+from ovd_d2.evaluation.odinw import (
+    odinw_test_names,
+    summarize_odinw,
+    summarize_what_was_evaluated,
+)
 
 # GLIP-T without training: table 14 of the paper, and its mean
 GLIP_T = {
@@ -66,3 +70,15 @@ def test_another_split_does_not_count_and_nothing_is_no_error():
     summary = summarize_odinw({}, "odinw_35")
     assert len(summary.missing) == 35 and math.isnan(summary.mean_of_evaluated)
     assert not summarize_odinw({"odinw_pothole_val": {}}, "odinw_13").ap
+
+
+def test_the_suite_that_was_evaluated_is_summarised():
+    assert summarize_what_was_evaluated({"coco_2017_val": {}}) is None
+    names = odinw_test_names("odinw_13", "test")
+    assert summarize_what_was_evaluated({names[0]: {"bbox": {"AP": 5.0}}}) is None
+    results = {name: {"bbox": {"AP": 5.0}} for name in names}
+    summary = summarize_what_was_evaluated(results)
+    assert (summary.suite, summary.mean) == ("odinw_13", 5.0)
+    del results[names[3]]
+    summary = summarize_what_was_evaluated(results)
+    assert summary.suite == "odinw_13" and len(summary.missing) == 1 and summary.mean != 5.0

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from ovd_d2.encoders import CaptionTokenizer
 from ovd_d2.errors import OVDError
-from ovd_d2.language.caption_prompts import CaptionPrompts, NamePrompt, Prompt, clean_name
+from ovd_d2.language.caption_prompts import (
+    CaptionPrompts,
+    NamePrompt,
+    Prompt,
+    clean_name,
+    read_name_prompts,
+)
 from ovd_d2.structures import TokenSpans
 
 GOLDEN = json.loads(
@@ -253,3 +259,22 @@ def test_places_in_a_prompt():
     assert prompt.places(torch.zeros(0).long()).shape == (0,)
     nothing = Prompt(TokenSpans(""), torch.zeros(0).long())
     assert nothing.places(torch.tensor([1])).tolist() == [-1]
+
+
+def test_manual_prompts_of_a_file(tmp_path):
+    path = tmp_path / "prompts.json"
+    path.write_text('{"person": {"prefix": "hand of a "}, "pothole": {"name": "holes"}}')
+    found = read_name_prompts(str(path))
+    assert found == {"person": NamePrompt(prefix="hand of a "), "pothole": NamePrompt(name="holes")}
+    assert read_name_prompts("") == {}
+
+
+@pytest.mark.parametrize(
+    "content", ["[1]", "{", '{"a": "b"}', '{"a": {"sufix": "x"}}', '{"a": {"name": 1}}', None]
+)
+def test_bad_files_of_manual_prompts_are_one_sentence(tmp_path, content):
+    path = tmp_path / "prompts.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(OVDError, match=str(path)):
+        read_name_prompts(str(path))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
 from ovd_d2.language import Vocabulary, VocabularyLike, as_vocabulary, configured_vocabulary
-from ovd_d2.language.caption_prompts import CaptionPrompts, Prompt
+from ovd_d2.language.caption_prompts import CaptionPrompts, Prompt, read_name_prompts
 from ovd_d2.modeling.dense_heads import Candidates, GroundingHead, build_grounding_head
 from ovd_d2.modeling.target_checks import EVALUATION, TargetChecks
 from ovd_d2.modeling.text_backbone import build_text_backbone
@@ -144,7 +144,9 @@ class GLIP(nn.Module):
             "text_backbone": text_backbone,
             "head": build_grounding_head(cfg, shapes, text_backbone),
             "anchor_generator": build_anchor_generator(cfg, shapes),
-            "prompts": CaptionPrompts(text_backbone.tokenizer),
+            "prompts": CaptionPrompts(
+                text_backbone.tokenizer, prompts=read_name_prompts(keys.NAME_PROMPTS)
+            ),
             "vocabulary": configured_vocabulary(
                 cfg.MODEL.OPEN_VOCAB.VOCABULARY, cfg.DATASETS.TRAIN, cfg.DATASETS.NOVEL_NAMES
             ),
