@@ -150,6 +150,14 @@ def test_the_backbone_runs_once_and_words_are_read_once(monkeypatch):
     assert calls["text_backbone"] == 6 and not torch.equal(first.scores, second.scores)
 
 
+def test_other_weights_are_seen_at_once(monkeypatch):
+    model, other = small_glip(monkeypatch), small_glip(monkeypatch, seed=3)
+    model([sample()])
+    model.load_state_dict(other.state_dict())
+    same(model([sample()])[0]["instances"], other([sample()])[0]["instances"])
+    assert model.double()._encoded == {}
+
+
 @pytest.mark.parametrize("count", [1, 5000])
 def test_vocabularies_of_any_size(monkeypatch, count):
     model = small_glip(monkeypatch, FUSION=False, NUM_BLOCKS=1, PAIRS_AT_ONCE=200,

@@ -119,6 +119,7 @@ class GLIP(nn.Module):
             self.prompt_offset = nn.Parameter(torch.zeros(most, text_backbone.dim))
         self._train_only(tune)
         self._encoded: dict[int, list[_Encoded]] = {}
+        self.register_load_state_dict_post_hook(_forget_encoded)
         self._set_vocabulary(vocabulary)
 
     @classmethod
@@ -202,6 +203,10 @@ class GLIP(nn.Module):
     def train(self, mode: bool = True) -> "GLIP":
         self._encoded.clear()  # text features of weights that may change now
         return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "GLIP":
+        self._encoded.clear()  # they stay where the model was
+        return super()._apply(*args, **kwargs)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         return self.losses(batched_inputs) if self.training else self.inference(batched_inputs)
@@ -360,6 +365,11 @@ class GLIP(nn.Module):
         else:
             for part in self.head.projections():
                 part.requires_grad_(True)
+
+
+def _forget_encoded(model: GLIP, _: Any) -> None:
+    """A hook: the captions were encoded with other weights."""
+    model._encoded.clear()
 
 
 def _caption_of(sample: dict[str, Any]) -> TokenSpans | None:
