@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ovd_d2.cli.speed_tables import inference_table, machine, print_table, vocabulary_table
 from ovd_d2.errors import OVDError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ovd_d2.benchmarks.speed.detection_postprocessing import Cell
 
 app = typer.Typer(
@@ -60,13 +59,13 @@ def inference(
                 progress=status.update,
             )
         )
-    setting = {"proposals": proposals, "topk": topk, **_machine(device)}
+    setting = {"proposals": proposals, "topk": topk, **machine(device)}
     if as_json:
         print(
             json.dumps({**setting, "cells": [_inference_facts(cell) for cell in cells]}, indent=2)
         )
         return
-    _print_table(_inference_table(cells, setting))
+    print_table(inference_table(cells, setting))
     if any(cell.median("detectron2") is None for cell in cells):
         print(
             "skipped: Detectron2 on more than 5 million pairs, which takes minutes (about 350 s "
@@ -108,7 +107,7 @@ def regions(
         facts = [
             {
                 **asdict(result),
-                **_machine(result.device),
+                **machine(result.device),
                 "regions_per_second": {
                     what: {side: result.per_second(what, side) for side in SIDES} for what in kinds
                 },
@@ -121,12 +120,12 @@ def regions(
     from rich import box
     from rich.table import Table
 
-    machine = _machine(results[0].device)
+    facts = machine(results[0].device)
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         title=f"{images} images x {boxes} regions, random ViT-B/32, fp32; "
-        f"{machine['threads']} threads, torch {machine['torch']}",
+        f"{facts['threads']} threads, torch {facts['torch']}",
         caption="regions/s by the median run, ratio: median over pairs of runs; build: from JPEG "
         "files and boxes, ours to the flushed store; usual: PIL crop, CLIP's transform, batch of 1",
         title_justify="left",
@@ -138,14 +137,14 @@ def regions(
         for what in kinds:
             build = what == "build"
             table.add_row(
-                _machine(result.device)["device"],
+                machine(result.device)["device"],
                 what if build else "preprocessing alone",
                 str(result.batch),
                 *(f"{result.per_second(what, side):,.1f}" for side in SIDES),
                 f"{result.times_faster(what):,.2f}x",
                 f"{result.cosine:.5f}" if build else "",
             )
-    _print_table(table)
+    print_table(table)
 
 
 def _devices(wanted: str) -> list[str]:
@@ -204,7 +203,7 @@ def store(
             f"{ours / scale:,.{digits}f} {unit}",
             f"{result.times_faster(what):,.1f}x",
         )
-    _print_table(table)
+    print_table(table)
 
 
 @app.command()
@@ -238,7 +237,7 @@ def step(
     }
     result = measure_step(cfg, str(config_file), regions=counts, **how)
     parts = measure_roi_part(cfg, counts, **how)
-    facts = {"config": result.config, "rounds": rounds, **_machine(cfg.MODEL.DEVICE)}
+    facts = {"config": result.config, "rounds": rounds, **machine(cfg.MODEL.DEVICE)}
     rows = result.table()
     if as_json:
         roi_part = [{**vars(part), "median_ratio": part.median_ratio} for part in parts]
@@ -265,7 +264,7 @@ def step(
             _ratio(row["median_ratio"], row["quartiles"]),
             _ratio(row["median_ratio_to_plain"], row["quartiles_to_plain"]),
         )
-    _print_table(table)
+    print_table(table)
     for part in parts:
         print(
             f"Pooler and box head, {part.regions} regions per image beside the proposals: one pass "
@@ -273,22 +272,57 @@ def step(
         )
 
 
+@app.command()
+def vocabulary(
+    config_file: Path = typer.Option("configs/glip/glip_t_b.yaml", help="A GLIP."),
+    classes: str = typer.Option("10,80,300,1203,5000", help="Numbers of classes, with commas."),
+    size: str = typer.Option("480x640", help="Height and width of the image, in pixels."),
+    repeats: int = typer.Option(3, help="Timed runs of each side, after a first one."),
+    full: bool = typer.Option(
+        False, "--full", help="The usual way on all captions, not on three (minutes)."
+    ),
+    as_json: bool = _JSON,
+    opts: list[str] = typer.Argument(None, help="KEY value pairs for the config."),
+) -> None:
+    """GLIP with many classes, against its whole model run again on every caption of 40 names."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    import ovd_d2
+    from ovd_d2.benchmarks.speed.vocabulary import measure_vocabulary
+    from ovd_d2.engine.setup import load_config, use_cpu_without_gpu
+
+    numbers, pixels = _numbers("--classes", classes), _numbers("--size", size, "x")
+    if len(pixels) != 2:
+        raise OVDError(f"--size {size}: give height and width, such as 480x640.")
+    ovd_d2.register()
+    cfg = load_config(str(config_file), opts or [])
+    use_cpu_without_gpu(cfg)
+    with Console(stderr=True).status("") as status:
+        cells = list(
+            measure_vocabulary(
+                cfg, numbers, size=tuple(pixels), repeats=repeats, full=full, progress=status.update
+            )
+        )
+    setting = {"config": str(config_file), "size": pixels, **machine(cfg.MODEL.DEVICE)}
+    if as_json:
+        rows = [{**asdict(cell), "ratio": cell.ratio} for cell in cells]
+        print(json.dumps({**setting, "cells": rows}, indent=2))
+        return
+    print_table(vocabulary_table(cells, setting))
+
+
 def _ratio(median: float, quartiles: tuple[float, float]) -> str:
     return f"{median:.3f} ({quartiles[0]:.3f} to {quartiles[1]:.3f})"
 
 
-def _numbers(option: str, text: str) -> list[int]:
+def _numbers(option: str, text: str, separator: str = ",") -> list[int]:
     try:
-        return [int(number) for number in text.split(",")]
+        return [int(number) for number in text.split(separator)]
     except ValueError:
-        raise OVDError(f"{option} {text}: give whole numbers with commas.") from None
-
-
-def _machine(device: str) -> dict[str, Any]:
-    import torch
-
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
-    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+        wanted = "whole numbers with commas" if separator == "," else f"them as 1{separator}2"
+        raise OVDError(f"{option} {text}: give {wanted}.") from None
 
 
 def _inference_facts(cell: "Cell") -> dict[str, Any]:
@@ -307,55 +341,3 @@ def _inference_facts(cell: "Cell") -> dict[str, Any]:
             "peak_bytes": cell.peak_bytes.get(side),
         }
     return facts
-
-
-def _inference_table(cells: list["Cell"], setting: dict[str, Any]) -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    from ovd_d2.benchmarks.speed.detection_postprocessing import SCORE_THRESH
-
-    thresholds = ", ".join(f"{name} {value:g}" for name, value in SCORE_THRESH.items())
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        title=f"{setting['proposals']} proposals, {setting['topk']} detections; "
-        f"{setting['device']}, {setting['threads']} threads, torch {setting['torch']}",
-        caption="median seconds per image; MB: peak memory beyond the inputs; "
-        f"scores above: {thresholds}",
-        title_justify="left",
-        caption_justify="left",
-    )
-    for name in ("classes", "scores", "pairs", "ours s", "detectron2 s", "ratio"):
-        table.add_column(name, justify="left" if name == "scores" else "right", no_wrap=True)
-    for name in ("ours MB", "detectron2 MB", "detections"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for cell in cells:
-        theirs = cell.median("detectron2")
-        same = {None: "not compared", True: "identical", False: "DIFFERENT"}[cell.identical]
-        table.add_row(
-            f"{cell.num_classes:,}",
-            cell.scores,
-            f"{cell.pairs:,}",
-            f"{cell.median('ours'):.4f}",
-            "skipped" if theirs is None else f"{theirs:.4f}",
-            "" if theirs is None else f"{cell.ratio:,.1f}x",
-            _megabytes(cell, "ours"),
-            _megabytes(cell, "detectron2"),
-            f"{cell.detections} {same}",
-        )
-    return table
-
-
-def _megabytes(cell: "Cell", side: str) -> str:
-    peak = cell.peak_bytes.get(side)
-    return "" if peak is None else f"{peak / 1e6:,.1f}"
-
-
-def _print_table(table: "Table") -> None:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:  # never cut a line in a log
-        console = Console(width=200)
-    console.print(table)

@@ -7,6 +7,7 @@ Letters: N images, C channels, h x w size of a level; level l + 1 is the coarser
 import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -70,6 +71,8 @@ class DyConv(nn.Module):
             "finer": nn.Conv2d(channels, channels, 3, padding=1, stride=2),
         }
         self.convolutions = nn.ModuleDict(convolutions)
+        if dynamic:
+            self.convolutions.to(memory_format=torch.channels_last)  # as they are multiplied
         self.norms = nn.ModuleDict(
             {name: nn.GroupNorm(norm_groups, channels) for name in convolutions}
         )

@@ -30,7 +30,8 @@ def modulated_deform_conv2d(
         x: (N, C, H, W) float.
         offsets: (N, 2 T, h, w) in pixels of x; y before x for each tap, taps row by row.
         factors: (N, T, h, w).
-        weight: (O, C, kernel height, kernel width), float as x.
+        weight: (O, C, kernel height, kernel width), float as x; with the channels last in memory
+            it is not copied on CPU.
         bias: (O,).
         stride: of both axes.
         padding: of both axes, zeros.
@@ -49,8 +50,8 @@ def modulated_deform_conv2d(
     columns = F.embedding_bag(
         places.flatten(0, 3), pixels, per_sample_weights=shares.flatten(0, 3), mode="sum"
     )
-    kernels = weight.permute(2, 3, 1, 0).flatten(0, 2)  # (T C, O)
-    found = torch.addmm(bias, columns.view(number * height * width, len(kernels)), kernels)
+    kernels = weight.permute(0, 2, 3, 1).flatten(1)  # (O, T C)
+    found = F.linear(columns.view(number * height * width, kernels.shape[1]), kernels, bias)
     return found.view(number, height, width, len(weight)).permute(0, 3, 1, 2)
 
 

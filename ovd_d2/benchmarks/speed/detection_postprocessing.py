@@ -130,7 +130,7 @@ def _measure(
         def run(side: str = side) -> None:
             start = time.perf_counter()
             found[side] = SIDES[side](*arguments)
-            _wait_for(boxes.device)
+            wait_for(boxes.device)
             first[side] = time.perf_counter() - start
 
         cell.peak_bytes[side] = peak_memory(run, boxes.device)
@@ -140,7 +140,7 @@ def _measure(
             if first[side] + sum(cell.seconds[side]) < BUDGET:
                 start = time.perf_counter()
                 SIDES[side](*arguments)
-                _wait_for(boxes.device)
+                wait_for(boxes.device)
                 cell.seconds[side].append(time.perf_counter() - start)
     for side in sides:
         cell.seconds[side] = cell.seconds[side] or [first[side]]
@@ -162,7 +162,8 @@ def _identical(
     )
 
 
-def _wait_for(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until a GPU has done what it was told; a CPU has already."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

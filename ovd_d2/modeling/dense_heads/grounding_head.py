@@ -144,7 +144,7 @@ class GroundingHead(nn.Module):
         number, prompts = len(levels[0]), len(text) if every_pair else 1
         if self.tower.fuses:
             levels, text = self.tower(levels, text, text_mask, every_pair=every_pair)
-        visual = torch.cat([level.flatten(2) for level in levels], dim=2).transpose(1, 2)
+        visual = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
         visual = visual.unflatten(0, (number, -1))  # (N, P or 1, A, C)
         if every_pair and not self.tower.fuses:
             text = text[None]

@@ -46,7 +46,7 @@ class GroundingBlock(nn.Module):
     ) -> tuple[list[Tensor], Tensor, Tensor]:
         """Features, text and its mask after the block; B images and texts if ``every_pair``."""
         if self.fusion is not None:
-            visual = torch.cat([level.flatten(2) for level in features], dim=2).transpose(1, 2)
+            visual = torch.cat([level.flatten(2).transpose(1, 2) for level in features], dim=1)
             if self.checkpoint_fusion and self.training:
                 visual, text = checkpoint(
                     self.fusion, visual, text, text_mask, every_pair=every_pair, use_reentrant=False
