@@ -25,6 +25,9 @@ def add_keys(cfg: CN) -> None:
     # How a block reads the offsets of a coarser level: "resize" or, for weights of the public
     # release, "buffer" (by memory order, as they were trained).
     _C.COARSE_OFFSETS = "resize"
+    # First value of the learned factor on products of region and word. From 1 (GLIP) short
+    # trainings find the objects and hardly tell them apart.
+    _C.LOGIT_SCALE_INIT = 1.0
     # Weights of the losses on tokens, boxes (GIoU) and centerness.
     _C.LOSS_WEIGHTS = [1.0, 2.0, 1.0]
     # Detection data: most classes an image does not show in its caption, and how often it has all

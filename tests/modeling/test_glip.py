@@ -249,6 +249,13 @@ def test_prompt_tuning_starts_where_the_model_is(monkeypatch):
     assert not torch.allclose(first.scores[:5], second.scores[:5])
 
 
+def test_the_first_factor_on_products(monkeypatch):
+    with pytest.raises(OVDError, match="initial_scale is 0"):
+        small_glip(monkeypatch, LOGIT_SCALE_INIT=0.0)
+    model = small_glip(monkeypatch, LOGIT_SCALE_INIT=40.0)
+    assert float(model.head.alignment.log_scale.exp()) == pytest.approx(1 / 40)
+
+
 def test_an_unknown_tune_is_refused(monkeypatch):
     with pytest.raises(OVDError, match="MODEL.GLIP.TUNE is 'all'"):
         small_glip(monkeypatch, TUNE="all")

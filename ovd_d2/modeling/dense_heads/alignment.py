@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ovd_d2.errors import OVDError
+
 from .grounding_outputs import LOGIT_LIMIT
 
 
@@ -19,16 +21,30 @@ class AlignmentLogits(nn.Module):
     computed in fp32 under AMP too.
     """
 
-    def __init__(self, channels: int, text_width: int, *, positive_prior: float = 0.01) -> None:
+    def __init__(
+        self,
+        channels: int,
+        text_width: int,
+        *,
+        positive_prior: float = 0.01,
+        initial_scale: float = 1.0,
+    ) -> None:
         """
         Args:
             channels: C.
             text_width: Ct.
             positive_prior: probability that an untrained head gives to every token.
+            initial_scale: first value of 1 / exp(log_scale), the factor on products of region and
+                word.
+
+        Raises:
+            OVDError: ``initial_scale`` is not above 0.
         """
+        if initial_scale <= 0:
+            raise OVDError(f"initial_scale is {initial_scale}; it must be above 0.")
         super().__init__()
         self.projection = nn.Linear(text_width, channels)
-        self.log_scale = nn.Parameter(torch.zeros(1))
+        self.log_scale = nn.Parameter(torch.tensor([-math.log(initial_scale)]))
         self.text_bias = nn.Parameter(torch.zeros(text_width))
         self.bias = nn.Parameter(torch.tensor([-math.log((1 - positive_prior) / positive_prior)]))
 

@@ -73,4 +73,5 @@ def build_grounding_head(
             aggregation=keys.CLASS_SCORE,
         ),
         strides=[shape.stride for shape in shapes],
+        initial_scale=keys.LOGIT_SCALE_INIT,
     )

@@ -41,6 +41,7 @@ class GroundingHead(nn.Module):
         strides: Sequence[int] = (8, 16, 32, 64, 128),
         size_divisibility: int = 32,
         positive_prior: float = 0.01,
+        initial_scale: float = 1.0,
     ) -> None:
         """
         Args:
@@ -52,10 +53,13 @@ class GroundingHead(nn.Module):
             strides: of the levels, in pixels.
             size_divisibility: an image alone is padded to a multiple of it.
             positive_prior: probability that an untrained head gives to every token.
+            initial_scale: see :class:`AlignmentLogits`.
         """
         super().__init__()
         self.tower = tower
-        self.alignment = AlignmentLogits(channels, text_width, positive_prior=positive_prior)
+        self.alignment = AlignmentLogits(
+            channels, text_width, positive_prior=positive_prior, initial_scale=initial_scale
+        )
         self.box_deltas = nn.Linear(channels, 4)
         self.centerness = nn.Linear(channels, 1)
         for output in (self.box_deltas, self.centerness):
