@@ -20,9 +20,8 @@ from ovd_d2.structures import TokenSpans
 from .own_detector import model_name
 from .queries import QueryDetector
 
-NMS_IOU = (
-    0.5  # of a detector that gives a box per query slot; models that read captions have theirs
-)
+# Of a detector that gives a box per query slot; models that read captions have their own.
+NMS_IOU = 0.5
 
 
 class PhraseGrounder(Protocol):
