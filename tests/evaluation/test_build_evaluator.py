@@ -75,6 +75,9 @@ def test_the_type_decides(cfg, dataset):
 )
 def test_grounding_data_sets(cfg, dataset, monkeypatch, kind, evaluator):
     name = dataset(kind)
+    with pytest.raises(OVDError, match="asks for phrases of captions, which .* does not read"):
+        check_evaluator(cfg, name)
+    cfg.MODEL.META_ARCHITECTURE = "GLIP"
     cfg.DATASETS.NOVEL_NAMES = ["ant"]  # a data set without classes takes no notice
     record = {"image_id": 1, "sentence_id": 0, "phrases": [{"boxes": [[0, 0, 9, 9]]}]}
     monkeypatch.setattr(DatasetCatalog, "get", lambda name: [record])
