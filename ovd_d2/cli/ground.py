@@ -1,5 +1,6 @@
 """``ovd ground``: where are the things of a caption?"""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,10 +73,10 @@ def command(
 
 
 def _place(caption: str, phrase: str) -> tuple[int, int]:
-    begin = caption.lower().find(phrase.lower()) if phrase else -1
-    if begin < 0:
+    found = re.search(re.escape(phrase), caption, re.IGNORECASE) if phrase else None
+    if found is None:
         raise OVDError(f"--phrase {phrase!r} is not in the caption {caption!r}.")
-    return begin, begin + len(phrase)
+    return found.span()
 
 
 def _content(image: Path, found: "Grounding") -> dict[str, Any]:

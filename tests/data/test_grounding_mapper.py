@@ -28,6 +28,7 @@ MIRRORED = TokenSpans("the right dog, a cat", [[(4, 13)], [(17, 20)]])
 def cfg():
     cfg = get_cfg()
     add_ovd_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "GLIP"
     cfg.INPUT.MAPPER = "GroundingMapper"
     cfg.INPUT.MIN_SIZE_TRAIN = (48,)
     cfg.INPUT.RANDOM_FLIP = "none"
@@ -72,9 +73,10 @@ def test_images_and_boxes_are_those_of_the_mapper_of_boxes(cfg, record):
     cfg.INPUT.CROP.ENABLED = True
     for seed in range(5):
         samples = []
-        for kind in (OpenVocabDatasetMapper, GroundingMapper):
+        of_classes = {key: value for key, value in record.items() if key != "caption"}
+        for kind, one in ((OpenVocabDatasetMapper, of_classes), (GroundingMapper, record)):
             np.random.seed(seed)
-            samples.append(kind(cfg, True)(record))
+            samples.append(kind(cfg, True)(one))
         boxes, grounded = samples
         assert torch.equal(boxes["image"], grounded["image"])
         rows, phrases = boxes["instances"], grounded["instances"]
@@ -175,3 +177,12 @@ def test_captions_and_boxes_of_classes_can_be_mixed(cfg, mini_root, mixing):
     for sample in sum(batches, []):
         assert sample["instances"].has("gt_phrases") == ("caption" in sample)
         assert sample["instances"].has("gt_classes") == ("caption" not in sample)
+
+
+def test_phrases_are_not_taken_for_classes(cfg, record):
+    with pytest.raises(OVDError, match=r"image\.png are of phrases of a caption.*GroundingMapper"):
+        OpenVocabDatasetMapper(cfg, True)(record)
+    assert "image" in OpenVocabDatasetMapper(cfg, False)(record)
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    with pytest.raises(OVDError, match="GeneralizedRCNN does not read"):
+        build_mapper(cfg, True)

@@ -3,11 +3,20 @@
 import pytest
 import torch
 from detectron2.structures import Instances
-from small_glip import CAPTION, boxes_of, no_boxes, sample, small_glip
+from small_glip import (
+    CAPTION,
+    boxes_of,
+    no_boxes,
+    sample,
+    small_config,
+    small_glip,
+    small_text_backbone,
+)
 
 from ovd_d2.errors import OVDError
 from ovd_d2.language import Vocabulary
-from ovd_d2.modeling import OpenVocabularyModel, get_vocabulary, set_vocabulary
+from ovd_d2.modeling import GLIP, OpenVocabularyModel, get_vocabulary, set_vocabulary
+from ovd_d2.modeling.text_backbone import build_text_backbone
 from ovd_d2.structures import TokenSpans
 
 LOSSES = {"loss_token", "loss_box_reg", "loss_centerness"}
@@ -259,3 +268,63 @@ def test_the_first_factor_on_products(monkeypatch):
 def test_an_unknown_tune_is_refused(monkeypatch):
     with pytest.raises(OVDError, match="MODEL.GLIP.TUNE is 'all'"):
         small_glip(monkeypatch, TUNE="all")
+
+
+def test_boxes_of_a_caption_must_say_their_phrase(monkeypatch):
+    model = small_glip(monkeypatch).train()
+    with pytest.raises(OVDError, match="set INPUT.MAPPER GroundingMapper"):
+        model([sample(instances=boxes_of(gt_classes=[0, 1]), caption=CAPTION)])
+    with pytest.raises(OVDError, match="caption of an image is a str"):
+        model([sample(instances=boxes_of(gt_phrases=[0, 1]), caption="a cat")])
+
+
+def test_one_anchor_per_location(monkeypatch):
+    cfg = small_config()
+    cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [[0.5, 1.0]]
+    monkeypatch.setattr(
+        "ovd_d2.modeling.meta_arch.glip.build_text_backbone", lambda cfg: small_text_backbone()
+    )
+    with pytest.raises(OVDError, match="2 anchors per location"):
+        GLIP(cfg)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("bert", "MODEL.TEXT_BACKBONE.MODEL is 'bert'; write hf:"),
+        ("hf:/nowhere/at/all", "neither a folder nor a Hugging Face model"),
+    ],
+)
+def test_text_backbones_that_cannot_be_had(spec, message):
+    cfg = small_config()
+    cfg.MODEL.TEXT_BACKBONE.MODEL = spec
+    with pytest.raises(OVDError, match=message):
+        build_text_backbone(cfg)
+    cfg.MODEL.TEXT_BACKBONE.NAME = "Nobody"
+    with pytest.raises(OVDError, match="'Nobody'; there are: HuggingFaceTextBackbone"):
+        build_text_backbone(cfg)
+
+
+def test_a_text_backbone_of_a_folder_is_fine_tuned_or_kept(tmp_path):
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    from ovd_d2.encoders.huggingface import packaged_minilm_folder
+
+    shape = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                       intermediate_size=32)  # fmt: skip
+    saved = BertModel(shape)
+    saved.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(packaged_minilm_folder()).save_pretrained(tmp_path)
+    cfg = small_config()
+    cfg.MODEL.TEXT_BACKBONE.MODEL = f"hf:{tmp_path}"
+    for freeze in (False, True):
+        cfg.MODEL.TEXT_BACKBONE.FREEZE = freeze
+        backbone = build_text_backbone(cfg).train()
+        assert (backbone.dim, backbone.num_heads) == (16, 2)
+        assert backbone.model.training != freeze
+        tokens = backbone.tokenizer(["a cat", "a very red mug"])
+        text = backbone(tokens)
+        assert text.shape == (2, tokens.ids.shape[1], 16) and text.requires_grad != freeze
+    with torch.no_grad():
+        alone = backbone(backbone.tokenizer(["a cat"]))[0]
+    torch.testing.assert_close(text[0, : len(alone)], alone)  # padding changes nothing

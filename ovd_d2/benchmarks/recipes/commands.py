@@ -76,6 +76,8 @@ def ground_captions(teacher: "Run", out: Path, root: Path) -> Path:
 
     found = out / f"grounded-{teacher.record(root)['digest'][:8]}.json"
     words = [*_starter(), "pseudo-label", "--task", "grounding", "--dataset", "mini_v1_pairs"]
+    # As datasets/README.md has it: scores of a teacher of few iterations are low.
+    words += ["--score-threshold", "0.4"]
     words += ["--detector", f"model:{teacher.folder}/model_final.pth", "--out", str(found)]
     recipe_runs.run_in_foreground(words, root, say)
     return found

@@ -168,12 +168,9 @@ def detect_usually(model: nn.Module, image: Tensor, prompts: Sequence[Prompt]) -
     for prompt in prompts:
         anchors, outputs, tokens, size = _outputs(model, image, prompt)
         maps = [prompt.spans.token_map(tokens.offsets[0])]
-        # Numbers in the caption first: NMS adds multiples of them to coordinates, which rounds.
-        numbers = torch.arange(len(prompt.class_numbers), device=model.device)
-        candidates = model.head.candidates(anchors, outputs, [size], maps, [numbers])
-        (rows,) = model.head.select(candidates, [size])
-        rows.pred_classes = prompt.class_numbers.to(model.device)[rows.pred_classes]
-        found.append(rows)
+        numbers = [prompt.class_numbers.to(model.device)]
+        candidates = model.head.candidates(anchors, outputs, [size], maps, numbers)
+        found += model.head.select(candidates, [size])
     return Instances.cat(found)
 
 

@@ -22,7 +22,7 @@ from ovd_d2.data.model_kind import check_heads_are_used
 from ovd_d2.errors import OVDError
 from ovd_d2.files import images
 from ovd_d2.files.images import MAX_PIXELS, UnreadableImageError
-from ovd_d2.structures import Supervision
+from ovd_d2.structures import Supervision, TokenSpans
 from ovd_d2.structures.class_numbering import mark_numbering, numbering_of
 
 DATASET_MAPPER_REGISTRY = Registry("DATASET_MAPPER")
@@ -88,6 +88,8 @@ class OpenVocabDatasetMapper(DatasetMapper):
     add target rows override ``_transform_annotations``; those whose targets are no classes,
     ``targets_from_config`` too.
     """
+
+    reads_captions = False  # whether boxes of phrases become targets
 
     @configurable
     def __init__(
@@ -156,6 +158,11 @@ class OpenVocabDatasetMapper(DatasetMapper):
         Raises:
             UnreadableImageError: naming the file and the reason.
         """
+        if self.is_train and not self.reads_captions and has_phrases(dataset_dict):
+            raise OVDError(
+                f"The boxes of {dataset_dict['file_name']} are of phrases of a caption, not of "
+                "classes: set INPUT.MAPPER GroundingMapper."
+            )
         sample = copy.deepcopy(dataset_dict)
         aug_input = T.AugInput(self._read_pixels(sample), sem_seg=self._read_sem_seg(sample))
         transforms = self.augmentations(aug_input)
@@ -246,6 +253,11 @@ def _with_labels(
     )
     classes = torch.tensor([a["category_id"] for a in labels], dtype=torch.int64)[left]
     return followed_by(targets, boxes, classes, Supervision.IMAGE_LABEL)
+
+
+def has_phrases(record: dict[str, Any]) -> bool:
+    """Whether the classes of a record's annotations are numbers of phrases of its caption."""
+    return isinstance(record.get("caption"), TokenSpans)
 
 
 def build_mapper(cfg: CfgNode, is_train: bool) -> DatasetMapper:

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 
 from ovd_d2.data.mappers.detection import DATASET_MAPPER_REGISTRY, OpenVocabDatasetMapper
+from ovd_d2.data.model_kind import reads_captions
 from ovd_d2.errors import OVDError
 from ovd_d2.language.noun_phrases import swap_left_right
 from ovd_d2.structures import TokenSpans
@@ -26,6 +27,8 @@ class GroundingMapper(OpenVocabDatasetMapper):
     training also ``instances`` with ``gt_boxes`` (Ri, 4) and ``gt_phrases`` (Ri,) int64, indices
     into ``caption.spans``; no class numbers. An image without boxes keeps its caption.
     """
+
+    reads_captions = True
 
     @configurable
     def __init__(self, is_train: bool, *, swaps_left_right: bool = True, **kwargs: Any) -> None:
@@ -50,8 +53,14 @@ class GroundingMapper(OpenVocabDatasetMapper):
         """Nothing: phrases have no place in a vocabulary, and no teacher's regions.
 
         Raises:
-            OVDError: the config names a region store.
+            OVDError: a model that reads no captions, or the config names a region store.
         """
+        if not reads_captions(cfg):
+            raise OVDError(
+                "INPUT.MAPPER GroundingMapper gives phrases of captions, which "
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} does not read: take GLIP, "
+                "or data sets of classes with another mapper."
+            )
         if cfg.DATASETS.REGION_STORE:
             raise OVDError(
                 "INPUT.MAPPER GroundingMapper makes no use of DATASETS.REGION_STORE: set it to ''."

@@ -18,7 +18,7 @@ _BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 
 def build_grounding_head(
-    cfg: CfgNode, shapes: Sequence[ShapeSpec], text_backbone: nn.Module
+    cfg: CfgNode, shapes: Sequence[ShapeSpec], text_backbone: nn.Module, size_divisibility: int
 ) -> GroundingHead:
     """The head that ``MODEL.GLIP`` describes.
 
@@ -26,6 +26,7 @@ def build_grounding_head(
         cfg: reads ``MODEL.GLIP`` and ``TEST.DETECTIONS_PER_IMAGE``.
         shapes: of the levels, finest first.
         text_backbone: with ``dim`` and ``num_heads``.
+        size_divisibility: what the backbone pads images to a multiple of; 0: to none.
 
     Raises:
         OVDError: sizes that do not fit together.
@@ -73,5 +74,6 @@ def build_grounding_head(
             aggregation=keys.CLASS_SCORE,
         ),
         strides=[shape.stride for shape in shapes],
+        size_divisibility=size_divisibility,
         initial_scale=keys.LOGIT_SCALE_INIT,
     )

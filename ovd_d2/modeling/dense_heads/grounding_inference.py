@@ -6,10 +6,10 @@ Letters: N images, P prompts, Kp classes of prompt p, A anchors, L tokens, R can
 from collections.abc import Sequence
 
 import torch
-from detectron2.layers import batched_nms
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
+from torchvision.ops import batched_nms
 
 from ovd_d2.errors import OVDError
 
@@ -159,7 +159,9 @@ class GroundingInference:
         """
         results = []
         for (boxes, scores, classes), size in zip(candidates, image_sizes):
-            kept = batched_nms(boxes, scores, classes, self.nms_threshold)[: self.max_detections]
+            # Double: multiples of class numbers are added to coordinates, which fp32 would round.
+            kept = batched_nms(boxes.double(), scores.double(), classes, self.nms_threshold)
+            kept = kept[: self.max_detections]
             fields = {
                 "pred_boxes": Boxes(boxes[kept]),
                 "scores": scores[kept],

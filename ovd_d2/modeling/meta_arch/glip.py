@@ -140,11 +140,17 @@ class GLIP(nn.Module):
             )
         text_backbone = build_text_backbone(cfg)
         shapes = [shapes[name] for name in keys.IN_FEATURES]
+        anchors = build_anchor_generator(cfg, shapes)
+        if set(anchors.num_anchors) != {1}:
+            raise OVDError(
+                f"MODEL.ANCHOR_GENERATOR makes {max(anchors.num_anchors)} anchors per location, "
+                "GLIP has one: give one of SIZES per level, and ASPECT_RATIOS [[1.0]]."
+            )
         return {
             "backbone": backbone,
             "text_backbone": text_backbone,
-            "head": build_grounding_head(cfg, shapes, text_backbone),
-            "anchor_generator": build_anchor_generator(cfg, shapes),
+            "head": build_grounding_head(cfg, shapes, text_backbone, backbone.size_divisibility),
+            "anchor_generator": anchors,
             "prompts": CaptionPrompts(
                 text_backbone.tokenizer, prompts=read_name_prompts(keys.NAME_PROMPTS)
             ),
@@ -236,6 +242,11 @@ class GLIP(nn.Module):
         """Per image its caption, and its targets with ``gt_boxes`` and ``gt_phrases``."""
         targets = [sample["instances"].to(self.device) for sample in batched_inputs]
         captions = [_caption_of(sample) for sample in batched_inputs]
+        if any(c is not None and not t.has("gt_phrases") for c, t in zip(captions, targets)):
+            raise OVDError(
+                "An image has a caption, but its boxes do not say of which phrase they are "
+                "(gt_phrases): set INPUT.MAPPER GroundingMapper for data sets of captions."
+            )
         plain = [i for i, caption in enumerate(captions) if caption is None]
         if not plain:
             return captions, targets
