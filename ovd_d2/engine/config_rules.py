@@ -203,13 +203,25 @@ _KEYS: tuple[tuple[Rule, str, str], ...] = (  # rule, prefix, keys below it
     (whole(-1), "MODEL.IMAGE_BRANCH.", "NUM_CONV CONV_DIM NUM_FC FC_DIM"),
     (each(ABOVE_0), "MODEL.IMAGE_BRANCH.", "CROP_SCALES"),
     (one_of("crop", "squash"), "MODEL.CLIP.", "RESIZE"),
+    (COUNT, "MODEL.", "GLIP.NUM_BLOCKS GLIP.NORM_GROUPS GLIP.FUSION_DIM GLIP.FUSION_HEADS "
+     "GLIP.MAX_NEGATIVES GLIP.PAIRS_AT_ONCE GLIP.TOPK_CANDIDATES_TEST TEXT_BACKBONE.MAX_TOKENS "
+     "SWIN.EMBED_DIM SWIN.WINDOW_SIZE"),
+    (COUNT_OR_0, "MODEL.GLIP.", "NAMES_PER_CAPTION"),
+    (SHARE, "MODEL.GLIP.", "ALL_NEGATIVES_PROB SCORE_THRESH_TEST NMS_THRESH_TEST"),
+    (BELOW_1, "MODEL.", "GLIP.DROPOUT SWIN.DROP_PATH_RATE TIMM.DROP_PATH_RATE"),
+    (ABOVE_0, "MODEL.GLIP.", "LOGIT_SCALE_INIT"),
+    (each(at_least(0), 3), "MODEL.GLIP.", "LOSS_WEIGHTS"),
+    (one_of("buffer", "resize"), "MODEL.GLIP.", "COARSE_OFFSETS"),
+    (one_of("mean", "max"), "MODEL.GLIP.", "CLASS_SCORE"),
+    (each(COUNT, 4), "MODEL.SWIN.", "DEPTHS NUM_HEADS"),
+    (whole(-1), "MODEL.SWIN.", "FREEZE_STAGES"),
 )  # fmt: skip
 RULES: dict[str, Rule] = {
     prefix + key: rule for rule, prefix, keys in _KEYS for key in keys.split()
 }
 
 
-_OUR_MAPPERS = ("OpenVocabDatasetMapper", "ImageTextPairMapper")
+_OUR_MAPPERS = ("OpenVocabDatasetMapper", "ImageTextPairMapper", "GroundingMapper")
 
 
 def _channels(cfg: CfgNode) -> str | None:

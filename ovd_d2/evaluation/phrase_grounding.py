@@ -21,12 +21,11 @@ import numpy as np
 import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode, Instances
-from detectron2.utils import comm
 from torch import Tensor
 from torchvision.ops import box_iou
 
 from ovd_d2.errors import OVDError
-from ovd_d2.evaluation.splits import results_table
+from ovd_d2.evaluation.splits import of_all_processes, results_table
 
 logger = logging.getLogger(__name__)
 
@@ -312,12 +311,9 @@ class PhraseGroundingEvaluator(DatasetEvaluator):
         Raises:
             OVDError: a sentence was not predicted.
         """
-        gathered = [self._found]
-        if self._distributed:
-            comm.synchronize()
-            gathered = comm.gather(self._found, dst=0)
-            if not comm.is_main_process():
-                return {}
+        gathered = of_all_processes(self._found, self._distributed)
+        if gathered is None:
+            return {}
         types = [phrase.types for phrases in self._targets.values() for phrase in phrases]
         results = {}
         for protocol in self._protocols:

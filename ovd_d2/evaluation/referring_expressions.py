@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils import comm
 from torch import Tensor
 from torchvision.ops import box_iou, generalized_box_iou
 
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation.phrase_grounding import NEVER
-from ovd_d2.evaluation.splits import results_table
+from ovd_d2.evaluation.splits import of_all_processes, results_table
 
 logger = logging.getLogger(__name__)
 
@@ -193,12 +192,9 @@ class ReferringExpressionEvaluator(DatasetEvaluator):
         Raises:
             OVDError: an expression was not predicted.
         """
-        gathered = [self._found]
-        if self._distributed:
-            comm.synchronize()
-            gathered = comm.gather(self._found, dst=0)
-            if not comm.is_main_process():
-                return {}
+        gathered = of_all_processes(self._found, self._distributed)
+        if gathered is None:
+            return {}
         found: dict[Any, int] = {}
         for of_process in gathered:
             found = {**of_process, **found}

@@ -1,10 +1,12 @@
-"""Splits of the class list that open-vocabulary results are reported on, and their table."""
+"""Splits of the class list that open-vocabulary results are reported on, their table, and results
+of several processes."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from detectron2.utils import comm
 from tabulate import tabulate
 
 from ovd_d2.errors import OVDError
@@ -68,3 +70,13 @@ def results_table(
         disable_numparse=True,
         colalign=("left", *("right" for _ in columns)),
     )
+
+
+def of_all_processes(found: Any, distributed: bool) -> list[Any] | None:
+    """``found`` of every process in the order of ranks, on the main process; None on the others.
+    Every process must call it, unless not ``distributed``."""
+    if not distributed:
+        return [found]
+    comm.synchronize()
+    gathered = comm.gather(found, dst=0)
+    return gathered if comm.is_main_process() else None

@@ -36,7 +36,7 @@ def draw_grounding(image: np.ndarray, caption: TokenSpans, instances: Instances)
 
 
 def _caption_strip(caption: TokenSpans, width: int) -> np.ndarray:
-    """(h, width, 3) uint8: the caption, its phrases underlaid with their colours, in lines."""
+    """(h, width, 3) uint8: the caption, its phrases underlined in their colours, in lines."""
     font = label_font(max(16, width // 45))
     pad = font.size // 2
     colours = _colour_of_characters(caption)
