@@ -1,6 +1,7 @@
 """GLIP's checkpoints: every key, both ways."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -105,3 +106,27 @@ def test_optional_heads_are_left_out_by_name():
     extras = {key: torch.zeros(1) for key in RELEASED["optional_extra_keys"]["keys"]}
     found = from_glip({**released("glip_T"), **extras})
     assert set(extras) <= set(found.left_out)
+
+
+@pytest.mark.slow
+def test_the_command(monkeypatch, tmp_path):
+    ovd = Path(sys.executable).with_name("ovd")
+
+    def command(*words):
+        return subprocess.run(
+            [ovd, "convert", "glip", *words], cwd=tmp_path, capture_output=True, text=True,
+            timeout=120,
+        )  # fmt: skip
+
+    ours = small_glip(monkeypatch).state_dict()
+    torch.save({"model": ours}, tmp_path / "ours.pth")
+    done = command("ours.pth", "--reverse", "--out", "theirs.pth")
+    assert done.returncode == 0 and "cls_logits" in done.stdout, done.stderr
+    done = command("theirs.pth")
+    assert done.returncode == 0, done.stderr
+    assert f"theirs_converted.pth: {len(ours)} tensors" in done.stdout
+    assert "NUM_BLOCKS 2, FUSION True, COARSE_OFFSETS buffer" in done.stdout
+    for bad in ("ours.pth", "none.pth", "theirs_converted.pth"):
+        done = command(bad, "--out", "new.pth")
+        assert done.returncode == 2 and done.stderr.startswith("error: "), done.stderr
+        assert done.stderr.count("\n") == 1 and not (tmp_path / "new.pth").exists()
