@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ovd_d2.data.datasets.odinw import odinw_suite
+from ovd_d2.data.datasets.odinw import SUITES, odinw_suite
 from ovd_d2.evaluation.splits import results_table
 
 logger = logging.getLogger(__name__)
-
-SUITES = ("odinw_13", "odinw_35")
 
 
 @dataclass(frozen=True)
