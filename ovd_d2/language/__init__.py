@@ -18,6 +18,7 @@ from ovd_d2.language.class_embedder import (
     configured_class_embedder,
     configured_vocabulary,
 )
+from ovd_d2.language.concept_dictionary import ConceptDictionary
 from ovd_d2.language.novel_names import novel_flags, read_novel_names
 from ovd_d2.language.prompts import PROMPT_SETS, article, clean_name, fill, load_prompts
 from ovd_d2.language.text_embeddings import (
@@ -32,6 +33,7 @@ __all__ = [
     "PROMPT_SETS",
     "ClassEmbedder",
     "ClassEmbedderLike",
+    "ConceptDictionary",
     "EmbeddingFile",
     "GivenEmbeddings",
     "RandomEmbeddings",

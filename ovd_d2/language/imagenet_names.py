@@ -35,7 +35,7 @@ def extend_with_imagenet21k(vocabulary: Vocabulary, count: str | int) -> Vocabul
         for word in (name, *words)
     }
     names, synonyms, definitions = [], [], []
-    for lemmas, definition in _synsets():
+    for lemmas, definition in synsets():
         if len(names) == count:
             break
         keys = {_key(word) for word in lemmas}
@@ -75,7 +75,7 @@ def _key(word: str) -> str:
 
 
 @cache
-def _synsets() -> tuple[tuple[tuple[str, ...], str], ...]:
+def synsets() -> tuple[tuple[tuple[str, ...], str], ...]:
     """(lemmas, definition) of the 21,843 synsets, in the order of the sha256 of their ids."""
     try:
         from timm.data import ImageNetInfo
@@ -85,10 +85,10 @@ def _synsets() -> tuple[tuple[tuple[str, ...], str], ...]:
         ) from error
     info = ImageNetInfo("imagenet21k")
     ids = sorted(info.label_names(), key=lambda i: hashlib.sha256(i.encode()).hexdigest())
-    synsets = []
+    found = []
     for label in ids:
         lemmas = info.label_name_to_description(label)
         definition = info.label_name_to_description(label, detailed=True)[len(lemmas) + 2 :]
         words = tuple(word.strip() for word in lemmas.split(",") if word.strip())
-        synsets.append((words, definition))
-    return tuple(synsets)
+        found.append((words, definition))
+    return tuple(found)
