@@ -41,7 +41,7 @@ def distinct_models() -> list[Path]:
         cfg = plain_config(path)
         learns = bool(cfg.DATASETS.REGION_STORE)
         cfg.MODEL.WEIGHTS, cfg.MODEL.GLIP.NAMES_PER_CAPTION = "", 0
-        data = () if cfg.MODEL.META_ARCHITECTURE == "GLIP" else cfg.DATASETS.TRAIN
+        data = () if cfg.MODEL.META_ARCHITECTURE in ("GLIP", "DetCLIP") else cfg.DATASETS.TRAIN
         first.setdefault((cfg.MODEL.dump(), learns, data), path)
     return list(first.values())
 
@@ -69,7 +69,7 @@ def build(cfg):
     """The model; classes that were put off are embedded at random."""
     model = build_model(cfg)
     if is_open_vocabulary(model) and cfg.MODEL.OPEN_VOCAB.VOCABULARY == "later":
-        if cfg.MODEL.META_ARCHITECTURE == "GLIP":  # reads the words
+        if getattr(model, "reads_captions", False):  # reads the words too
             set_vocabulary(model, "cat, red mug, zebra crossing")
         else:
             names = f"dataset:{cfg.DATASETS.TRAIN[0]}"
@@ -130,7 +130,7 @@ def test_config_builds_and_trains_a_step(path, tmp_path):
     torch.manual_seed(0)
     model = build(cfg)
     data = batch(cfg.MODEL.MASK_ON)
-    if cfg.MODEL.META_ARCHITECTURE == "GLIP":  # of detection data, as the first source
+    if getattr(model, "reads_captions", False):  # of detection data, as the first source
         data = [{k: v for k, v in sample.items() if k != "caption"} for sample in data]
     dim = cfg.MODEL.OPEN_VOCAB.EMBED_DIM
     heads = getattr(model, "roi_heads", None)  # CLIP has none

@@ -5,6 +5,7 @@ from detectron2.config import CfgNode as CN
 from ovd_d2.config import (
     clip,
     data,
+    detclip,
     evaluation,
     glip,
     image_branch,
@@ -18,8 +19,8 @@ from ovd_d2.config import (
 )
 
 _GROUPS = (
-    open_vocab, region_tasks, image_branch, timm, swin, text_backbone, clip, glip, layers, solver,
-    data, evaluation,
+    open_vocab, region_tasks, image_branch, timm, swin, text_backbone, clip, glip, detclip, layers,
+    solver, data, evaluation,
 )  # fmt: skip
 
 

@@ -35,6 +35,18 @@ class OpenClipTextEncoder(BatchedTextEncoder):
         with torch.no_grad():
             self.max_tokens, self.dim = tokenizer(["a"]).shape[1], self.features(["a"]).shape[1]
 
+    def cut_at(self, tokens: int) -> None:
+        """Its tokenizer fills every text up to one length, so it cannot be cut.
+
+        Raises:
+            OVDError: ``tokens`` is less than that length.
+        """
+        if tokens < self.max_tokens:
+            raise OVDError(
+                f"texts of {self.encoder_id} have {self.max_tokens} tokens, they cannot be cut at "
+                f"{tokens}: raise the limit (MODEL.DETCLIP.MAX_TOKENS), or take another encoder."
+            )
+
     def token_counts(self, texts: list[str]) -> Tensor:
         """(L,) int64, the length all are padded to: the tokenizer does not tell what it cut."""
         return torch.full((len(texts),), self.max_tokens)

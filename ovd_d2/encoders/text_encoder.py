@@ -41,11 +41,19 @@ class BatchedTextEncoder(ABC):
 
     Attributes:
         max_tokens: the longest sentence that is read whole, in the unit of ``token_counts``.
+        warns_of_cuts: whether a longer one is worth a warning.
     """
+
+    warns_of_cuts = True
 
     encoder_id: str
     dim: int
     max_tokens: int
+
+    def cut_at(self, tokens: int) -> None:
+        """Reads at most ``tokens`` of a sentence from now on, on purpose: without a warning."""
+        self.max_tokens = min(self.max_tokens, tokens)
+        self.warns_of_cuts = False
 
     @abstractmethod
     def token_counts(self, texts: list[str]) -> Tensor:
@@ -61,7 +69,7 @@ class BatchedTextEncoder(ABC):
         if not texts:
             return torch.zeros(0, self.dim)
         lengths = self.token_counts(texts)
-        if (lengths > self.max_tokens).any():
+        if self.warns_of_cuts and (lengths > self.max_tokens).any():
             logger.warning("Some texts are longer than %d tokens and were cut.", self.max_tokens)
         features = torch.empty(len(texts), self.dim)
         for rows in lengths.clamp(max=self.max_tokens).argsort().split(_BATCH):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ovd_d2.encoders.huggingface import HuggingFaceTextEncoder
 from ovd_d2.encoders.openai_clip import OpenAIClipTextEncoder, import_clip
 from ovd_d2.encoders.registry import build_text_encoder
-from ovd_d2.encoders.text_encoder import TextEncoder
+from ovd_d2.encoders.text_encoder import BatchedTextEncoder, TextEncoder
 from ovd_d2.errors import OVDError
 
 _CACHED_CAPTIONS = 200_000
@@ -38,7 +38,7 @@ class OpenAITextTower(nn.Module):
         """
         super().__init__()
         if width % heads:
-            raise OVDError(f"MODEL.CLIP.TEXT.WIDTH {width} must be a multiple of HEADS {heads}.")
+            raise OVDError(f"width is {width}; it must be a multiple of heads, {heads}.")
         clip = import_clip()
         # The whole model with the smallest image tower: its initialisation is CLIP's.
         whole = clip.model.CLIP(
@@ -114,9 +114,17 @@ class HuggingFaceTextTower(nn.Module):
 
 
 def build_text_tower(
-    spec: str, dim: int, *, width: int, heads: int, layers: int, context: int
+    spec: str,
+    dim: int,
+    *,
+    width: int,
+    heads: int,
+    layers: int,
+    context: int,
+    cut: bool = False,
+    key: str = "MODEL.CLIP",
 ) -> nn.Module:
-    """The tower ``MODEL.CLIP.TEXT_TOWER`` asks for.
+    """The tower that a model's TEXT_TOWER asks for.
 
     Args:
         spec: "transformer", "locked:ENCODER" (as ``build_text_encoder``) or
@@ -126,24 +134,35 @@ def build_text_tower(
         heads: see :class:`OpenAITextTower`.
         layers: see there.
         context: see there.
+        cut: encoders read at most ``context`` tokens too; False: as many as they were made for.
+        key: config group that TEXT_TOWER belongs to, for messages.
 
     Raises:
-        OVDError: unknown tower or encoder.
+        OVDError: unknown tower or encoder, or one that cannot be cut.
     """
     if spec == "transformer":
+        if width % heads:
+            raise OVDError(f"{key}.TEXT.WIDTH {width} must be a multiple of HEADS {heads}.")
         return OpenAITextTower(dim=dim, width=width, heads=heads, layers=layers, context=context)
     kind, _, encoder_spec = spec.partition(":")
     if kind not in ("locked", "trained") or not encoder_spec:
         raise OVDError(
-            f"MODEL.CLIP.TEXT_TOWER is {spec!r}; it must be transformer, locked:ENCODER or "
+            f"{key}.TEXT_TOWER is {spec!r}; it must be transformer, locked:ENCODER or "
             "trained:ENCODER, for example locked:minilm."
         )
     encoder = build_text_encoder(encoder_spec)
+    if cut:
+        if not isinstance(encoder, BatchedTextEncoder):
+            raise OVDError(
+                f"{key}.TEXT_TOWER {spec}: this encoder's texts cannot be cut: take minilm, hf:... "
+                "or openai-clip:..."
+            )
+        encoder.cut_at(context)
     if kind == "locked":
         return LockedTextTower(encoder, dim)
     if not isinstance(encoder, HuggingFaceTextEncoder):
         raise OVDError(
-            f"MODEL.CLIP.TEXT_TOWER {spec}: only encoders read by transformers can be trained "
+            f"{key}.TEXT_TOWER {spec}: only encoders read by transformers can be trained "
             "(trained:hf:NAME_OR_FOLDER, trained:minilm); use transformer or locked:ENCODER."
         )
     return HuggingFaceTextTower(encoder, dim)

@@ -15,23 +15,29 @@ from .grounding import (
 )
 from .image_label import pseudo_box_loss
 from .inter_embedding_relation import inter_embedding_relation_loss
+from .region_concept import concept_focal_loss
 from .region_distillation import (
     l1_distillation_loss,
     l2_distillation_loss,
     mean_l1_distillation_loss,
 )
+from .word_region import image_to_text_similarity, set_similarity, smoothed_contrastive_loss
 
 __all__ = [
     "between_pixel_centres",
     "centerness_loss",
     "centerness_targets",
+    "concept_focal_loss",
     "federated_class_mask",
+    "image_to_text_similarity",
     "inter_embedding_relation_loss",
     "l1_distillation_loss",
     "l2_distillation_loss",
     "masked_softmax_cross_entropy",
     "mean_l1_distillation_loss",
     "pseudo_box_loss",
+    "set_similarity",
+    "smoothed_contrastive_loss",
     "symmetric_contrastive_loss",
     "token_focal_loss",
     "weighted_giou_loss",

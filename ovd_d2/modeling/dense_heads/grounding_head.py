@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from ovd_d2.errors import OVDError
 
 from .alignment import AlignmentLogits
+from .candidates import Candidates
 from .grounding_inference import GroundingInference
 from .grounding_losses import GroundingLoss
-from .grounding_outputs import LOGIT_LIMIT, Candidates, HeadOutputs
+from .grounding_outputs import LOGIT_LIMIT, HeadOutputs
 from .tower import GroundingTower
 
 

@@ -9,11 +9,11 @@ import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from ovd_d2.errors import OVDError
 
-from .grounding_outputs import Candidates, HeadOutputs
+from .candidates import Candidates, clip_to_image, without_duplicates
+from .grounding_outputs import HeadOutputs
 
 AGGREGATIONS = ("mean", "max")
 
@@ -115,7 +115,7 @@ class GroundingInference:
             ]
             places, deltas, scores, classes = (torch.cat(column) for column in zip(*parts))
             boxes = self.box2box_transform.apply_deltas(deltas, every[places])
-            found.append(Candidates(_clip(boxes, image_sizes[image]), scores, classes))
+            found.append(Candidates(clip_to_image(boxes, image_sizes[image]), scores, classes))
         return found
 
     def _of_pair(
@@ -157,23 +157,4 @@ class GroundingInference:
         Returns:
             Per image ``pred_boxes``, ``scores``, ``pred_classes``, in pixels of the resized image.
         """
-        results = []
-        for (boxes, scores, classes), size in zip(candidates, image_sizes):
-            # Double: multiples of class numbers are added to coordinates, which fp32 would round.
-            kept = batched_nms(boxes.double(), scores.double(), classes, self.nms_threshold)
-            kept = kept[: self.max_detections]
-            fields = {
-                "pred_boxes": Boxes(boxes[kept]),
-                "scores": scores[kept],
-                "pred_classes": classes[kept],
-            }
-            results.append(Instances(size, **fields))
-        return results
-
-
-def _clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Into the image; a box beyond its border becomes the pixel next to it, not an empty box."""
-    height, width = size
-    last = boxes.new_tensor([width - 1, height - 1])
-    first = boxes[:, :2].clamp(min=0).minimum(last)
-    return torch.cat([first, boxes[:, 2:].clamp(min=1).minimum(last + 1)], dim=1)
+        return without_duplicates(candidates, image_sizes, self.nms_threshold, self.max_detections)

@@ -10,16 +10,10 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes
 from torch import Tensor
 
-from ovd_d2.layers.process_mean import mean_over_processes
-from ovd_d2.losses import (
-    centerness_loss,
-    centerness_targets,
-    token_focal_loss,
-    weighted_giou_loss,
-)
+from ovd_d2.losses import token_focal_loss
 
-from .atss import atss_assign
 from .grounding_outputs import HeadOutputs
+from .localization import LocalizationLoss, Matches
 
 
 class GroundingLoss:
@@ -51,13 +45,15 @@ class GroundingLoss:
             box_weight: of the GIoU loss.
             centerness_weight: of the centerness loss.
         """
-        self.box2box_transform = box2box_transform
+        self.localization = LocalizationLoss(
+            box2box_transform=box2box_transform,
+            box_weight=box_weight,
+            centerness_weight=centerness_weight,
+        )
         self.anchors_per_level = anchors_per_level
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.token_weight = token_weight
-        self.box_weight = box_weight
-        self.centerness_weight = centerness_weight
 
     def __call__(
         self,
@@ -90,46 +86,18 @@ class GroundingLoss:
         gt_tokens: Sequence[Tensor],
         text_mask: Tensor,
     ) -> dict[str, Tensor]:
-        matches = self._matches(anchors, outputs, gt_boxes)
+        matches = Matches(
+            anchors, gt_boxes, per_level=self.anchors_per_level, usable=outputs.usable
+        )
         token_logits = outputs.token_logits[:, 0]
         targets = torch.zeros_like(token_logits, dtype=torch.bool)
-        matched_boxes = []
-        for image, match in enumerate(matches):
+        for image, (match, tokens) in enumerate(zip(matches.objects, gt_tokens)):
             anchor = (match >= 0).nonzero()[:, 0]
-            targets[image, anchor] = gt_tokens[image][match[anchor]]
-            matched_boxes.append(gt_boxes[image][match[anchor]])
-        images, places = (matches >= 0).nonzero(as_tuple=True)
-        boxes = torch.cat(matched_boxes).float()
-        of_anchors = Boxes.cat(list(anchors)).tensor[places]
-        deltas = outputs.box_deltas[images, 0, places]
-        predicted = self.box2box_transform.apply_deltas(deltas, of_anchors)
-        centerness = centerness_targets(of_anchors, boxes)
-
-        amounts = torch.stack([centerness.new_tensor(float(len(places))), centerness.sum()])
-        number, total = mean_over_processes(amounts).unbind()
-        number, total = number.clamp(min=1), total.clamp(min=1e-6)
+            targets[image, anchor] = tokens[match[anchor]]
         token_loss = token_focal_loss(
             token_logits, targets, text_mask, alpha=self.focal_alpha, gamma=self.focal_gamma
         )
-        box_loss = weighted_giou_loss(predicted, boxes, centerness)
-        logits = outputs.centerness[images, 0, places].float()
         return {
-            "loss_token": self.token_weight * token_loss / number,
-            "loss_box_reg": self.box_weight * box_loss / total,
-            "loss_centerness": self.centerness_weight
-            * centerness_loss(logits, centerness)
-            / number,
+            "loss_token": self.token_weight * token_loss / matches.number,
+            **self.localization(matches, outputs.box_deltas[:, 0], outputs.centerness[:, 0]),
         }
-
-    def _matches(
-        self, anchors: Sequence[Boxes], outputs: HeadOutputs, gt_boxes: Sequence[Tensor]
-    ) -> Tensor:
-        """(N, A) int64, the object of every anchor or -1."""
-        tensors = [level.tensor for level in anchors]
-        usable = [None] * len(gt_boxes) if outputs.usable is None else outputs.usable
-        return torch.stack(
-            [
-                atss_assign(tensors, boxes, per_level=self.anchors_per_level, usable=image)
-                for boxes, image in zip(gt_boxes, usable)
-            ]
-        )

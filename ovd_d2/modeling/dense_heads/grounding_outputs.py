@@ -1,10 +1,9 @@
-"""What a grounding head says of every anchor, and the detections that are read off.
+"""What a grounding head says of every anchor.
 
-Letters: N images, P prompts, A anchors, L tokens, R candidates of an image.
+Letters: N images, P prompts, A anchors, L tokens.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -28,11 +27,3 @@ class HeadOutputs:
     box_deltas: Tensor
     centerness: Tensor
     usable: Tensor | None = None
-
-
-class Candidates(NamedTuple):
-    """Scored boxes of one image before suppression: (R, 4) pixels, (R,) in [0, 1], (R,) int64."""
-
-    boxes: Tensor
-    scores: Tensor
-    classes: Tensor

@@ -1,6 +1,7 @@
 """Whole models that Detectron2's META_ARCHITECTURE names."""
 
 from .clip import CLIP
+from .detclip import DetCLIP
 from .glip import GLIP
 
-__all__ = ["CLIP", "GLIP"]
+__all__ = ["CLIP", "GLIP", "DetCLIP"]

@@ -28,6 +28,7 @@ from ovd_d2.errors import OVDError
 from ovd_d2.language import TextEmbeddingBank, Vocabulary, VocabularyLike, as_vocabulary
 from ovd_d2.layers.gather_rows import gather_rows
 from ovd_d2.losses import symmetric_contrastive_loss
+from ovd_d2.modeling.word_region_learning import caption_digests
 
 
 @META_ARCH_REGISTRY.register()
@@ -164,7 +165,7 @@ class CLIP(nn.Module):
             self.logit_scale.clamp_(max=math.log(self.logit_scale_max))
         same_text = None
         if self.ignore_equal_captions:
-            digests = _caption_digests(captions, self.device)
+            digests = caption_digests(captions, self.device)
             same_text = digests[:, None] == gather_rows(digests)[None]
         scale = self.logit_scale.exp()
         get_event_storage().put_scalar("clip/logit_scale", scale.item())
@@ -250,9 +251,3 @@ class _PresentTextEncoder:
             return self._model.encode_text(texts).cpu()
         finally:
             self._model.train(was_training)
-
-
-def _caption_digests(captions: list[str], device: torch.device) -> Tensor:
-    """(N,) int64: equal captions have equal numbers, in every process."""
-    digests = [hashlib.sha256(caption.encode()).digest()[:8] for caption in captions]
-    return torch.tensor([int.from_bytes(d, "big", signed=True) for d in digests], device=device)

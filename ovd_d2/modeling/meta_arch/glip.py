@@ -12,20 +12,20 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
-from detectron2.modeling.anchor_generator import build_anchor_generator
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.backbone import Backbone
-from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
-from ovd_d2.language import Vocabulary, VocabularyLike, as_vocabulary, configured_vocabulary
+from ovd_d2.language import Vocabulary, VocabularyLike, as_vocabulary
 from ovd_d2.language.caption_prompts import CaptionPrompts, Prompt, read_name_prompts
 from ovd_d2.modeling.dense_heads import Candidates, GroundingHead, build_grounding_head
-from ovd_d2.modeling.target_checks import EVALUATION, TargetChecks
+from ovd_d2.modeling.target_checks import TargetChecks
 from ovd_d2.modeling.text_backbone import build_text_backbone
 from ovd_d2.structures.grounding import TokenSpans
+
+from .one_stage import OneStageDetector, labelled_classes, one_stage_parts
 
 
 @dataclass
@@ -40,7 +40,7 @@ class _Encoded:
 
 
 @META_ARCH_REGISTRY.register()
-class GLIP(nn.Module):
+class GLIP(OneStageDetector):
     """An image, a caption, and which box belongs to which words of it.
 
     Input: Detectron2's list of dicts. With ``caption``, a :class:`TokenSpans` of P phrases, an
@@ -54,8 +54,6 @@ class GLIP(nn.Module):
     run once per image for all of them. What comes out for an image does not depend on the images
     it is batched with.
     """
-
-    reads_captions = True
 
     @configurable
     def __init__(
@@ -99,27 +97,26 @@ class GLIP(nn.Module):
         Raises:
             OVDError: an unknown ``tune``, or a name that no caption can hold.
         """
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(
+            backbone=backbone,
+            anchor_generator=anchor_generator,
+            in_features=in_features,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+            target_checks=target_checks,
+        )
         self.text_backbone = text_backbone
         self.head = head
-        self.anchor_generator = anchor_generator
         self.prompts = prompts
-        self.in_features = list(in_features)
         self.names_per_caption = names_per_caption
         self.max_negatives = max_negatives
         self.all_negatives_probability = all_negatives_probability
         self.pairs_at_once = pairs_at_once
-        self.target_checks = TargetChecks() if target_checks is None else target_checks
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.prompt_offset = None
         if tune == "prompt":
             most = text_backbone.tokenizer.max_tokens
             self.prompt_offset = nn.Parameter(torch.zeros(most, text_backbone.dim))
         self._train_only(tune)
-        self._encoded: dict[int, list[_Encoded]] = {}
-        self.register_load_state_dict_post_hook(_forget_encoded)
         self._set_vocabulary(vocabulary)
 
     @classmethod
@@ -130,47 +127,22 @@ class GLIP(nn.Module):
             OVDError: unknown parts, or parts that do not fit.
         """
         keys = cfg.MODEL.GLIP
-        backbone = build_backbone(cfg)
-        shapes = backbone.output_shape()
-        missing = [name for name in keys.IN_FEATURES if name not in shapes]
-        if missing:
-            raise OVDError(
-                f"MODEL.GLIP.IN_FEATURES names {missing[0]!r}, which the backbone does not give: "
-                f"it gives {', '.join(shapes)}."
-            )
+        parts, shapes = one_stage_parts(cfg, keys.IN_FEATURES, "MODEL.GLIP")
         text_backbone = build_text_backbone(cfg)
-        shapes = [shapes[name] for name in keys.IN_FEATURES]
-        anchors = build_anchor_generator(cfg, shapes)
-        if set(anchors.num_anchors) != {1}:
-            raise OVDError(
-                f"MODEL.ANCHOR_GENERATOR makes {max(anchors.num_anchors)} anchors per location, "
-                "GLIP has one: give one of SIZES per level, and ASPECT_RATIOS [[1.0]]."
-            )
+        divisibility = parts["backbone"].size_divisibility
         return {
-            "backbone": backbone,
+            **parts,
             "text_backbone": text_backbone,
-            "head": build_grounding_head(cfg, shapes, text_backbone, backbone.size_divisibility),
-            "anchor_generator": anchors,
+            "head": build_grounding_head(cfg, shapes, text_backbone, divisibility),
             "prompts": CaptionPrompts(
                 text_backbone.tokenizer, prompts=read_name_prompts(keys.NAME_PROMPTS)
             ),
-            "vocabulary": configured_vocabulary(
-                cfg.MODEL.OPEN_VOCAB.VOCABULARY, cfg.DATASETS.TRAIN, cfg.DATASETS.NOVEL_NAMES
-            ),
-            "in_features": keys.IN_FEATURES,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
             "names_per_caption": keys.NAMES_PER_CAPTION,
             "max_negatives": keys.MAX_NEGATIVES,
             "all_negatives_probability": keys.ALL_NEGATIVES_PROB,
             "pairs_at_once": keys.PAIRS_AT_ONCE,
             "tune": keys.TUNE,
-            "target_checks": TargetChecks(cfg),
         }
-
-    @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
 
     def set_vocabulary(self, vocabulary: VocabularyLike | None) -> None:
         """Swaps the classes to look for.
@@ -183,7 +155,7 @@ class GLIP(nn.Module):
                 then.
         """
         self._set_vocabulary(vocabulary)
-        self.target_checks.honoured.add(EVALUATION)  # the caller knows what is asked for
+        self._chosen_by_caller()
 
     def _set_vocabulary(self, vocabulary: VocabularyLike | None) -> None:
         classes = None if vocabulary is None else as_vocabulary(vocabulary)
@@ -205,17 +177,6 @@ class GLIP(nn.Module):
         ends = [max(e for _, e in phrase) for phrase in caption.spans]
         kept = list(itertools.takewhile(lambda last: last <= end, ends))
         return TokenSpans(text[: max(kept, default=0)], caption.spans[: len(kept)])
-
-    def train(self, mode: bool = True) -> "GLIP":
-        self._encoded.clear()  # text features of weights that may change now
-        return super().train(mode)
-
-    def _apply(self, *args: Any, **kwargs: Any) -> "GLIP":
-        self._encoded.clear()  # they stay where the model was
-        return super()._apply(*args, **kwargs)
-
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        return self.losses(batched_inputs) if self.training else self.inference(batched_inputs)
 
     def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """See the class."""
@@ -241,22 +202,15 @@ class GLIP(nn.Module):
     ) -> tuple[list[TokenSpans], list[Instances]]:
         """Per image its caption, and its targets with ``gt_boxes`` and ``gt_phrases``."""
         targets = [sample["instances"].to(self.device) for sample in batched_inputs]
-        captions = [_caption_of(sample) for sample in batched_inputs]
-        if any(c is not None and not t.has("gt_phrases") for c, t in zip(captions, targets)):
-            raise OVDError(
-                "An image has a caption, but its boxes do not say of which phrase they are "
-                "(gt_phrases): set INPUT.MAPPER GroundingMapper for data sets of captions."
-            )
+        captions = [self._caption_of(sample) for sample in batched_inputs]
+        self._check_phrases(batched_inputs, targets)
         plain = [i for i, caption in enumerate(captions) if caption is None]
         if not plain:
             return captions, targets
         vocabulary = self._present_vocabulary()
-        rows = [targets[i] for i in plain]
-        self.target_checks.before_training(rows, vocabulary, {})
-        rows = self.target_checks.class_numbers.of_vocabulary(rows, vocabulary)
-        for i, boxes in zip(plain, rows):
+        for i, boxes in zip(plain, self._class_targets([targets[i] for i in plain])):
             prompt, kept = self.prompts.for_training(
-                boxes.gt_classes, vocabulary.names, negatives=self._labelled(vocabulary),
+                boxes.gt_classes, vocabulary.names, negatives=labelled_classes(vocabulary),
                 max_negatives=self.max_negatives,
                 all_negatives_probability=self.all_negatives_probability,
             )  # fmt: skip
@@ -265,60 +219,18 @@ class GLIP(nn.Module):
             captions[i], targets[i] = prompt.spans, boxes
         return captions, targets
 
-    @staticmethod
-    def _labelled(vocabulary: Vocabulary) -> Tensor:
-        """Classes that are known to be absent where they have no box: novel ones may be there."""
-        return torch.tensor([k for k, novel in enumerate(vocabulary.is_novel) if not novel])
-
-    def _present_vocabulary(self) -> Vocabulary:
-        if self.vocabulary is None:
-            raise OVDError(
-                "The model has no classes yet (MODEL.OPEN_VOCAB.VOCABULARY later): call "
-                "set_vocabulary first, or give every image a caption."
-            )
-        return self.vocabulary
-
-    @torch.no_grad()
-    def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
-        """See the class."""
-        groups: dict[Any, list[int]] = {}
-        for i, sample in enumerate(batched_inputs):  # none is padded because of another
-            kind = i if "caption" in sample else "classes"
-            groups.setdefault((kind, tuple(sample["image"].shape)), []).append(i)
-        if any(kind == "classes" for kind, _ in groups):
-            self.target_checks.before_inference(self._present_vocabulary())
-        results: dict[int, Instances] = {}
-        for members in groups.values():
-            samples = [batched_inputs[i] for i in members]
-            encoded = self._given(samples[0]) if "caption" in samples[0] else None
-            found = self._detect([sample["image"] for sample in samples], encoded)
-            results.update(zip(members, found))
-        return [
-            {
-                "instances": detector_postprocess(
-                    results[i],
-                    sample.get("height", results[i].image_size[0]),
-                    sample.get("width", results[i].image_size[1]),
-                )
-            }
-            for i, sample in enumerate(batched_inputs)
-        ]
-
-    def _detect(self, pixels: list[Tensor], captions: list[_Encoded] | None) -> list[Instances]:
-        """Detections in images of one size, in the frame of that size.
-
-        Args:
-            pixels: N of (C, H, W).
-            captions: what to look for, in groups; None: the vocabulary.
-        """
+    def _detect(self, pixels: list[Tensor], caption: TokenSpans | None) -> list[Instances]:
+        """See the base class."""
         images = self._preprocess(pixels)
         features = self._features(images)
         anchors = self.anchor_generator(features)
-        if captions is None:
-            captions = self._vocabulary_in_groups(max(self.pairs_at_once // len(pixels), 1))
+        if caption is None:
+            groups = self._vocabulary_in_groups(max(self.pairs_at_once // len(pixels), 1))
+        else:
+            groups = [self._encode([caption], [torch.arange(len(caption))])]
         levels = self.head.encode_images(features)
         found = []
-        for group in captions:
+        for group in groups:
             outputs = self.head.read_pairs(levels, group.text, group.mask)
             found.append(
                 self.head.candidates(
@@ -338,11 +250,6 @@ class GLIP(nn.Module):
             ]
         return self._encoded[size]
 
-    def _given(self, sample: dict[str, Any]) -> list[_Encoded]:
-        """The caption of one image."""
-        caption = _caption_of(sample)
-        return [self._encode([caption], [torch.arange(len(caption))])]
-
     def _encode(self, captions: list[TokenSpans], numbers: list[Tensor]) -> _Encoded:
         tokens = self.text_backbone.tokenizer([c.caption for c in captions]).to(self.device)
         return _Encoded(
@@ -357,14 +264,6 @@ class GLIP(nn.Module):
             text = text + self.prompt_offset[: text.shape[1]]
         return text
 
-    def _preprocess(self, pixels: list[Tensor]) -> ImageList:
-        pixels = [(image.to(self.device) - self.pixel_mean) / self.pixel_std for image in pixels]
-        return ImageList.from_tensors(pixels, self.backbone.size_divisibility)
-
-    def _features(self, images: ImageList) -> list[Tensor]:
-        maps = self.backbone(images.tensor)
-        return [maps[name] for name in self.in_features]
-
     def _train_only(self, tune: str) -> None:
         if tune == "full":
             return
@@ -376,18 +275,3 @@ class GLIP(nn.Module):
         else:
             for part in self.head.projections():
                 part.requires_grad_(True)
-
-
-def _forget_encoded(model: GLIP, _: Any) -> None:
-    """A hook: the captions were encoded with other weights."""
-    model._encoded.clear()
-
-
-def _caption_of(sample: dict[str, Any]) -> TokenSpans | None:
-    caption = sample.get("caption")
-    if caption is None or isinstance(caption, TokenSpans):
-        return caption
-    raise OVDError(
-        f"The caption of {sample.get('file_name', 'an image')} is a {type(caption).__name__}, but "
-        "GLIP needs one whose phrases are marked (TokenSpans): set INPUT.MAPPER GroundingMapper."
-    )

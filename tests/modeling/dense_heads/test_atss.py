@@ -174,7 +174,7 @@ def test_weights_and_processes(monkeypatch):
     given = ANCHORS, golden_outputs(), BOXES, token_maps(), mask
     alone = GroundingLoss(box2box_transform=CODE)(*given)
     monkeypatch.setattr(
-        "ovd_d2.modeling.dense_heads.grounding_losses.mean_over_processes", lambda x: x / 2
+        "ovd_d2.modeling.dense_heads.localization.mean_over_processes", lambda x: x / 2
     )
     doubled = GroundingLoss(
         box2box_transform=CODE, token_weight=0.5, box_weight=1.0, centerness_weight=3.0

@@ -10,6 +10,7 @@ from small_grounding_heads import STRIDES, anchors_of, flat, golden, randomised,
 from torch import nn
 
 from ovd_d2.errors import OVDError
+from ovd_d2.modeling.dense_heads import Matches
 from ovd_d2.modeling.dense_heads.grounding_outputs import LOGIT_LIMIT
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -178,13 +179,13 @@ def test_losses_of_an_image_alone_and_in_a_batch_are_the_same():
     outputs = head(features, text, mask, sizes)
     anchors = anchors_of(features)
     together = head.losses(anchors, outputs, boxes, tokens, mask)
-    matched = head.loss._matches(anchors, outputs, boxes) >= 0
+    matched = Matches(anchors, boxes, usable=outputs.usable).objects >= 0
     sums, numbers = 0.0, []
     for image, own in enumerate(alone):
         rows = slice(image, image + 1)
         outputs = head(own, text[rows], mask[rows])
         found = head.losses(anchors_of(own), outputs, boxes[rows], tokens[rows], mask[rows])
-        numbers.append(int((head.loss._matches(anchors_of(own), outputs, boxes[rows]) >= 0).sum()))
+        numbers.append(len(Matches(anchors_of(own), boxes[rows], usable=outputs.usable).images))
         sums = sums + found["loss_token"] * numbers[-1]
     assert matched.sum(dim=1).tolist() == numbers and min(numbers) > 0
     torch.testing.assert_close(together["loss_token"] * sum(numbers), sums)

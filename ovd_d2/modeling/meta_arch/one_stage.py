@@ -1,0 +1,219 @@
+"""What one-stage open-vocabulary detectors share: pixels to features, images of one size together,
+boxes in the frame of the original image, and a memory of encoded texts.
+
+Letters: N images, R detections, K classes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
+from detectron2.modeling.anchor_generator import build_anchor_generator
+from detectron2.modeling.backbone import Backbone
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import ImageList, Instances
+from torch import Tensor, nn
+
+from ovd_d2.errors import OVDError
+from ovd_d2.language import Vocabulary, configured_vocabulary
+from ovd_d2.modeling.target_checks import EVALUATION, TargetChecks
+from ovd_d2.structures.grounding import TokenSpans
+
+
+class OneStageDetector(nn.Module):
+    """Images, and classes or the phrases of a caption -> boxes.
+
+    A subclass gives ``losses(batched_inputs)`` and ``_detect(pixels, caption)``, sets
+    ``vocabulary``, and keeps what it has made of texts in ``_encoded``, which is emptied whenever
+    weights may have changed.
+    """
+
+    reads_captions = True
+    vocabulary: Vocabulary | None
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        anchor_generator: nn.Module,
+        in_features: Sequence[str],
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        target_checks: TargetChecks | None = None,
+    ) -> None:
+        """
+        Args:
+            backbone: images -> feature maps, ``in_features`` among them.
+            anchor_generator: Detectron2's, one anchor per location.
+            in_features: names of the feature maps, finest first.
+            pixel_mean: of the pixels as they come, 0-255, per channel.
+            pixel_std: the same.
+            target_checks: knows how the data sets number their classes; None: as the vocabulary.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.anchor_generator = anchor_generator
+        self.in_features = list(in_features)
+        self.target_checks = TargetChecks() if target_checks is None else target_checks
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        self._encoded: dict[Any, Any] = {}
+        self.register_load_state_dict_post_hook(_forget_encoded)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def train(self, mode: bool = True) -> "OneStageDetector":
+        self._encoded.clear()  # texts encoded by weights that may change now
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "OneStageDetector":
+        self._encoded.clear()  # they stay where the model was
+        return super()._apply(*args, **kwargs)
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        return self.losses(batched_inputs) if self.training else self.inference(batched_inputs)
+
+    @torch.no_grad()
+    def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+        """``[{"instances": ...}]`` with ``pred_boxes``, ``scores`` in 0..1 and ``pred_classes``,
+        best first, in the frame that ``height`` and ``width`` of a sample name."""
+        groups: dict[Any, list[int]] = {}
+        for i, sample in enumerate(batched_inputs):  # none is padded because of another
+            kind = i if "caption" in sample else "classes"
+            groups.setdefault((kind, tuple(sample["image"].shape)), []).append(i)
+        if any(kind == "classes" for kind, _ in groups):
+            self.target_checks.before_inference(self._present_vocabulary())
+        results: dict[int, Instances] = {}
+        for members in groups.values():
+            samples = [batched_inputs[i] for i in members]
+            caption = self._caption_of(samples[0])
+            found = self._detect([sample["image"] for sample in samples], caption)
+            results.update(zip(members, found))
+        return [
+            {
+                "instances": detector_postprocess(
+                    results[i],
+                    sample.get("height", results[i].image_size[0]),
+                    sample.get("width", results[i].image_size[1]),
+                )
+            }
+            for i, sample in enumerate(batched_inputs)
+        ]
+
+    def _detect(self, pixels: list[Tensor], caption: TokenSpans | None) -> list[Instances]:
+        """Detections in images of one size, in the frame of that size.
+
+        Args:
+            pixels: N of (C, H, W).
+            caption: whose phrases are looked for, N = 1; None: the vocabulary.
+        """
+        raise NotImplementedError
+
+    def _preprocess(self, pixels: Sequence[Tensor]) -> ImageList:
+        pixels = [(image.to(self.device) - self.pixel_mean) / self.pixel_std for image in pixels]
+        return ImageList.from_tensors(pixels, self.backbone.size_divisibility)
+
+    def _features(self, images: ImageList) -> list[Tensor]:
+        maps = self.backbone(images.tensor)
+        return [maps[name] for name in self.in_features]
+
+    def _class_targets(self, targets: Sequence[Instances]) -> list[Instances]:
+        """Targets of images of classes, their numbers those of the vocabulary."""
+        vocabulary = self._present_vocabulary()
+        self.target_checks.before_training(list(targets), vocabulary, {})
+        return self.target_checks.class_numbers.of_vocabulary(list(targets), vocabulary)
+
+    def _present_vocabulary(self) -> Vocabulary:
+        if self.vocabulary is None:
+            raise OVDError(
+                "The model has no classes yet (MODEL.OPEN_VOCAB.VOCABULARY later): call "
+                "set_vocabulary first, or give every image a caption."
+            )
+        return self.vocabulary
+
+    def _chosen_by_caller(self) -> None:
+        """The vocabulary was set on purpose, so an evaluation need not be checked against it."""
+        self.target_checks.honoured.add(EVALUATION)
+
+    def _caption_of(self, sample: dict[str, Any]) -> TokenSpans | None:
+        caption = sample.get("caption")
+        if caption is None or isinstance(caption, TokenSpans):
+            return caption
+        raise OVDError(
+            f"The caption of {sample.get('file_name', 'an image')} is a {type(caption).__name__}, "
+            f"but {type(self).__name__} needs one whose phrases are marked (TokenSpans): set "
+            "INPUT.MAPPER GroundingMapper."
+        )
+
+    @staticmethod
+    def _check_phrases(samples: Sequence[dict[str, Any]], targets: Sequence[Instances]) -> None:
+        """Raises OVDError if boxes of an image with a caption belong to no phrase."""
+        if any("caption" in s and not t.has("gt_phrases") for s, t in zip(samples, targets)):
+            raise OVDError(
+                "An image has a caption, but its boxes do not say of which phrase they are "
+                "(gt_phrases): set INPUT.MAPPER GroundingMapper for data sets of captions."
+            )
+
+
+def labelled_classes(vocabulary: Vocabulary) -> Tensor:
+    """Places of the classes known to be absent where they have no box: novel ones may be there."""
+    return torch.tensor([k for k, novel in enumerate(vocabulary.is_novel) if not novel])
+
+
+def one_stage_parts(
+    cfg: CfgNode, in_features: Sequence[str], group: str
+) -> tuple[dict[str, Any], list[ShapeSpec]]:
+    """Arguments of :class:`OneStageDetector` that a config names, and ``vocabulary``; with the
+    shapes of the feature maps.
+
+    Args:
+        cfg: reads ``MODEL``, ``DATASETS``.
+        in_features: names of the feature maps.
+        group: key of the model's own group, for messages: "MODEL.GLIP".
+
+    Raises:
+        OVDError: a feature that the backbone does not give, or more than one anchor per location.
+    """
+    backbone = build_backbone(cfg)
+    shapes = backbone.output_shape()
+    missing = [name for name in in_features if name not in shapes]
+    if missing:
+        raise OVDError(
+            f"{group}.IN_FEATURES names {missing[0]!r}, which the backbone does not give: "
+            f"it gives {', '.join(shapes)}."
+        )
+    levels = [shapes[name] for name in in_features]
+    if any(shape.channels != levels[0].channels for shape in levels):
+        raise OVDError(
+            f"{group}.IN_FEATURES have different numbers of channels "
+            f"({', '.join(str(shape.channels) for shape in levels)}): give levels of an FPN."
+        )
+    anchors = build_anchor_generator(cfg, levels)
+    if set(anchors.num_anchors) != {1}:
+        raise OVDError(
+            f"MODEL.ANCHOR_GENERATOR makes {max(anchors.num_anchors)} anchors per location, "
+            f"{group.rpartition('.')[2]} has one: give one of SIZES per level, and ASPECT_RATIOS "
+            "[[1.0]]."
+        )
+    parts = {
+        "backbone": backbone,
+        "anchor_generator": anchors,
+        "in_features": in_features,
+        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+        "pixel_std": cfg.MODEL.PIXEL_STD,
+        "target_checks": TargetChecks(cfg),
+        "vocabulary": configured_vocabulary(
+            cfg.MODEL.OPEN_VOCAB.VOCABULARY, cfg.DATASETS.TRAIN, cfg.DATASETS.NOVEL_NAMES
+        ),
+    }
+    return parts, levels
+
+
+def _forget_encoded(model: OneStageDetector, _: Any) -> None:
+    """A hook: the texts were encoded with other weights."""
+    model._encoded.clear()
