@@ -114,7 +114,7 @@ class ConceptPrompts:
 
 def _word_runs(text: str) -> set[str]:
     """Every word of a text and every run of some words, in lower case."""
-    words = re.findall(r"[\w'-]+", text.lower())
+    words = re.findall(r"[\w'-]+", text.lower().replace("_", " "))
     return {
         " ".join(words[begin:end])
         for begin in range(len(words))

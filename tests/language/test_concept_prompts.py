@@ -136,7 +136,7 @@ def test_what_the_caption_says_is_no_negative():
     caption = "The CAT, a red mug; and bushes at a zebra crossing."
     dictionary = labelled_dictionary(VOCABULARY)
     concepts = ConceptDictionary(
-        {**{name: "" for name in dictionary.names}, "bush": "", "mug": "", "crossing": "", "ca": ""}
+        {**dict.fromkeys(dictionary.names, ""), "bush": "", "mug": "", "crossing": "", "ca": ""}
     )
     found = of_phrases(["The CAT"], caption=caption, dictionary=concepts)
     assert set(found) == {"the cat", "bush", "ca"}

@@ -132,3 +132,94 @@ def plain_box_losses(levels, outputs, concepts, bias, gt_boxes, gt_concepts, cou
         "loss_box_reg": 2 * giou / max(total, 1e-6),
         "loss_centerness": centerness / number,
     }
+
+
+def plain_unit(model, text):
+    """The text alone through the model's tower, as a unit vector."""
+    row = model.text.tower([text])[0]
+    return row / row.square().sum().sqrt()
+
+
+def plain_outputs(model, samples):
+    """Anchors per level and the head's outputs for images padded at their right and bottom."""
+    height = max(sample["image"].shape[1] for sample in samples)
+    width = max(sample["image"].shape[2] for sample in samples)
+    multiple = model.backbone.size_divisibility or 1
+    height, width = (-(-side // multiple) * multiple for side in (height, width))
+    images = torch.zeros(len(samples), 3, height, width, dtype=model.pixel_mean.dtype)
+    for image, sample in zip(images, samples):
+        pixels = (sample["image"].double() - model.pixel_mean) / model.pixel_std
+        image[:, : pixels.shape[1], : pixels.shape[2]] = pixels
+    maps = model.backbone(images)
+    features = [maps[name] for name in model.in_features]
+    return [level.tensor for level in model.anchor_generator(features)], model.head(features)
+
+
+def plain_losses_of_boxes(model, samples, names, texts, hidden=None):
+    """Losses of a batch of boxes.
+
+    Args:
+        model: in training mode.
+        samples: with ``instances``.
+        names: per image the concept of each box.
+        texts: of every concept of the batch: name -> what the encoder reads.
+        hidden: per image concepts of which it is not known whether it shows them.
+    """
+    concepts = torch.stack([plain_unit(model, text) for text in texts.values()])
+    columns = list(texts)
+    counted = None
+    if hidden is not None:
+        counted = [[name not in of_image for name in columns] for of_image in hidden]
+        counted = torch.tensor(counted)
+    levels, outputs = plain_outputs(model, samples)
+    return plain_box_losses(
+        levels, outputs, concepts, model.head.bias,
+        [sample["instances"].gt_boxes.tensor for sample in samples],
+        [[columns.index(name) for name in of_image] for of_image in names], counted,
+    )  # fmt: skip
+
+
+def plain_loss_of_pairs(
+    model, texts, samples, *, score="batch_text", regions=100, match="best", temperature=1.0,
+    direction="text_to_image", tau=0.5, smoothing=0.1, weight=0.1,
+):  # fmt: skip
+    """The loss of a batch of pairs.
+
+    Args:
+        model: in training mode.
+        texts: per pair its caption and noun phrases as the encoder reads them, each once.
+        samples: with ``image``.
+        score: objectness, of "batch_text", "own_text", "centerness".
+        regions: Q.
+        match: see :func:`plain_set_similarity`, as ``temperature``.
+        temperature: of "softmax".
+        direction: "text_to_image", "image_to_text" or "both".
+        tau: see :func:`plain_contrastive`, as ``smoothing``.
+        smoothing: of the target.
+        weight: lambda.
+    """
+    levels, outputs = plain_outputs(model, samples)
+    every = torch.cat(levels).tolist()
+    words = [torch.stack([plain_unit(model, text) for text in own]) for own in texts]
+    kept, areas = [], []
+    for image, own in enumerate(words):
+        if score == "centerness":
+            objectness = outputs.centerness[image]
+        else:
+            rows = own if score == "own_text" else torch.cat(words)
+            objectness = (outputs.regions[image] @ rows.T).max(dim=1).values
+        boxes = [plain_decode(outputs.box_deltas[image, a], every[a]) for a in range(len(every))]
+        boxes, objectness = torch.stack(boxes).detach(), objectness.detach()
+        places = plain_choice(objectness, boxes, regions, 0.6, 1000)
+        kept.append(outputs.regions[image][places])
+        areas.append([((b[2] - b[0]) * (b[3] - b[1])).item() for b in boxes[places]])
+    equal = [[one[0] == other[0] for other in texts] for one in texts]
+    own = list(range(len(texts)))
+    losses = []
+    if direction != "image_to_text":
+        similarity = plain_set_similarity(words, kept, match, temperature, areas)
+        losses.append(plain_contrastive(similarity, own, tau, smoothing, equal))
+    if direction != "text_to_image":
+        similarity = plain_set_similarity(kept, words)
+        losses.append(plain_contrastive(similarity, own, tau, smoothing, equal))
+    return weight * sum(losses) / len(losses)
