@@ -28,6 +28,9 @@ def add_keys(cfg: CN) -> None:
     # First value of the learned factor on products of region and word. From 1 (GLIP) short
     # trainings find the objects and hardly tell them apart.
     _C.LOGIT_SCALE_INIT = 1.0
+    # Regions are unit vectors in that product; False: as in GLIP, where short trainings tell
+    # objects apart much later.
+    _C.NORMALIZE_REGIONS = False
     # Weights of the losses on tokens, boxes (GIoU) and centerness.
     _C.LOSS_WEIGHTS = [1.0, 2.0, 1.0]
     # Detection data: most classes an image does not show in its caption, and how often it has all

@@ -180,8 +180,8 @@ class TrainLoop(SimpleTrainer):
         total = sum(losses.values())
         storage.put_scalars(cur_iter=self.iter, **extra)
         storage.put_scalar("total_loss", total, cur_iter=self.iter)
-        if len(losses) > 1:
-            storage.put_scalars(cur_iter=self.iter, **losses)
+        # A single one too: with DATASETS.SOURCES the next batch may have others.
+        storage.put_scalars(cur_iter=self.iter, **losses)
 
     def state_dict(self) -> dict[str, Any]:
         """Iteration, optimizer and loss scale."""

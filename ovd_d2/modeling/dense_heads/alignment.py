@@ -17,7 +17,7 @@ from .grounding_outputs import LOGIT_LIMIT
 class AlignmentLogits(nn.Module):
     """``x . (W e / 2 + b) / exp(log_scale) + e . text_bias + bias``, e the token's unit vector.
 
-    The visual vector x is neither normalised nor projected. Logits are limited to +-50000 and
+    The visual vector x is not projected, and not normalised unless ``normalize``. Logits are limited to +-50000 and
     computed in fp32 under AMP too.
     """
 
@@ -28,6 +28,7 @@ class AlignmentLogits(nn.Module):
         *,
         positive_prior: float = 0.01,
         initial_scale: float = 1.0,
+        normalize: bool = False,
     ) -> None:
         """
         Args:
@@ -36,6 +37,8 @@ class AlignmentLogits(nn.Module):
             positive_prior: probability that an untrained head gives to every token.
             initial_scale: first value of 1 / exp(log_scale), the factor on products of region and
                 word.
+            normalize: x becomes a unit vector first, so that only its direction counts; False: as
+                GLIP.
 
         Raises:
             OVDError: ``initial_scale`` is not above 0.
@@ -43,6 +46,7 @@ class AlignmentLogits(nn.Module):
         if initial_scale <= 0:
             raise OVDError(f"initial_scale is {initial_scale}; it must be above 0.")
         super().__init__()
+        self.normalize = normalize
         self.projection = nn.Linear(text_width, channels)
         self.log_scale = nn.Parameter(torch.tensor([-math.log(initial_scale)]))
         self.text_bias = nn.Parameter(torch.zeros(text_width))
@@ -55,5 +59,8 @@ class AlignmentLogits(nn.Module):
             words = F.linear(tokens / 2, self.projection.weight, self.projection.bias)
             words = words / self.log_scale.exp()
             bias = tokens @ self.text_bias + self.bias
-            logits = (visual.float() @ words.transpose(-1, -2)).add_(bias[..., None, :])
+            visual = visual.float()
+            if self.normalize:
+                visual = F.normalize(visual, dim=-1)
+            logits = (visual @ words.transpose(-1, -2)).add_(bias[..., None, :])
             return F.hardtanh(logits, -LOGIT_LIMIT, LOGIT_LIMIT, inplace=True)

@@ -76,6 +76,7 @@ def build_grounding_head(
         strides=[shape.stride for shape in shapes],
         size_divisibility=size_divisibility,
         initial_scale=keys.LOGIT_SCALE_INIT,
+        normalize=keys.NORMALIZE_REGIONS,
     )
 
 

@@ -43,6 +43,7 @@ class GroundingHead(nn.Module):
         size_divisibility: int = 32,
         positive_prior: float = 0.01,
         initial_scale: float = 1.0,
+        normalize: bool = False,
     ) -> None:
         """
         Args:
@@ -55,12 +56,14 @@ class GroundingHead(nn.Module):
             size_divisibility: an image alone is padded to a multiple of it.
             positive_prior: probability that an untrained head gives to every token.
             initial_scale: see :class:`AlignmentLogits`.
+            normalize: see there.
         """
         super().__init__()
         self.tower = tower
         self.alignment = AlignmentLogits(
-            channels, text_width, positive_prior=positive_prior, initial_scale=initial_scale
-        )
+            channels, text_width, positive_prior=positive_prior, initial_scale=initial_scale,
+            normalize=normalize,
+        )  # fmt: skip
         self.box_deltas = nn.Linear(channels, 4)
         self.centerness = nn.Linear(channels, 1)
         for output in (self.box_deltas, self.centerness):
