@@ -17,8 +17,8 @@ from .grounding_outputs import LOGIT_LIMIT
 class AlignmentLogits(nn.Module):
     """``x . (W e / 2 + b) / exp(log_scale) + e . text_bias + bias``, e the token's unit vector.
 
-    The visual vector x is not projected, and not normalised unless ``normalize``. Logits are limited to +-50000 and
-    computed in fp32 under AMP too.
+    The visual vector x is not projected, and not normalised unless ``normalize``. Logits are
+    limited to +-50000 and computed in fp32 under AMP too.
     """
 
     def __init__(
