@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _IMAGE = typer.Argument(..., metavar="IMAGE", help="An image file.")
 _CAPTION = typer.Argument(..., metavar="CAPTION", help='"a cat on a red chair".')
+_YAML = typer.Option(None, help="The yaml of a GLIP or a DetCLIP, instead of --model.")
 _OUT = typer.Option(Path("output/ground.jpg"), help="The picture to write.")
 _PHRASES = typer.Option(
     [], "--phrase", help="What to look for, words of the caption (repeatable); default: its nouns."
@@ -27,7 +28,7 @@ def command(
     image: Path = _IMAGE,
     caption: str = _CAPTION,
     model: str = typer.Option("", help="A folder that `ovd export` wrote."),
-    config_file: Path | None = typer.Option(None, help="The yaml of a GLIP, instead of --model."),
+    config_file: Path | None = _YAML,
     weights: str = typer.Option("", help="Checkpoint for --config-file."),
     phrases: list[str] = _PHRASES,
     out: Path = _OUT,

@@ -81,7 +81,7 @@ def check_evaluator(cfg: CfgNode, dataset_name: str) -> None:
         raise OVDError(
             f"'{dataset_name}' asks for phrases of captions, which MODEL.META_ARCHITECTURE "
             f"{cfg.MODEL.META_ARCHITECTURE} does not read: leave it out of DATASETS.TEST, or take "
-            "GLIP."
+            "GLIP or DetCLIP."
         )
     not_detection = ("classification", "phrase_grounding", "refexp")
     if evaluator_type in not_detection and cfg.TEST.DISTRACTORS:

@@ -36,8 +36,8 @@ def check_reads_captions(model: nn.Module) -> None:
     """Raises OVDError unless ``model`` takes samples with a ``caption``."""
     if part_with(model, "reads_captions") is None:
         raise OVDError(
-            f"{type(model).__name__} finds classes and reads no captions: ground with a GLIP model "
-            "(MODEL.META_ARCHITECTURE GLIP), or name what to look for by set_vocabulary."
+            f"{type(model).__name__} finds classes and reads no captions: ground with a GLIP or "
+            "a DetCLIP (MODEL.META_ARCHITECTURE), or name what to look for by set_vocabulary."
         )
 
 

@@ -17,4 +17,7 @@ def gather_rows(rows: Tensor) -> Tensor:
         return rows
     from torch.distributed.nn.functional import all_gather
 
-    return torch.cat(all_gather(rows))
+    gathered = torch.cat(all_gather(rows))
+    if gathered.requires_grad:  # torch's path for gloo mixes up the values of a transposed gradient
+        gathered.register_hook(Tensor.contiguous)
+    return gathered

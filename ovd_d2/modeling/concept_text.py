@@ -80,8 +80,9 @@ class OwnTextTower:
 
     @property
     def encoder_id(self) -> str:
-        """By the weights as they are now."""
-        digest = hashlib.sha256()
+        """By the weights as they are now, and the encoder of a locked tower."""
+        locked = getattr(self._text.tower, "encoder", None)  # no part of the state dict
+        digest = hashlib.sha256(b"" if locked is None else locked.encoder_id.encode())
         for key, value in self._text.state_dict().items():
             digest.update(key.encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())

@@ -48,8 +48,8 @@ class PhraseGrounder(Protocol):
 
 
 class CaptionReader:
-    """A :class:`PhraseGrounder` out of a model that reads captions, such as GLIP: one pass for an
-    image and its whole caption, whose other words tell what a phrase means.
+    """A :class:`PhraseGrounder` out of a model that reads captions: one pass for an image and its
+    whole caption, whose other words tell GLIP what a phrase means; DetCLIP reads the phrases.
 
     Of a caption that is longer than the model reads, the phrases behind the cut get no box.
 
@@ -78,11 +78,11 @@ class CaptionReader:
         if not reads_captions(self._cfg):
             raise OVDError(
                 f"{asked or checkpoint} is a {self._cfg.MODEL.META_ARCHITECTURE}, which finds "
-                "classes and reads no captions: give a GLIP model (MODEL.META_ARCHITECTURE GLIP), "
-                "or a zero-shot detector of transformers (hf:MODEL)"
+                "classes and reads no captions: give a GLIP or DetCLIP "
+                "(MODEL.META_ARCHITECTURE), or a zero-shot detector of transformers (hf:MODEL)"
             )
-        keys = self._cfg.MODEL.GLIP
-        keys.SCORE_THRESH_TEST = min(keys.SCORE_THRESH_TEST, least)
+        for keys in (self._cfg.MODEL.GLIP, self._cfg.MODEL.DETCLIP):
+            keys.SCORE_THRESH_TEST = min(keys.SCORE_THRESH_TEST, least)
         self._model = open_detector(self._cfg, path)
         self._cuts = part_with(self._model, "cut_to_fit")
         self.name = model_name(path, config, config_file)
@@ -139,8 +139,8 @@ def build_phrase_grounder(
     kind, _, rest = spec.partition(":")
     if not rest or kind not in ("hf", "model"):
         raise OVDError(
-            f"--detector {spec} cannot be asked for phrases: use model:CHECKPOINT, a GLIP, or "
-            "hf:MODEL, a zero-shot detector of transformers"
+            f"--detector {spec} cannot be asked for phrases: use model:CHECKPOINT, a GLIP or "
+            "DetCLIP, or hf:MODEL, a zero-shot detector of transformers"
         )
     if kind == "hf":
         from .huggingface_detector import open_huggingface_detector

@@ -257,6 +257,11 @@ def test_the_id_of_the_own_tower_is_that_of_its_weights():
     with torch.no_grad():
         next(first.text.parameters()).add_(1)
     assert first.class_embedder.encoder_id != ids[0]
+    locked = small_detclip(TEXT_TOWER="locked:minilm", EMBED_DIM=384)
+    assert list(locked.text.state_dict()) == []
+    before = locked.class_embedder.encoder_id
+    locked.text.tower.encoder.encoder_id = "another@1"
+    assert locked.class_embedder.encoder_id != before
 
 
 def test_long_names_are_cut_at_the_towers_length():

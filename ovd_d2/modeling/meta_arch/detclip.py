@@ -211,7 +211,7 @@ class DetCLIP(OneStageDetector):
             for kind in (DETECTION, GROUNDING)
             if kind in of_kind
         }
-        _check_same_kinds(sorted(of_kind))
+        _check_same_kinds(of_kind)
         found: dict[str, Tensor] = {}
         for kind in _KINDS:
             if kind in of_kind:
@@ -336,13 +336,20 @@ def _kind(sample: dict[str, Any]) -> str:
     )
 
 
-def _check_same_kinds(kinds: list[str]) -> None:
-    """Raises OVDError if another process has other kinds of samples: it would wait for ever."""
-    everywhere = comm.all_gather(kinds)
-    if any(other != kinds for other in everywhere):
+def _check_same_kinds(of_kind: dict[str, list[dict[str, Any]]]) -> None:
+    """Raises OVDError if another process has other kinds of samples, or another number of pairs: it
+    would wait for ever."""
+    everywhere = comm.all_gather((sorted(of_kind), len(of_kind.get(PAIRS, []))))
+    kinds, pairs = ([of_process[part] for of_process in everywhere] for part in (0, 1))
+    if any(other != kinds[0] for other in kinds):
         raise OVDError(
-            f"The processes have batches of different kinds ({everywhere}): mix data sets by "
+            f"The processes have batches of different kinds ({kinds}): mix data sets by "
             "DATASETS.SOURCES, which gives all processes the same kind."
+        )
+    if len(set(pairs)) > 1:
+        raise OVDError(
+            f"The processes have {', '.join(map(str, pairs))} pairs, but each must have as many as "
+            "the others: make SOLVER.IMS_PER_BATCH a multiple of their number."
         )
 
 

@@ -1,14 +1,11 @@
 """Two processes with an image each, one of them without objects, learn what one with both does."""
 
-import os
-import socket
-
 import pytest
 import torch
 from small_grounding_heads import anchors_of, randomised, small_head
-from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from two_processes import in_two_processes
 
 SIZES = [(64, 96), (30, 40)]
 
@@ -41,36 +38,13 @@ def gradients(model, rows):
     return {name.removeprefix("module."): p.grad for name, p in model.named_parameters()}
 
 
-def run_as_rank(rank, port, out):
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    model = DistributedDataParallel(Training())
-    torch.save(gradients(model, slice(rank, rank + 1)), f"{out}.{rank}")
-
-
-def forked(function, *args):
-    """Runs ``function`` in a copy of this process, which ends without cleaning up."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        torch.set_num_threads(1)
-        function(*args)
-        code = 0
-    finally:
-        os._exit(code)
-
-
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_two_processes_equal_one(tmp_path):
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    ranks = [forked(run_as_rank, rank, port, tmp_path / "out") for rank in (0, 1)]
-    assert [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks] == [0, 0]
+    def of_rank(rank):
+        return gradients(DistributedDataParallel(Training()), slice(rank, rank + 1))
+
     wanted = gradients(Training(), slice(0, 2))
-    for rank in (0, 1):
-        found = torch.load(tmp_path / f"out.{rank}", weights_only=True)
+    for found in in_two_processes(of_rank, tmp_path):
         assert found.keys() == wanted.keys()
         for name, gradient in found.items():
             torch.testing.assert_close(gradient, wanted[name], rtol=1e-3, atol=1e-4, msg=name)
