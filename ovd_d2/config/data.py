@@ -49,7 +49,15 @@ def add_keys(cfg: CN) -> None:
     # drawn log-uniformly between the two; BOX_SHIFT: its centre moves by up to this share of the
     # side; CROP_AREA: share of a whole image (a pair without box) that is kept, drawn uniformly;
     # COLOR_JITTER: strength of brightness, contrast and saturation changes; GRAY: probability of a
-    # grey image.
+    # grey image. IMAGE_SIZE: side of the training image, 0: MODEL.CLIP.IMAGE_SIZE; RESIZE: "crop"
+    # or "squash" of a whole image, "": MODEL.CLIP.RESIZE.
+    # NOUN_PHRASES: samples get `concepts`, the caption and its noun phrases, found by "auto" (spaCy
+    # where it is installed), "stop-words" or a pipeline of spaCy; "": none. WITHOUT_NOUN_PHRASE: a
+    # pair whose caption has none is used with the caption alone ("keep"), is left out, counted and
+    # named ("skip"), or stops the training ("refuse").
+    # DAMAGED_SHARDS: a tar shard of a range that is missing, or one that is damaged, stops the
+    # training ("refuse") or is left out, counted and named ("skip"). Damaged images inside a whole
+    # shard are those of DATALOADER.MAX_CORRUPT_FRACTION.
     cfg.INPUT.PAIRS = CN(
         {
             "BOX_SCALE": [1.0, 1.0],
@@ -57,5 +65,10 @@ def add_keys(cfg: CN) -> None:
             "CROP_AREA": [0.9, 1.0],
             "COLOR_JITTER": 0.0,
             "GRAY": 0.0,
+            "IMAGE_SIZE": 0,
+            "RESIZE": "",
+            "NOUN_PHRASES": "",
+            "WITHOUT_NOUN_PHRASE": "keep",
+            "DAMAGED_SHARDS": "refuse",
         }
     )

@@ -20,7 +20,9 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from ovd_d2.data.datasets.tar_shards import damaged_shards
 from ovd_d2.data.mappers import image_text_pairs as _image_text_mapper  # noqa: F401
+from ovd_d2.data.mappers.caption_concepts import LeftOutError
 from ovd_d2.data.mappers.detection import build_mapper
 from ovd_d2.data.mappers.grounding import GroundingMapper
 from ovd_d2.errors import OVDError
@@ -41,8 +43,11 @@ logger = logging.getLogger(__name__)
 
 # After this many unreadable images in a row the dataset, not the image, is at fault.
 MAX_ATTEMPTS = 10
-# Field under which a sample reports the images it stands in for, [(file name, reason)].
-UNREADABLE = "unreadable_images"
+MAX_LEFT_OUT = 1000  # the same for images that the config leaves out
+# Fields under which a sample reports the images it stands in for, [(file name, reason)]: those that
+# cannot be read, and those that the config leaves out.
+UNREADABLE, LEFT_OUT = "unreadable_images", "images_left_out"
+_NAMED_ONE_BY_ONE = 5  # images that are left out; then one log line for each power of ten
 
 
 class EndWithParent:
@@ -63,9 +68,9 @@ class EndWithParent:
 class MappedSamples(Dataset):
     """Maps (position, index) to a training sample whose augmentation depends on nothing else.
 
-    An unreadable image is replaced by one drawn at random, and reported in the sample's field
-    ``unreadable_images``; a sample with no field but this one means that no replacement was
-    readable either.
+    An image that is unreadable or left out is replaced by one drawn at random, and reported in the
+    sample's field ``unreadable_images`` or ``images_left_out``; a sample with no field but these
+    means that no replacement could be used either.
     """
 
     def __init__(self, records: Dataset, mapper: Callable, seed: int) -> None:
@@ -84,19 +89,25 @@ class MappedSamples(Dataset):
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
         position, index = item
-        unreadable = []
-        for attempt in range(MAX_ATTEMPTS):
+        reports: dict[str, list[tuple[str, str]]] = {}
+        failures = 0
+        for attempt in range(MAX_LEFT_OUT):
             key = (self.seed, position, attempt)
             try:
                 with random_state.seeded(*key):
                     sample = self._mapper(self._records[index])
-            except UnreadableImageError as error:
-                unreadable.append((error.file_name, error.reason))
-                sample = None
-            if sample is not None:
-                return {**sample, UNREADABLE: unreadable} if unreadable else sample
+            except (UnreadableImageError, LeftOutError) as error:
+                field = LEFT_OUT if isinstance(error, LeftOutError) else UNREADABLE
+                reports.setdefault(field, []).append((error.file_name, error.reason))
+                failures += field == UNREADABLE
+            else:
+                if sample is not None:
+                    return {**sample, **reports}
+                failures += 1
+            if failures == MAX_ATTEMPTS:
+                break
             index = int(np.random.default_rng(key).integers(len(self._records)))
-        return {UNREADABLE: unreadable}
+        return reports
 
 
 class ResumableLoader:
@@ -147,6 +158,7 @@ class ResumableLoader:
         self._max_unreadable = int(max_unreadable_fraction * len(records))
         self._batches = 0
         self._unreadable: set[str] = set()
+        self._left_out: set[str] = set()
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         batch_sampler = ResumableBatchSampler(
@@ -172,8 +184,10 @@ class ResumableLoader:
 
     def _note_unreadable(self, batch: list[dict[str, Any]]) -> None:
         for sample in batch:
-            reports = sample.pop(UNREADABLE, ())
-            for file_name, reason in reports:
+            left_out, unreadable = sample.pop(LEFT_OUT, []), sample.pop(UNREADABLE, [])
+            for file_name, reason in left_out:
+                self._note_left_out(file_name, reason)
+            for file_name, reason in unreadable:
                 if file_name not in self._unreadable:
                     self._unreadable.add(file_name)
                     logger.warning(
@@ -181,17 +195,24 @@ class ResumableLoader:
                         file_name, reason, len(self._unreadable), len(self._samples),
                     )  # fmt: skip
             if not sample:
-                name, reason = reports[0] if reports else ("", "the mapper refuses every record")
-                raise OVDError(
-                    f"{MAX_ATTEMPTS} images in a row could not be used, the first being {name} "
-                    f"({reason}): check that the image folder of DATASETS.TRAIN is complete."
-                )
+                raise _nothing_to_use(unreadable, left_out)
         if len(self._unreadable) > self._max_unreadable:
             raise OVDError(
                 f"{len(self._unreadable)} of {len(self._samples)} training images cannot be read, "
                 "more than DATALOADER.MAX_CORRUPT_FRACTION allows: "
                 f"{', '.join(sorted(self._unreadable)[:5])}. Repair them or raise the limit."
             )
+
+    def _note_left_out(self, file_name: str, reason: str) -> None:
+        if file_name in self._left_out:
+            return
+        self._left_out.add(file_name)
+        count = len(self._left_out)
+        if count <= _NAMED_ONE_BY_ONE or str(count).rstrip("0") == "1":
+            logger.warning(
+                "Left out %s: %s. Left out so far, in this run: %d of %d images.",
+                file_name, reason, count, len(self._samples),
+            )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the stream and what it depends on."""
@@ -228,6 +249,19 @@ class ResumableLoader:
                     "same number of images, but not exactly as it would have.",
                     key, state[key], self.state_dict()[key],
                 )  # fmt: skip
+
+
+def _nothing_to_use(unreadable: list[tuple[str, str]], left_out: list[tuple[str, str]]) -> OVDError:
+    if left_out and not unreadable:
+        return OVDError(
+            f"{len(left_out)} images in a row were left out, the first being {left_out[0][0]} "
+            f"({left_out[0][1]}): give other data, or change the key that leaves them out."
+        )
+    name, reason = unreadable[0] if unreadable else ("", "the mapper refuses every record")
+    return OVDError(
+        f"{MAX_ATTEMPTS} images in a row could not be used, the first being {name} ({reason}): "
+        "check that the image folder of DATASETS.TRAIN is complete."
+    )
 
 
 def build_train_loader(
@@ -287,7 +321,8 @@ def _build_one(cfg: CfgNode, mapper: Callable | None) -> ResumableLoader:
 def _training_records(cfg: CfgNode) -> Any:
     names = cfg.DATASETS.TRAIN
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-    with dataset_errors("DATASETS.TRAIN", names):
+    shards = damaged_shards(cfg.INPUT.PAIRS.DAMAGED_SHARDS)
+    with dataset_errors("DATASETS.TRAIN", names), shards:
         try:
             records = get_detection_dataset_dicts(
                 names,

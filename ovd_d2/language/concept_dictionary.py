@@ -68,7 +68,7 @@ class ConceptDictionary:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ConceptDictionary):
             return NotImplemented
-        return list(self._definitions.items()) == list(other._definitions.items())
+        return list(self.items()) == list(other.items())
 
     def __hash__(self) -> int:
         return hash(self._names)
@@ -98,6 +98,16 @@ class ConceptDictionary:
         whole = spec.strip()
         parts = [whole] if _is_file(whole) else [part.strip() for part in whole.split("+")]
         return cls(_merged(pair for part in parts for pair in _read_part(part, whole)))
+
+    @classmethod
+    def from_vocabulary(cls, vocabulary: Vocabulary) -> "ConceptDictionary":
+        """The names of K classes and then their synonyms, with the definitions of the classes."""
+        words = [(name, *more) for name, more in zip(vocabulary.names, vocabulary.synonyms)]
+        return cls(_merged(_words_and_definitions(list(zip(words, vocabulary.definitions)))))
+
+    def items(self) -> Iterator[tuple[str, str]]:
+        """(name, definition) of each concept, in order."""
+        return iter(self._definitions.items())
 
     def definition(self, name: str) -> str:
         """The definition of a concept without a full stop at its end; "" if it has none or is not
@@ -173,7 +183,7 @@ class ConceptDictionary:
                 best = int(cosines.argmax())
                 if float(cosines[best]) >= threshold:
                     lent[name] = self._definitions[lenders[best]]
-        return ConceptDictionary(_merged([*self._definitions.items(), *lent.items()]))
+        return ConceptDictionary(_merged([*self.items(), *lent.items()]))
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the .json file that :meth:`load` reads, atomically; its folder must be there.
@@ -232,8 +242,7 @@ def _read_part(part: str, spec: str) -> Iterable[tuple[str, str]]:
         return _wordnet()
     if part.startswith(_DATASET):
         vocabulary = Vocabulary.from_metadata(part.removeprefix(_DATASET).strip())
-        words = [(name, *more) for name, more in zip(vocabulary.names, vocabulary.synonyms)]
-        return _words_and_definitions(list(zip(words, vocabulary.definitions)))
+        return ConceptDictionary.from_vocabulary(vocabulary).items()
     if part.lower().endswith(".json") or _is_file(part):
         return _read_file(Path(part))
     raise OVDError(

@@ -13,6 +13,7 @@ import importlib.util
 import logging
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ovd_d2.errors import OVDError
@@ -81,8 +82,7 @@ def noun_phrase_finder(how: str = AUTO) -> NounPhrases:
         logger.info("Noun phrases are found by %s.", by)
     if how == STOP_WORDS:
         return phrases_between_stop_words
-    pipeline = _load_pipeline(how)
-    return lambda caption: spacy_noun_phrases(caption, pipeline)
+    return partial(spacy_noun_phrases, pipeline=_load_pipeline(how))
 
 
 def chosen_way(how: str = AUTO) -> str:

@@ -317,5 +317,9 @@ def test_mini_pairs_and_objects(mini_root):
     assert len(pairs) == 7194 and sum("box" in p for p in pairs) == 5994
     assert all("/train/" in p["file_name"] for p in pairs)
     assert len(DatasetCatalog.get("mini_v1_object_pairs")) == 5994
+    scenes = DatasetCatalog.get("mini_v1_scene_pairs")
+    assert len(scenes) == 1200 == len({p["file_name"] for p in scenes})
+    assert not any("box" in p for p in scenes) and all(p["caption"] for p in scenes)
+    assert scenes == [p for p in pairs if "box" not in p]
     objects = DatasetCatalog.get("mini_v1_objects_val")
     assert len(objects) == 2020 and {o["label"] for o in objects} == set(range(160))

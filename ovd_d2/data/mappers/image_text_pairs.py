@@ -13,6 +13,7 @@ from detectron2.config import CfgNode, configurable
 from PIL import Image
 from torch import Tensor
 
+from ovd_d2.data.mappers.caption_concepts import CaptionConcepts
 from ovd_d2.data.mappers.detection import DATASET_MAPPER_REGISTRY, in_format, read_image
 from ovd_d2.errors import OVDError
 from ovd_d2.files import images
@@ -27,8 +28,9 @@ class ImageTextPairMapper:
     y1, pixels), ``label`` (int), ``shard`` (where in a tar file the image is, see
     ``datasets.tar_shards``).
 
-    In training the image is resampled to S x S whatever its shape, with PIL's bicubic filter. In
-    testing the crop keeps its size: the model's own preprocessing follows.
+    In training the image is resampled to S x S whatever its shape, with PIL's bicubic filter, and
+    the sample has ``concepts`` if they are asked for. In testing the crop keeps its size: the
+    model's own preprocessing follows.
     """
 
     @configurable
@@ -46,6 +48,7 @@ class ImageTextPairMapper:
         flip: bool = False,
         color_jitter: float = 0.0,
         gray: float = 0.0,
+        concepts: CaptionConcepts | None = None,
     ) -> None:
         """
         Args:
@@ -60,6 +63,7 @@ class ImageTextPairMapper:
             flip: mirror half of the images.
             color_jitter: 0 for none; see ``INPUT.PAIRS``.
             gray: probability of a grey image.
+            concepts: finds those of a caption, in training; None: samples have none.
 
         Raises:
             OVDError: a value out of its range.
@@ -86,24 +90,31 @@ class ImageTextPairMapper:
         self.squash = squash
         self.flip = flip
         self.gray = gray
+        self.concepts = concepts if is_train else None
         self.color_jitter = _color_jitter(color_jitter) if color_jitter else None
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """The keyword arguments that ``cfg`` asks for."""
         keys = cfg.INPUT.PAIRS
+        with_concepts = is_train and keys.NOUN_PHRASES
         return {
             "is_train": is_train,
-            "image_size": cfg.MODEL.CLIP.IMAGE_SIZE,
+            "image_size": keys.IMAGE_SIZE or cfg.MODEL.CLIP.IMAGE_SIZE,
             "image_format": cfg.INPUT.FORMAT,
             "max_pixels": cfg.INPUT.MAX_PIXELS,
             "box_scale": tuple(keys.BOX_SCALE),
             "box_shift": keys.BOX_SHIFT,
             "crop_area": tuple(keys.CROP_AREA),
-            "squash": cfg.MODEL.CLIP.RESIZE == "squash",
+            "squash": (keys.RESIZE or cfg.MODEL.CLIP.RESIZE) == "squash",
             "flip": cfg.INPUT.RANDOM_FLIP == "horizontal",
             "color_jitter": keys.COLOR_JITTER,
             "gray": keys.GRAY,
+            "concepts": (
+                CaptionConcepts(keys.NOUN_PHRASES, keys.WITHOUT_NOUN_PHRASE)
+                if with_concepts
+                else None
+            ),
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -112,11 +123,15 @@ class ImageTextPairMapper:
             record: see the class; not modified.
 
         Returns:
-            the record with ``image`` (3, H, W) uint8; in training H = W = S.
+            the record with ``image`` (3, H, W) uint8; in training H = W = S, and ``concepts``, a
+            list of texts, see :class:`CaptionConcepts`.
 
         Raises:
             UnreadableImageError: naming the file and the reason.
+            LeftOutError: a caption without noun phrase whose pair is to be left out.
+            OVDError: one that is to be refused.
         """
+        found = {} if self.concepts is None else {"concepts": self.concepts(record)}
         pixels = self._read(record)
         height, width = pixels.shape[:2]
         image = Image.fromarray(pixels)
@@ -129,7 +144,7 @@ class ImageTextPairMapper:
         elif "box" in record:
             image = image.crop(_whole_pixels(record["box"], width, height))
         tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-        return {**record, "image": self._recolor(tensor) if self.is_train else tensor}
+        return {**record, **found, "image": self._recolor(tensor) if self.is_train else tensor}
 
     def _read(self, record: dict[str, Any]) -> np.ndarray:
         if "shard" in record:

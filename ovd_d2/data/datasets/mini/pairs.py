@@ -13,18 +13,23 @@ from ovd_d2.data.datasets.mini.registration import SECTION, class_metadata, load
 from ovd_d2.data.datasets.mini.splits import VERSION
 from ovd_d2.errors import OVDError
 
-# Data set name -> whether whole images are in it, beside the objects.
-PAIRS = {"mini_v1_pairs": True, "mini_v1_object_pairs": False}
+# Data set name -> whether scenes, whole images, are in it, and whether objects are.
+PAIRS = {
+    "mini_v1_pairs": (True, True),
+    "mini_v1_object_pairs": (False, True),
+    "mini_v1_scene_pairs": (True, False),
+}
 # Data set name -> annotation file without suffix.
 OBJECTS = {f"mini_v1_objects_{name}": name for name in ("train_all", "val", "val_seen", "test")}
 
 
 def register_mini_pairs(root: str | os.PathLike[str]) -> None:
-    """Registers mini_v1_pairs, mini_v1_object_pairs and mini_v1_objects_train_all, _val, _val_seen
-    and _test.
+    """Registers mini_v1_pairs, mini_v1_object_pairs, mini_v1_scene_pairs and
+    mini_v1_objects_train_all, _val, _val_seen and _test.
 
     mini_v1_pairs: objects (with ``box``) and whole images of the training split with captions, base
-    and novel alike; mini_v1_object_pairs: the objects alone. mini_v1_objects_*: one record per
+    and novel alike; mini_v1_object_pairs: the objects alone; mini_v1_scene_pairs:
+    the whole images alone. mini_v1_objects_*: one record per
     annotated box, with ``box`` and ``label`` 0..159; ``evaluator_type`` "classification",
     ``is_novel`` as in the detection splits.
 
@@ -34,8 +39,11 @@ def register_mini_pairs(root: str | os.PathLike[str]) -> None:
     folder = os.path.join(os.fspath(root), VERSION)
     images = os.path.join(folder, "images")
     pairs = os.path.join(folder, "pairs.jsonl")
-    for name, whole in PAIRS.items():
-        DatasetCatalog.register(name, lambda w=whole: load_mini_pairs(pairs, images, whole=w))
+    for name, (scenes, objects) in PAIRS.items():
+        DatasetCatalog.register(
+            name,
+            lambda s=scenes, o=objects: load_mini_pairs(pairs, images, scenes=s, objects=o),
+        )
         MetadataCatalog.get(name).set(
             json_file=pairs,
             image_root=images,
@@ -55,13 +63,16 @@ def register_mini_pairs(root: str | os.PathLike[str]) -> None:
         )
 
 
-def load_mini_pairs(path: str, image_root: str, *, whole: bool = True) -> list[dict[str, Any]]:
+def load_mini_pairs(
+    path: str, image_root: str, *, scenes: bool = True, objects: bool = True
+) -> list[dict[str, Any]]:
     """Records of pairs.jsonl: ``file_name``, ``caption``, ``image_id``, ``box`` of objects.
 
     Args:
         path: the file.
         image_root: where its image names start.
-        whole: with the pairs of whole images.
+        scenes: with the pairs of whole images.
+        objects: with the pairs of objects.
 
     Raises:
         OVDError: the benchmark is not built, or the file is damaged.
@@ -70,7 +81,7 @@ def load_mini_pairs(path: str, image_root: str, *, whole: bool = True) -> list[d
         raise OVDError(
             f"{path} is missing: run `ovd mini build` (section '{SECTION}' of datasets/README.md)."
         )
-    records = [r for r in load_pairs(path, image_root) if whole or "box" in r]
+    records = [r for r in load_pairs(path, image_root) if (objects if "box" in r else scenes)]
     check_records(records, path, SECTION)
     return records
 
