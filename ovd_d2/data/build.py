@@ -47,6 +47,7 @@ MAX_LEFT_OUT = 1000  # the same for images that the config leaves out
 # Fields under which a sample reports the images it stands in for, [(file name, reason)]: those that
 # cannot be read, and those that the config leaves out.
 UNREADABLE, LEFT_OUT = "unreadable_images", "images_left_out"
+REFUSAL = "refusal"  # the one field of a sample that stops the training: the sentence why
 _NAMED_ONE_BY_ONE = 5  # images that are left out; then one log line for each power of ten
 
 
@@ -70,7 +71,8 @@ class MappedSamples(Dataset):
 
     An image that is unreadable or left out is replaced by one drawn at random, and reported in the
     sample's field ``unreadable_images`` or ``images_left_out``; a sample with no field but these
-    means that no replacement could be used either.
+    means that no replacement could be used either. An ``OVDError`` of the mapper becomes the field
+    ``refusal``: raised here, in a worker, it would be a traceback.
     """
 
     def __init__(self, records: Dataset, mapper: Callable, seed: int) -> None:
@@ -100,6 +102,8 @@ class MappedSamples(Dataset):
                 field = LEFT_OUT if isinstance(error, LeftOutError) else UNREADABLE
                 reports.setdefault(field, []).append((error.file_name, error.reason))
                 failures += field == UNREADABLE
+            except OVDError as error:
+                return {REFUSAL: str(error)}
             else:
                 if sample is not None:
                     return {**sample, **reports}
@@ -184,6 +188,8 @@ class ResumableLoader:
 
     def _note_unreadable(self, batch: list[dict[str, Any]]) -> None:
         for sample in batch:
+            if REFUSAL in sample:
+                raise OVDError(sample[REFUSAL])
             left_out, unreadable = sample.pop(LEFT_OUT, []), sample.pop(UNREADABLE, [])
             for file_name, reason in left_out:
                 self._note_left_out(file_name, reason)

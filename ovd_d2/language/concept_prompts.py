@@ -4,6 +4,7 @@ trained with.
 Letters: K classes, M concepts.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -13,6 +14,7 @@ from ovd_d2.language.concept_dictionary import ConceptDictionary
 from ovd_d2.language.prompts import clean_name
 from ovd_d2.language.vocabulary import Vocabulary
 
+_LONGEST_NAME = 6  # words of a dictionary's name that is looked for in captions
 Concepts = dict[str, str]  # cleaned name -> text that the encoder reads; in order
 
 
@@ -83,20 +85,23 @@ class ConceptPrompts:
         phrases: Sequence[str],
         *,
         most: int,
+        caption: str = "",
         generator: torch.Generator | None = None,
     ) -> Concepts:
         """Concepts of an image of a grounding data set: its phrases, then names of the dictionary
-        that are no phrase of it.
+        that its caption does not say.
 
         Args:
             phrases: of its caption.
             most: concepts of the image; its phrases always stay.
+            caption: "cat" is no negative of "a cat on a mat"; "": the phrases alone are excluded.
             generator: of the CPU; None: torch's own.
         """
         concepts = self._unique((phrase, self.text(phrase)) for phrase in phrases)
         drawn = self.dictionary.sample(
-            max(most - len(concepts), 0), exclude=list(concepts), generator=generator
-        )
+            max(most - len(concepts), 0), exclude=[*concepts, *_word_runs(caption)],
+            generator=generator,
+        )  # fmt: skip
         return concepts | {name: self.text(name) for name in drawn}
 
     @staticmethod
@@ -105,6 +110,16 @@ class ConceptPrompts:
         for name, text in pairs:
             found.setdefault(clean_name(name), text)
         return found
+
+
+def _word_runs(text: str) -> set[str]:
+    """Every word of a text and every run of some words, in lower case."""
+    words = re.findall(r"[\w'-]+", text.lower().replace("_", " "))
+    return {
+        " ".join(words[begin:end])
+        for begin in range(len(words))
+        for end in range(begin + 1, min(begin + _LONGEST_NAME, len(words)) + 1)
+    }
 
 
 def labelled_dictionary(vocabulary: Vocabulary) -> ConceptDictionary:

@@ -45,8 +45,7 @@ def set_similarity(
     Raises:
         OVDError: unknown ``match``.
     """
-    if match not in MATCHES:
-        raise OVDError(f"match is {match!r}; it must be one of {', '.join(MATCHES)}.")
+    check_match(match)
     words, regions = words.float(), regions.float()
     if match == "largest":
         largest = areas.masked_fill(~region_mask, -1).argmax(dim=1)
@@ -64,6 +63,12 @@ def set_similarity(
         for i in range(0, len(regions), step)
     ]  # fmt: skip
     return torch.cat(parts, dim=1)
+
+
+def check_match(match: str) -> None:
+    """Raises OVDError unless ``match`` is one of ``MATCHES``."""
+    if match not in MATCHES:
+        raise OVDError(f"match is {match!r}; it must be one of {', '.join(MATCHES)}.")
 
 
 def _of_some_images(

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ovd_d2.errors import OVDError
 from ovd_d2.layers.gather_rows import gather_rows
 from ovd_d2.losses import image_to_text_similarity, set_similarity, smoothed_contrastive_loss
+from ovd_d2.losses.word_region import check_match
 
 DIRECTIONS = ("text_to_image", "image_to_text", "both")
 
@@ -46,8 +47,9 @@ class WordRegionLearning:
             weight: of it in the sum.
 
         Raises:
-            OVDError: unknown direction.
+            OVDError: unknown direction or match.
         """
+        check_match(match)
         if direction not in DIRECTIONS:
             raise OVDError(
                 f"direction is {direction!r}; it must be one of {', '.join(DIRECTIONS)}."

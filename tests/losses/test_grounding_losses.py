@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from plain_boxes import plain_giou
 from small_grounding_heads import golden
 
 from ovd_d2.losses import (
@@ -78,19 +79,6 @@ def test_extreme_logits_are_finite():
     loss = token_focal_loss(logits, torch.tensor([[[False, True]]]), torch.ones(1, 2).bool())
     loss.backward()
     assert loss == 0 and not logits.grad.any()
-
-
-def plain_giou(one, other):
-    one = [one[0] + 0.5, one[1] + 0.5, one[2] - 0.5, one[3] - 0.5]
-    other = [other[0] + 0.5, other[1] + 0.5, other[2] - 0.5, other[3] - 0.5]
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    shared = width * height if width > 0 and height > 0 else 0.0
-    union = sum((b[2] - b[0]) * (b[3] - b[1]) for b in (one, other)) - shared
-    hull = (max(one[2], other[2]) - min(one[0], other[0])) * (
-        max(one[3], other[3]) - min(one[1], other[1])
-    )
-    return shared / union - (hull - union) / hull
 
 
 def test_giou_and_gradient_equal_the_definition():

@@ -84,3 +84,15 @@ def no_boxes(size=(64, 96), field="gt_classes"):
 
 
 CAPTION = TokenSpans("a cat beside a red mug", (((2, 5),), ((15, 22),)))
+
+
+def same(first, second, tolerance=1e-5):
+    """The same detections, as sets where scores tie."""
+    assert len(first) == len(second) > 0
+    torch.testing.assert_close(first.scores, second.scores, atol=tolerance, rtol=0)
+    near = (first.scores[1:] - first.scores[:-1]).abs() > 10 * tolerance
+    clear = torch.cat([torch.tensor([True]), near]) & torch.cat([near, torch.tensor([True])])
+    assert torch.equal(first.pred_classes[clear], second.pred_classes[clear])
+    torch.testing.assert_close(
+        first.pred_boxes.tensor[clear], second.pred_boxes.tensor[clear], atol=1e-2, rtol=0
+    )

@@ -7,6 +7,7 @@ from small_glip import (
     CAPTION,
     boxes_of,
     no_boxes,
+    same,
     sample,
     small_config,
     small_glip,
@@ -20,18 +21,6 @@ from ovd_d2.modeling.text_backbone import build_text_backbone
 from ovd_d2.structures import TokenSpans
 
 LOSSES = {"loss_token", "loss_box_reg", "loss_centerness"}
-
-
-def same(first, second, tolerance=1e-5):
-    """The same detections, as sets where scores tie."""
-    assert len(first) == len(second) > 0
-    torch.testing.assert_close(first.scores, second.scores, atol=tolerance, rtol=0)
-    near = (first.scores[1:] - first.scores[:-1]).abs() > 10 * tolerance
-    clear = torch.cat([torch.tensor([True]), near]) & torch.cat([near, torch.tensor([True])])
-    assert torch.equal(first.pred_classes[clear], second.pred_classes[clear])
-    torch.testing.assert_close(
-        first.pred_boxes.tensor[clear], second.pred_boxes.tensor[clear], atol=1e-2, rtol=0
-    )
 
 
 def test_it_keeps_the_vocabulary_protocol(monkeypatch):

@@ -58,8 +58,8 @@ class GroundingMapper(OpenVocabDatasetMapper):
         if not reads_captions(cfg):
             raise OVDError(
                 "INPUT.MAPPER GroundingMapper gives phrases of captions, which "
-                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} does not read: take GLIP, "
-                "or data sets of classes with another mapper."
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} does not read: take GLIP "
+                "or DetCLIP, or data sets of classes with another mapper."
             )
         if cfg.DATASETS.REGION_STORE:
             raise OVDError(

@@ -8,6 +8,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import nn
 
+from ovd_d2.errors import OVDError
+
 from .concept_head import ConceptHead
 from .concept_inference import ConceptInference
 from .concept_losses import ConceptLoss
@@ -87,8 +89,16 @@ def build_concept_head(cfg: CfgNode, shapes: Sequence[ShapeSpec], embed_dim: int
 
     Returns:
         ``head``, ``loss``, ``region_choice`` and ``detections``.
+
+    Raises:
+        OVDError: NORM_GROUPS does not divide the channels.
     """
     keys = cfg.MODEL.DETCLIP
+    if shapes[0].channels % keys.NORM_GROUPS:
+        raise OVDError(
+            f"MODEL.DETCLIP.NORM_GROUPS {keys.NORM_GROUPS} must divide the channels of "
+            f"IN_FEATURES, {shapes[0].channels}."
+        )
     code = Box2BoxTransform(weights=_BOX_WEIGHTS)
     alignment, box, centerness = keys.LOSS_WEIGHTS
     quality = keys.REGION_SCORE if keys.REGION_SCORE in QUALITIES else ""

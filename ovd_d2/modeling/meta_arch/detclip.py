@@ -242,10 +242,13 @@ class DetCLIP(OneStageDetector):
             names = [[vocabulary.names[k] for k in t.gt_classes.tolist()] for t in targets]
         else:
             self._check_phrases(samples, targets)
-            phrases = [self._caption_of(sample).phrases() for sample in samples]
+            captions = [self._caption_of(sample) for sample in samples]
+            phrases = [caption.phrases() for caption in captions]
             concepts = [
-                self.prompts.of_phrases(of_image, most=self.grounding_concepts)
-                for of_image in phrases
+                self.prompts.of_phrases(
+                    of_image, most=self.grounding_concepts, caption=caption.caption
+                )
+                for of_image, caption in zip(phrases, captions)
             ]
             names = [[p[k] for k in t.gt_phrases.tolist()] for p, t in zip(phrases, targets)]
         return targets, concepts, [[clean_name(name) for name in row] for row in names]

@@ -1,10 +1,9 @@
 """Which anchors learn which object, against the public code's numbers and the definition."""
 
-import statistics
-
 import pytest
 import torch
 from detectron2.structures import Boxes, pairwise_iou
+from plain_boxes import plain_assign
 from small_grounding_heads import (
     CODE,
     anchors_of,
@@ -91,36 +90,6 @@ def test_token_targets_equal_the_public_code(monkeypatch):
         wanted = GOLDEN[f"token_targets_pos_img{image}"].bool()
         assert seen[0][image, positive].equal(wanted)
         assert seen[0][image].sum() == wanted.sum()  # background: none
-
-
-def plain_assign(levels, boxes, usable, per_level=9):
-    """Box by box, candidate by candidate."""
-    every = torch.cat(levels).tolist()
-    best = {}
-    for number, box in enumerate(boxes.tolist()):
-        middle = [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]
-        candidates, start = [], 0
-        for level in levels:
-            places = [p for p in range(start, start + len(level)) if usable[p]]
-            places.sort(
-                key=lambda p: sum(
-                    ((every[p][axis] + every[p][axis + 2]) / 2 - middle[axis]) ** 2
-                    for axis in (0, 1)
-                )
-            )
-            candidates += places[:per_level]
-            start += len(level)
-        iou = pairwise_iou(Boxes(torch.tensor([box])), Boxes(torch.tensor(every)))[0].tolist()
-        values = [iou[p] for p in candidates]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        threshold = statistics.mean(values) + spread
-        for p in candidates:
-            x, y = ((every[p][axis] + every[p][axis + 2]) / 2 for axis in (0, 1))
-            sides = (x - box[0], y - box[1], box[2] - x, box[3] - y)
-            inside = min(sides) > 0.51  # the border pixels' centres and a bit
-            if iou[p] >= threshold - 1e-6 and inside and iou[p] > best.get(p, (0, 0))[0]:
-                best[p] = (iou[p], number)
-    return torch.tensor([best[p][1] if p in best else -1 for p in range(len(every))])
 
 
 @pytest.mark.parametrize("levels", [1, 2, 5])

@@ -28,10 +28,9 @@ def register_mini_pairs(root: str | os.PathLike[str]) -> None:
     mini_v1_objects_train_all, _val, _val_seen and _test.
 
     mini_v1_pairs: objects (with ``box``) and whole images of the training split with captions, base
-    and novel alike; mini_v1_object_pairs: the objects alone; mini_v1_scene_pairs:
-    the whole images alone. mini_v1_objects_*: one record per
-    annotated box, with ``box`` and ``label`` 0..159; ``evaluator_type`` "classification",
-    ``is_novel`` as in the detection splits.
+    and novel alike; mini_v1_object_pairs: the objects alone; mini_v1_scene_pairs: the whole images
+    alone. mini_v1_objects_*: one record per annotated box, with ``box`` and ``label`` 0..159;
+    ``evaluator_type`` "classification", ``is_novel`` as in the detection splits.
 
     Args:
         root: folder of all data sets; the benchmark is in ``root``/mini-v1.
