@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ovd_d2.benchmarks.speed.detection_postprocessing import Cell
-    from ovd_d2.benchmarks.speed.vocabulary import Cell as VocabularyCell
+    from ovd_d2.benchmarks.speed.vocabulary_ways import Cell as VocabularyCell
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -56,43 +56,92 @@ def inference_table(cells: list["Cell"], setting: dict[str, Any]) -> "Table":
     return table
 
 
-def vocabulary_table(cells: list["VocabularyCell"], setting: dict[str, Any]) -> "Table":
-    """A row per cell; ``setting`` is what all share."""
-    from rich import box
-    from rich.table import Table
+class VocabularyTable:
+    """A table of ``ovd speed vocabulary`` that is printed to stdout row by row, as cells come."""
 
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        title=f"{setting['config']}, random weights, {'x'.join(map(str, setting['size']))}; "
-        f"{setting['device']}, {setting['threads']} threads, torch {setting['torch']}",
-        caption="median seconds per image; usual: backbone, FPN, text and head again for every "
-        "caption of 40 names, padded, extrapolated where some were run; text: ours, once for a "
-        "vocabulary; MB: peak memory beyond the model; detections: those of the captions run",
-        title_justify="left",
-        caption_justify="left",
+    # Heading, width and alignment; widths are fixed, as rows to come are unknown.
+    COLUMNS = (
+        ("classes", 7, "right"),
+        ("model", 7, "left"),
+        ("way", 17, "left"),
+        ("captions", 8, "right"),
+        ("s", 8, "right"),
+        ("text s", 8, "right"),
+        ("beside it", 19, "left"),
+        ("its s", 8, "right"),
+        ("faster", 8, "right"),
+        ("to 80 names", 11, "right"),
+        ("MB", 8, "right"),
+        ("its MB", 8, "right"),
+        ("detections", 22, "right"),
     )
-    for name in ("classes", "our way", "captions", "ours s", "text s", "usual s", "usual captions"):
-        table.add_column(name, justify="left" if name == "our way" else "right", no_wrap=True)
-    for name in ("ratio", "ours MB", "usual MB", "detections"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for cell in cells:
+    NOTES = (
+        "Median seconds per image. Beside it, in turn: of GLIP the usual way, which is backbone, "
+        "FPN, text and head again for every caption of 40 names, padded, extrapolated where some "
+        "were run; of DetCLIP itself with 80 names. faster, to 80 names: medians over runs, each "
+        "with the mean of the two runs around it. text: encoding the names, once for a vocabulary. "
+        "MB: peak memory beyond model and encoded names. detections: of GLIP those of the captions "
+        "run."
+    )
+
+    def __init__(self, setting: dict[str, Any]) -> None:
+        """
+        Args:
+            setting: what all cells share.
+        """
+        self._setting = setting
+        self._rows = 0
+
+    def add(self, cell: "VocabularyCell") -> None:
+        """Prints the row of a cell, and the heading before the first one."""
+        setting = self._setting
+        if not self._rows:
+            print(
+                f"{', '.join(setting['configs'])}, random weights, "
+                f"{'x'.join(map(str, setting['size']))}; {setting['device']}, "
+                f"{setting['threads']} threads, torch {setting['torch']}"
+            )
+            print_table(self._table([]))
+        self._rows += 1
+        print_table(self._table(self._texts(cell)))
+
+    def close(self) -> None:
+        """Prints what the columns mean."""
+        print(f"\n{self.NOTES}")
+
+    def _table(self, row: list[str]) -> "Table":
+        """The heading, or a row alone."""
+        from rich import box
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_header=not row)
+        for heading, width, justify in self.COLUMNS:
+            table.add_column(heading, width=width, justify=justify, no_wrap=True)
+        if row:
+            table.add_row(*row)
+        return table
+
+    @staticmethod
+    def _texts(cell: "VocabularyCell") -> list[str]:
+        names = [f"{cell.num_classes:,}", cell.model, cell.way]
+        if cell.left_out:
+            return [*names, "", "left out"]
+        run = "" if cell.usual_run == cell.usual_captions else f", {cell.usual_run} run"
+        usual = cell.usual_captions is not None
         same = {None: "not compared", 0: "the same"}.get(cell.differing)
-        run = "" if cell.usual_run == cell.usual_captions else f"{cell.usual_run} of "
-        table.add_row(
-            f"{cell.num_classes:,}",
-            cell.way,
-            str(cell.captions),
+        return [
+            *names,
+            "" if cell.captions is None else str(cell.captions),
             f"{cell.median('ours'):.2f}",
             f"{cell.text_seconds:.2f}",
-            f"{cell.median('usual'):.2f}",
-            f"{run}{cell.usual_captions}",
-            f"{cell.ratio:,.2f}x",
+            f"{cell.usual_captions} captions{run}" if usual else cell.beside,
+            f"{cell.median('beside'):.2f}",
+            f"{cell.ratio:,.2f}x" if usual else "",
+            "" if usual else f"{1 / cell.ratio:,.3f}",
             megabytes(cell, "ours"),
-            megabytes(cell, "usual"),
+            megabytes(cell, "beside"),
             f"{cell.detections} {same or f'{cell.differing} DIFFERENT'}",
-        )
-    return table
+        ]
 
 
 def megabytes(cell: "Cell | VocabularyCell", side: str) -> str:

@@ -33,7 +33,7 @@ def without_duplicates(
         candidates: per image.
         image_sizes: N (height, width).
         nms_threshold: boxes of a class with a higher IoU are suppressed.
-        most: of an image.
+        most: of an image; -1: all (``TEST.DETECTIONS_PER_IMAGE``).
 
     Returns:
         Per image ``pred_boxes``, ``scores``, ``pred_classes``, in pixels of the resized image.
@@ -41,7 +41,8 @@ def without_duplicates(
     results = []
     for (boxes, scores, classes), size in zip(candidates, image_sizes):
         # Double: multiples of class numbers are added to coordinates, which fp32 would round.
-        kept = batched_nms(boxes.double(), scores.double(), classes, nms_threshold)[:most]
+        kept = batched_nms(boxes.double(), scores.double(), classes, nms_threshold)
+        kept = kept if most < 0 else kept[:most]
         fields = {
             "pred_boxes": Boxes(boxes[kept]),
             "scores": scores[kept],
