@@ -80,6 +80,10 @@ ROWS = {
     "glip": Row("GLIP"),
     "glip_longer": Row("GLIP, as long as the next", start="glip"),
     "glip_self_training": Row("GLIP + self-training on captions", start="glip", captions="glip"),
+    "detclip_boxes": Row("DetCLIPv2, boxes alone"),
+    "detclip_pairs": Row("DetCLIPv2 + pairs, best match"),
+    "detclip_pairs_softmax": Row("DetCLIPv2 + pairs, softmax match"),
+    "detclip_pairs_enriched": Row("DetCLIPv2 + pairs + definitions"),
 }
 
 
@@ -90,7 +94,7 @@ def command(
     rows: str = typer.Option(",".join(ROWS), help="Which rows, separated by commas."),
     jobs: int = typer.Option(0, min=0, help="Trainings at once; 0: as many as there are cores."),
 ) -> None:
-    """Train and evaluate every variant of ViLD, RKD and GLIP on mini; write a table of means."""
+    """Train and evaluate every variant of ViLD, RKD, GLIP and DetCLIP on mini; write a table of means."""
     from ovd_d2.benchmarks.recipes import runs as recipe_runs
     from ovd_d2.errors import OVDError
     from ovd_d2.files.atomic import check_output_folder
