@@ -213,6 +213,7 @@ _KEYS: tuple[tuple[Rule, str, str], ...] = (  # rule, prefix, keys below it
     (SHARE, "MODEL.GLIP.", "ALL_NEGATIVES_PROB SCORE_THRESH_TEST NMS_THRESH_TEST"),
     (BELOW_1, "MODEL.", "GLIP.DROPOUT SWIN.DROP_PATH_RATE TIMM.DROP_PATH_RATE"),
     (ABOVE_0, "MODEL.GLIP.", "LOGIT_SCALE_INIT"),
+    (at_least(0), "MODEL.GLIP.", "FUSION_INIT"),
     (each(at_least(0), 3), "MODEL.GLIP.", "LOSS_WEIGHTS"),
     (one_of("buffer", "resize"), "MODEL.GLIP.", "COARSE_OFFSETS"),
     (one_of("mean", "max"), "MODEL.GLIP.", "CLASS_SCORE"),

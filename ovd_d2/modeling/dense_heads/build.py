@@ -45,6 +45,7 @@ def build_grounding_head(
         channels=channels,
         text_width=text_backbone.dim,
         fusion=keys.FUSION,
+        fusion_init=keys.FUSION_INIT,
         embed_dim=keys.FUSION_DIM,
         num_heads=keys.FUSION_HEADS,
         text_heads=text_backbone.num_heads,

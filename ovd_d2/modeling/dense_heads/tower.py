@@ -72,6 +72,7 @@ class GroundingTower(nn.Module):
         channels: int = 256,
         text_width: int = 768,
         fusion: bool = True,
+        fusion_init: float = 1.0,
         embed_dim: int = 2048,
         num_heads: int = 8,
         text_heads: int = 12,
@@ -84,10 +85,13 @@ class GroundingTower(nn.Module):
     ) -> None:
         """
         Args:
-            num_blocks: GLIP-T 6, GLIP-L 8; the layer scale of the fusion starts at its inverse.
+            num_blocks: GLIP-T 6, GLIP-L 8.
             channels: C.
             text_width: Ct.
             fusion: image and text meet in every block; False: the text stays as it came.
+            fusion_init: the fusion's layer scale starts at ``fusion_init / num_blocks``, and a text
+                layer with ``fusion_init`` times its usual weights behind attention and hidden
+                units. GLIP: 1. Small: the blocks start near those without fusion.
             embed_dim: width of the fusion's attention.
             num_heads: of the fusion's attention.
             text_heads: of the text layers.
@@ -110,13 +114,14 @@ class GroundingTower(nn.Module):
                     embed_dim=embed_dim,
                     num_heads=num_heads,
                     dropout=dropout,
-                    initial_scale=1 / num_blocks,
+                    initial_scale=fusion_init / num_blocks,
                 )
                 parts["text_layer"] = text_layer(
                     text_width,
                     num_heads=text_heads,
                     feedforward=text_feedforward,
                     dropout=dropout,
+                    output_scale=fusion_init,
                 )
             dyconv = DyConv(
                 channels,

@@ -275,6 +275,14 @@ def test_initial_values():
     assert head.tower.blocks[0].fusion.visual_scale.eq(0.5).all()
 
 
+@pytest.mark.parametrize("fusion_init", [0.0, 1.0])
+def test_how_much_fusion_counts_at_first(fusion_init):
+    tower = small_tower(fusion_init)
+    features, mask = levels_of(64, 96), torch.ones(1, 7, dtype=torch.bool)
+    (one, _), (other, _) = (tower(features, torch.randn(1, 7, 12), mask) for _ in range(2))
+    assert torch.equal(one[0], other[0]) == (fusion_init == 0)
+
+
 def test_wrong_numbers_are_named():
     head = small_head()
     text, mask = torch.randn(3, 5, 12), torch.ones(3, 5).bool()

@@ -167,3 +167,11 @@ def test_text_layer_starts_as_bert_does():
     assert layer.linear1.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert layer.self_attn.in_proj_weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert layer.norm1.weight.eq(1).all() and not layer.self_attn.in_proj_bias.any()
+
+
+def test_text_layer_that_adds_nothing_at_first():
+    layer = text_layer(24, num_heads=3, feedforward=96, dropout=0.0, output_scale=0.0)
+    text = torch.randn(2, 5, 24)
+    norm = torch.nn.functional.layer_norm
+    expected = norm(norm(text, (24,)), (24,))
+    torch.testing.assert_close(layer(text), expected)
