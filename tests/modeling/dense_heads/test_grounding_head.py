@@ -277,7 +277,7 @@ def test_initial_values():
 
 @pytest.mark.parametrize("fusion_init", [0.0, 1.0])
 def test_how_much_fusion_counts_at_first(fusion_init):
-    tower = small_tower(fusion_init)
+    tower = small_head(fusion_init=fusion_init, dynamic=False).tower
     features, mask = levels_of(64, 96), torch.ones(1, 7, dtype=torch.bool)
     (one, _), (other, _) = (tower(features, torch.randn(1, 7, 12), mask) for _ in range(2))
     assert torch.equal(one[0], other[0]) == (fusion_init == 0)
