@@ -111,6 +111,13 @@ def batch(with_mask: bool) -> list[dict]:
     return [{**sample, "caption": caption} for caption in ("a cat", "a red mug")]
 
 
+def pairs() -> list[dict]:
+    """Image-text pairs: pixels, and a caption with its noun phrases."""
+    images = torch.randint(0, 256, (2, 3, 128, 160), dtype=torch.uint8)
+    texts = ["a cat on a mat", "cat", "mat"], ["a red mug"]
+    return [{"image": image, "concepts": words} for image, words in zip(images, texts)]
+
+
 def with_image_label(sample: dict) -> dict:
     """The sample with a pseudo box of class 1 behind its rows."""
     targets = sample["instances"]
@@ -122,6 +129,14 @@ def with_image_label(sample: dict) -> dict:
     if targets.has("gt_masks"):
         rows.gt_masks = PartialMasks.followed_by_none(targets.gt_masks, 1)
     return {**sample, "instances": rows}
+
+
+def check_gradients(model, losses: dict) -> None:
+    """All parameters that train have one, as DistributedDataParallel wants."""
+    model.zero_grad(set_to_none=True)
+    sum(losses.values()).backward()
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
 
 
 @pytest.mark.parametrize("path", distinct_models(), ids=lambda p: str(p.relative_to(CONFIGS)))
@@ -152,9 +167,11 @@ def test_config_builds_and_trains_a_step(path, tmp_path):
     assert all(torch.isfinite(v) for v in losses.values()), losses
     assert any("distill" in name for name in losses) == learns
     assert any("image_label" in name for name in losses) == learns_labels
-    sum(losses.values()).backward()
-    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    assert missing == []
+    check_gradients(model, losses)
+    if cfg.MODEL.META_ARCHITECTURE == "DetCLIP":
+        losses = model(pairs())
+        assert list(losses) == ["loss_word_region"] and torch.isfinite(losses["loss_word_region"])
+        check_gradients(model, losses)
     model.eval()
     with torch.no_grad():
         assert len(model(data)) == 2

@@ -1,4 +1,4 @@
-"""Every yaml of configs/rkd and configs/vild against the constants that were published."""
+"""Every yaml of configs/detclip, rkd and vild against the constants that were published."""
 
 import copy
 from functools import cache
@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from published_constants import RECIPES
+from published_constants import RECIPES as OF_RKD_AND_VILD
+from published_constants_detclip import RECIPES as OF_DETCLIP
 
 from ovd_d2 import add_ovd_config
 from ovd_d2.data.mixing import read_sources
 from ovd_d2.errors import OVDError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+RECIPES = OF_RKD_AND_VILD | OF_DETCLIP
 FILES = {
     str(path.relative_to(CONFIGS).with_suffix("")): path
-    for method in ("rkd", "vild")
+    for method in ("detclip", "rkd", "vild")
     for path in sorted((CONFIGS / method).glob("*.yaml"))
 }
 OURS = ("VERSION", "OUTPUT_DIR")  # no published constants

@@ -30,8 +30,8 @@ def add_keys(cfg: CN) -> None:
     # that of the vocabulary, else that of DICTIONARY. False: the name alone.
     _C.ENRICH = True
     # Concepts from which negatives of grounding data are drawn, and their definitions: "" (those of
-    # the vocabulary), "lvis", "wordnet", "dataset:NAME", a file of `ovd vocab dictionary`, or
-    # several joined by "+".
+    # the vocabulary), "lvis", "imagenet21k", "wordnet", "dataset:NAME", a file of `ovd vocab
+    # dictionary`, or several joined by "+", of which the first that defines a name counts.
     _C.DICTIONARY = ""
     # Concepts per image, its own and then negatives: of detection data (names of the vocabulary
     # that are known to be absent) and of grounding data (from DICTIONARY).
