@@ -21,6 +21,7 @@ _PHRASES = typer.Option(
     [], "--phrase", help="What to look for, words of the caption (repeatable); default: its nouns."
 )
 _THRESHOLD = typer.Option(0.3, min=0, max=1, help="Drop what scores less.")
+_PER_PHRASE = typer.Option(None, min=1, help="Most boxes of a phrase, the best; default: all.")
 _TOPK = typer.Option(None, min=1, help="Boxes; default: the config's.")
 
 
@@ -34,6 +35,7 @@ def command(
     out: Path = _OUT,
     json_file: Path | None = typer.Option(None, "--json", help="Phrases and boxes as json."),
     score_threshold: float = _THRESHOLD,
+    per_phrase: int | None = _PER_PHRASE,
     topk: int | None = _TOPK,
     device: str | None = typer.Option(None, help="cpu, cuda, ...; default: a GPU if there is one."),
     registered: list[str] = REGISTER,
@@ -61,6 +63,8 @@ def command(
     else:
         predictor = OpenVocabPredictor.from_pretrained(model, **options)
     found = predictor.ground(image, caption, spans)
+    if per_phrase is not None:
+        found = found.best(per_phrase)
     drawn = draw_grounding(found.image, found.caption, found.instances)
     write_picture(Image.fromarray(drawn), out)
     words = found.caption.phrases()

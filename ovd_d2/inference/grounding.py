@@ -4,9 +4,10 @@ Letters: R detections, H, W height and width of a picture.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch.nn.functional as F
 from detectron2.structures import Instances
 from torch import nn
 
@@ -30,6 +31,13 @@ class Grounding:
     image: np.ndarray
     caption: TokenSpans
     instances: Instances
+
+    def best(self, count: int) -> "Grounding":
+        """The same with the ``count`` best boxes of each phrase at most."""
+        phrases = self.instances.pred_classes
+        of_phrase = F.one_hot(phrases, len(self.caption.spans)).cumsum(dim=0)
+        rank = of_phrase.gather(1, phrases[:, None]).flatten()
+        return replace(self, instances=self.instances[rank <= count])
 
 
 def check_reads_captions(model: nn.Module) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ovd_d2.errors import OVDError
 from ovd_d2.inference import OpenVocabPredictor
-from ovd_d2.inference.grounding import as_caption, check_reads_captions
+from ovd_d2.inference.grounding import Grounding, as_caption, check_reads_captions
 from ovd_d2.structures import TokenSpans
 from ovd_d2.visualization.grounding import draw_grounding
 
@@ -88,6 +88,18 @@ def test_the_vocabulary_is_predicted_by_the_same_model(run, predictor):
 def test_captions_that_cannot_be_used(caption, spans, message):
     with pytest.raises(OVDError, match=message):
         as_caption(caption, spans)
+
+
+def test_the_best_boxes_of_each_phrase():
+    instances = Instances((9, 9))
+    instances.scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
+    instances.pred_classes = torch.tensor([2, 2, 0, 2])
+    caption = as_caption("cat dog cow", [(0, 3), (4, 7), (8, 11)])
+    found = Grounding(np.zeros((9, 9, 3), np.uint8), caption, instances)
+    assert found.best(1).instances.scores.tolist() == pytest.approx([0.9, 0.7])
+    assert found.best(2).instances.scores.tolist() == pytest.approx([0.9, 0.8, 0.7])
+    nothing = Grounding(found.image, caption, instances[torch.zeros(4, dtype=torch.bool)])
+    assert len(nothing.best(1).instances) == 0
 
 
 def test_a_phrase_in_pieces():
