@@ -43,7 +43,8 @@ def start_copy(folder, program, *words, watch=()):
         watch: functions to call first, which may change what they watch.
     """
     words = [str(word) for word in words]
-    process = _COPIES.Process(target=_command, args=(str(folder), program, words, watch))
+    arguments = (str(folder), program, words, watch)
+    process = _COPIES.Process(target=_command, args=arguments, daemon=True)
     process.start()
     return process
 
