@@ -30,7 +30,13 @@ from ovd_d2.language import (
     as_vocabulary,
 )
 from ovd_d2.language.concept_dictionary import ConceptDictionary
-from ovd_d2.language.concept_prompts import ConceptPrompts, Concepts, labelled_dictionary, merged
+from ovd_d2.language.concept_prompts import (
+    ConceptPrompts,
+    Concepts,
+    labelled_dictionary,
+    merged,
+    names_in,
+)
 from ovd_d2.language.prompts import clean_name
 from ovd_d2.modeling.concept_text import ConceptText, OwnTextTower
 from ovd_d2.modeling.dense_heads import (
@@ -181,6 +187,13 @@ class DetCLIP(OneStageDetector):
         self._set_vocabulary(vocabulary)
         self._chosen_by_caller()
 
+    def set_trained_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Gives the definitions that the model was trained with to a model that was built without
+        classes and a dictionary, for phrases and names that bring none."""
+        if not len(self.prompts.dictionary):
+            self.prompts.dictionary = labelled_dictionary(vocabulary)
+            self._encoded.clear()
+
     def _set_vocabulary(self, vocabulary: VocabularyLike | None) -> None:
         classes = None if vocabulary is None else as_vocabulary(vocabulary)
         given = None
@@ -244,14 +257,18 @@ class DetCLIP(OneStageDetector):
             self._check_phrases(samples, targets)
             captions = [self._caption_of(sample) for sample in samples]
             phrases = [caption.phrases() for caption in captions]
-            concepts = [
-                self.prompts.of_phrases(
-                    of_image, most=self.grounding_concepts, caption=caption.caption
-                )
-                for of_image, caption in zip(phrases, captions)
-            ]
+            concepts = [self._phrase_concepts(*pair) for pair in zip(samples, captions)]
             names = [[p[k] for k in t.gt_phrases.tolist()] for p, t in zip(phrases, targets)]
         return targets, concepts, [[clean_name(name) for name in row] for row in names]
+
+    def _phrase_concepts(self, sample: dict[str, Any], caption: TokenSpans) -> Concepts:
+        try:
+            return self.prompts.of_phrases(
+                caption.phrases(), most=self.grounding_concepts, caption=caption.caption
+            )
+        except OVDError as error:  # nothing is left of a phrase
+            name = sample.get("file_name", "an image")
+            raise OVDError(f"The caption of {name}: {error}") from error
 
     def _box_losses(
         self,
@@ -265,10 +282,10 @@ class DetCLIP(OneStageDetector):
         places = {name: place for place, name in enumerate(of_batch)}
         rows = self.text.of_all_processes(list(of_batch.values()))
         counted = torch.ones(len(samples), len(places), dtype=torch.bool)
-        if kind == GROUNDING:  # a phrase without a box may still be visible
+        if kind == GROUNDING:  # what a caption says may be visible without a box
             for image, (sample, boxed) in enumerate(zip(samples, names)):
-                own = {clean_name(phrase) for phrase in self._caption_of(sample).phrases()}
-                counted[image, [places[name] for name in own.difference(boxed)]] = False
+                said = names_in(self._caption_of(sample)).difference(boxed)
+                counted[image, [places[name] for name in said & places.keys()]] = False
         images = self._preprocess([sample["image"] for sample in samples])
         features = self._features(images)
         outputs = self.head(features)

@@ -162,7 +162,8 @@ class OneStageDetector(nn.Module):
 
 def labelled_classes(vocabulary: Vocabulary) -> Tensor:
     """Places of the classes known to be absent where they have no box: novel ones may be there."""
-    return torch.tensor([k for k, novel in enumerate(vocabulary.is_novel) if not novel])
+    labelled = [k for k, novel in enumerate(vocabulary.is_novel) if not novel]
+    return torch.tensor(labelled, dtype=torch.int64)
 
 
 def one_stage_parts(
