@@ -338,3 +338,13 @@ def test_parts_that_do_not_fit_are_refused(change, message):
     cfg.merge_from_list([word for key in change for word in (key, change[key])])
     with pytest.raises(OVDError, match=message):
         DetCLIP(cfg)
+
+
+def test_every_part_of_a_trained_text_tower_learns(tmp_path):
+    """From the folder of a whole CLIP, whose image side would wait for a gradient."""
+    from tiny_clip_models import save_hf_clip
+
+    save_hf_clip(tmp_path)
+    model = small_detclip(TEXT_TOWER=f"trained:hf:{tmp_path}").train()
+    sum(model([sample(instances=boxes_of(gt_classes=[0, 2]))]).values()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []

@@ -151,9 +151,10 @@ class OpenVocabDatasetMapper(DatasetMapper):
 
         Returns:
             the record with ``image`` (C, H, W) uint8 in ``INPUT.FORMAT`` and, in training,
-            ``instances`` in the frame of the augmented image. None for a training image that had
-            nothing but image labels, the boxes of which the augmentations have cut off: without
-            them it would pass for an image with nothing on it.
+            ``instances`` in the frame of the augmented image, and ``absent_classes`` (n,) int64,
+            numbered as ``gt_classes``, if the record has such a list. None for a training image
+            that had nothing but image labels, the boxes of which the augmentations have cut off:
+            without them it would pass for an image with nothing on it.
 
         Raises:
             UnreadableImageError: naming the file and the reason.
@@ -185,6 +186,9 @@ class OpenVocabDatasetMapper(DatasetMapper):
                 return None
             if self.class_map is not None:
                 targets.gt_classes = self.class_map[targets.gt_classes]
+        if "absent_classes" in sample:
+            absent = torch.tensor(sample["absent_classes"], dtype=torch.int64)
+            sample["absent_classes"] = absent if self.class_map is None else self.class_map[absent]
         if self.teacher_regions is not None:
             targets = sample.get("instances")
             if targets is None:

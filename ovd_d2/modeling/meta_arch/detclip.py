@@ -50,7 +50,7 @@ from ovd_d2.modeling.target_checks import TargetChecks
 from ovd_d2.modeling.word_region_learning import WordRegionLearning
 from ovd_d2.structures.grounding import TokenSpans
 
-from .one_stage import OneStageDetector, labelled_classes, one_stage_parts
+from .one_stage import OneStageDetector, one_stage_parts
 
 DETECTION, GROUNDING, PAIRS = "boxes of classes", "boxes of phrases", "pairs"
 _KINDS = (DETECTION, GROUNDING, PAIRS)
@@ -63,7 +63,8 @@ class DetCLIP(OneStageDetector):
     Input: Detectron2's list of dicts. In training there are three kinds of samples, each told by
     its fields:
 
-    * boxes of classes: ``instances`` with ``gt_boxes`` and ``gt_classes`` (Gi,) int64;
+    * boxes of classes: ``instances`` with ``gt_boxes`` and ``gt_classes`` (Gi,) int64, and, if
+      classes without a box may be there, ``absent_classes`` (n,) int64, those that are not;
     * boxes of phrases: ``instances`` with ``gt_boxes`` and ``gt_phrases`` (Gi,) int64, and
       ``caption``, a :class:`TokenSpans`;
     * pairs: no ``instances``, but ``concepts``, a list of the caption and its noun phrases.
@@ -239,27 +240,32 @@ class DetCLIP(OneStageDetector):
 
     def _box_targets(
         self, kind: str, samples: list[dict[str, Any]]
-    ) -> tuple[list[Instances], list[Concepts], list[list[str]]]:
-        """Per image its targets, its concepts, and the concept of each target."""
-        targets = [sample["instances"].to(self.device) for sample in samples]
+    ) -> tuple[list[Instances], list[Concepts], list[list[str]], list[set[str] | None]]:
+        """Per image its targets, its concepts, the concept of each target, and the names of which
+        it is known whether the image shows them; None: all, but for unboxed phrases of its own."""
+        known: list[set[str] | None] = [None] * len(samples)
         if kind == DETECTION:
             vocabulary = self._present_vocabulary()
-            targets = self._class_targets(targets)
-            labelled = labelled_classes(vocabulary)
+            targets, negatives = self._class_targets(samples)
             concepts = [
                 self.prompts.of_classes(
-                    t.gt_classes, vocabulary, negatives=labelled, most=self.detection_concepts
+                    t.gt_classes, vocabulary, negatives=absent, most=self.detection_concepts
                 )
-                for t in targets
+                for t, absent in zip(targets, negatives)
             ]
             names = [[vocabulary.names[k] for k in t.gt_classes.tolist()] for t in targets]
+            for image, (sample, absent) in enumerate(zip(samples, negatives)):
+                if "absent_classes" in sample:
+                    listed = (vocabulary.names[k] for k in absent.tolist())
+                    known[image] = {clean_name(name) for name in (*names[image], *listed)}
         else:
+            targets = [sample["instances"].to(self.device) for sample in samples]
             self._check_phrases(samples, targets)
             captions = [self._caption_of(sample) for sample in samples]
             phrases = [caption.phrases() for caption in captions]
             concepts = [self._phrase_concepts(*pair) for pair in zip(samples, captions)]
             names = [[p[k] for k in t.gt_phrases.tolist()] for p, t in zip(phrases, targets)]
-        return targets, concepts, [[clean_name(name) for name in row] for row in names]
+        return targets, concepts, [[clean_name(name) for name in row] for row in names], known
 
     def _phrase_concepts(self, sample: dict[str, Any], caption: TokenSpans) -> Concepts:
         try:
@@ -277,11 +283,17 @@ class DetCLIP(OneStageDetector):
         targets: list[Instances],
         concepts: list[Concepts],
         names: list[list[str]],
+        known: list[set[str] | None],
     ) -> dict[str, Tensor]:
         of_batch = merged(comm.all_gather(merged(concepts)))
         places = {name: place for place, name in enumerate(of_batch)}
-        rows = self.text.of_all_processes(list(of_batch.values()))
+        # Without any concept the text side still needs its gradient.
+        rows = self.text.of_all_processes(list(of_batch.values()) or ["a"])
         counted = torch.ones(len(samples), len(places), dtype=torch.bool)
+        for image, of_image in enumerate(known):
+            if of_image is not None:
+                counted[image] = False
+                counted[image, [places[name] for name in of_image & places.keys()]] = True
         if kind == GROUNDING:  # what a caption says may be visible without a box
             for image, (sample, boxed) in enumerate(zip(samples, names)):
                 said = names_in(self._caption_of(sample)).difference(boxed)
@@ -291,13 +303,13 @@ class DetCLIP(OneStageDetector):
         outputs = self.head(features)
         columns = [[places[name] for name in of_image] for of_image in names]
         losses = self.loss(
-            self.anchor_generator(features), outputs, rows, self.head.bias,
+            self.anchor_generator(features), outputs, rows[: len(places)], self.head.bias,
             [t.gt_boxes.tensor for t in targets],
             [torch.tensor(c, dtype=torch.int64, device=self.device) for c in columns],
             counted.to(self.device),
             localize=kind == DETECTION or self.localize_grounding,
         )  # fmt: skip
-        return _with_gradient_path(losses, outputs)
+        return _with_gradient_path(losses, outputs, rows)
 
     def _pair_losses(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
         texts = [list(dict.fromkeys(map(clean_name, s["concepts"]))) for s in samples]
