@@ -96,7 +96,7 @@ def from_lseg(state_dict: Mapping[str, Tensor]) -> ConvertedLSeg:
         if name.startswith(_LEFT_OUT):
             left_out.append(key)
             continue
-        ours = _renamed(name, to_ours=True)
+        ours = renamed(name, to_ours=True)
         if ours is None:
             raise OVDError(f"The key {key} belongs to no part of LSeg: nothing is converted.")
         weights[ours] = value.float() if value.is_floating_point() else value
@@ -126,7 +126,7 @@ def to_lseg(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, value in state_dict.items():
         if key in _NOT_IN_THEIRS:
             continue
-        theirs = _renamed(key, to_ours=False)
+        theirs = renamed(key, to_ours=False)
         if theirs is None:
             raise OVDError(f"The key {key} belongs to no part of their LSeg: nothing is converted.")
         converted[PREFIX + theirs] = value
@@ -134,8 +134,8 @@ def to_lseg(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-def _renamed(name: str, to_ours: bool) -> str | None:
-    """The other name; None if no part has it."""
+def renamed(name: str, to_ours: bool) -> str | None:
+    """The other name of a weight, theirs without "net."; None if no part has it."""
     for pair in _NAMES:
         before, after = pair if to_ours else pair[::-1]
         pattern = re.escape(before).replace(re.escape("{}"), r"(\d)")
@@ -166,7 +166,7 @@ def _add_unread(state: dict[str, Tensor]) -> None:
 def _check_needed(weights: Mapping[str, Tensor]) -> None:
     missing = [key for key in _NEEDED if key not in weights]
     if missing:
-        theirs = PREFIX + str(_renamed(missing[0], to_ours=False))
+        theirs = PREFIX + str(renamed(missing[0], to_ours=False))
         raise OVDError(
             f"The key {missing[0]} (theirs: {theirs}) is missing ({len(missing)} in all): this is "
             "no complete checkpoint of LSeg."
