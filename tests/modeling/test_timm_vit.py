@@ -115,6 +115,7 @@ def test_weights_from_a_file_of_the_whole_network(tmp_path):
         ({"BLOCKS": [0, 2, 1, 3]}, "rising"),
         ({"CHANNELS": [8, 8]}, "CHANNELS has 2 values"),
         ({"READOUT": "mean"}, "READOUT is 'mean'"),
+        ({"FREEZE_STAGES": 6}, "FREEZE_STAGES is 6, the network has 5 stages"),
     ],
     ids=str,
 )

@@ -75,6 +75,11 @@ class TimmViTPyramid(Backbone):
         self._out_features = [f"stride{s}" for s in STRIDES]
         self._out_feature_strides = dict(zip(self._out_features, STRIDES))
         self._out_feature_channels = dict(zip(self._out_features, channels))
+        if freeze_stages > 1 + len(vit.blocks):
+            raise OVDError(
+                f"MODEL.TIMM.FREEZE_STAGES is {freeze_stages}, the network has "
+                f"{1 + len(vit.blocks)} stages."
+            )
         if freeze_stages:
             for value in (vit.cls_token, vit.pos_embed, *vit.patch_embed.parameters()):
                 value.requires_grad_(False)
