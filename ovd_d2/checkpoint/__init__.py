@@ -3,6 +3,8 @@
 from .detic import DeticParts, from_detic
 from .fit import Fit, load_weights
 from .glip import ConvertedGLIP, from_glip, to_glip
+from .lightning import read_lightning_state_dict
+from .lseg import ConvertedLSeg, from_lseg, to_lseg
 from .object_centric_ovd import (
     ConvertedCheckpoint,
     from_object_centric_ovd,
@@ -22,18 +24,22 @@ __all__ = [
     "TRUST_VARIABLE",
     "ConvertedCheckpoint",
     "ConvertedGLIP",
+    "ConvertedLSeg",
     "DeticParts",
     "Fit",
     "check_trusted",
     "check_weights_name",
     "from_detic",
     "from_glip",
+    "from_lseg",
     "from_object_centric_ovd",
     "load_weights",
+    "read_lightning_state_dict",
     "read_state_dict",
     "read_weights_file",
     "state_dict_in",
     "to_glip",
+    "to_lseg",
     "to_object_centric_ovd",
     "write_state_dict",
 ]

@@ -10,6 +10,7 @@ from ovd_d2.config import (
     glip,
     image_branch,
     layers,
+    lseg,
     open_vocab,
     region_tasks,
     solver,
@@ -19,8 +20,8 @@ from ovd_d2.config import (
 )
 
 _GROUPS = (
-    open_vocab, region_tasks, image_branch, timm, swin, text_backbone, clip, glip, detclip, layers,
-    solver, data, evaluation,
+    open_vocab, region_tasks, image_branch, timm, swin, text_backbone, clip, glip, detclip, lseg,
+    layers, solver, data, evaluation,
 )  # fmt: skip
 
 
