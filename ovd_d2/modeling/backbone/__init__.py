@@ -1,5 +1,6 @@
 """Backbones."""
 
+from .group_vit import GroupedImages, GroupViTEncoder
 from .swin_fpn import build_retinanet_swin_fpn_backbone
 from .timm_fpn import (
     TimmBackbone,
@@ -8,6 +9,8 @@ from .timm_fpn import (
 )
 
 __all__ = [
+    "GroupViTEncoder",
+    "GroupedImages",
     "TimmBackbone",
     "build_retinanet_swin_fpn_backbone",
     "build_retinanet_timm_fpn_backbone",
