@@ -34,8 +34,8 @@ def multi_label_contrastive_loss(
         logit_scale: factor on the cosine (exp applied), a scalar.
         form: of image -> its texts. "soft_targets": cross entropy with 1/P on each own text, as in
             the public code; "log_sum": minus the logarithm of all own texts' share together, the
-            paper's form. Text -> image is the same in both; the paper adds the two
-            directions where this is their mean.
+            paper's form. Text -> image is the same in both; the paper adds the two directions,
+            where this is their mean.
         all_image_embeddings: (G, D) of all processes in the order of their ranks; None: G = N.
         all_text_embeddings: (G, P, D), as above.
         offset: place of row 0 of this process among the G.
