@@ -3,17 +3,18 @@ NVIDIA's non-commercial licence, and those of transformers' ``GroupViTModel``.
 
 Their models have our parameters under other names:
 
-=================================  ==============================  ============================
-ours                               NVlabs                          transformers
-=================================  ==============================  ============================
-``image_encoder.stages.0``         ``img_encoder.layers.0``        ``vision_model.encoder.stages.0``
-``....grouping``                   ``....downsample``              ``....downsample``
-``text_tower``                     ``text_encoder``                ``text_model``
-``image_projector.0``, 1, 3        ``img_projector.linear_hidden.0``, ``visual_projection.0``, 1, 3
-                                   1, ``linear_out``
-``contrastive_log_scale``          ``logit_scale``                 ``logit_scale``
-``multi_label_log_scale``          ``multi_label_logit_scale``     -
-=================================  ==============================  ============================
+=============================  ===================================  ============================
+ours                           NVlabs                               transformers
+=============================  ===================================  ============================
+``image_encoder.stages``       ``img_encoder.layers``               ``vision_model.encoder.stages``
+``....grouping``               ``....downsample``                   ``....downsample``
+``text.tower``                 ``text_encoder``                     ``text_model``
+``image_projector.0``, 1       ``img_projector.linear_hidden.0`` 1  ``visual_projection.0``, 1
+``image_projector.3``          ``img_projector.linear_out``         ``visual_projection.3``
+``text.projector``             ``text_projector``                   ``text_projection``
+``logit_scale``                ``logit_scale``                      ``logit_scale``
+``multi_label_logit_scale``    ``multi_label_logit_scale``          -
+=============================  ===================================  ============================
 
 Query, key and value are one matrix in our attention layers; NVlabs' projectors are 1 x 1
 convolutions.
@@ -151,7 +152,7 @@ def _all_names(state: Mapping[str, Tensor], naming: str) -> Iterator[Names]:
     block = (r"image_encoder\.stages\.(\d+)\.blocks\.(\d+)\.",
              r"img_encoder\.layers\.(\d+)\.blocks\.(\d+)\.",
              r"vision_model\.encoder\.stages\.(\d+)\.layers\.(\d+)\.")[place]  # fmt: skip
-    text = (r"text_tower\.transformer\.resblocks\.(\d+)\.",
+    text = (r"text\.tower\.transformer\.resblocks\.(\d+)\.",
             r"text_encoder\.transformer\.resblocks\.(\d+)\.",
             r"text_model\.encoder\.layers\.(\d+)\.")[place]  # fmt: skip
     depths: dict[int, int] = {}
@@ -162,7 +163,7 @@ def _all_names(state: Mapping[str, Tensor], naming: str) -> Iterator[Names]:
     yield from _text_names(layers)
     for ours, nvlabs, other in (
         ("image_projector", "img_projector", "visual_projection"),
-        ("text_projector", "text_projector", "text_projection"),
+        ("text.projector", "text_projector", "text_projection"),
     ):
         for (part, theirs), kind in itertools.product(_PROJECTOR.items(), _LAYER):
             yield _one(f"{ours}.{part}.{kind}", f"{nvlabs}.{theirs}.{kind}",
@@ -170,8 +171,8 @@ def _all_names(state: Mapping[str, Tensor], naming: str) -> Iterator[Names]:
         for kind in _NORM_STATISTICS:
             yield _one(f"{ours}.1.{kind}", f"{nvlabs}.linear_hidden.1.{kind}",
                        f"{other}.1.{kind}")  # fmt: skip
-    yield _one("contrastive_log_scale", "logit_scale", "logit_scale")
-    second = Names(("multi_label_log_scale",), ("multi_label_logit_scale",), ())
+    yield _one("logit_scale", "logit_scale", "logit_scale")
+    second = Names(("multi_label_logit_scale",), ("multi_label_logit_scale",), ())
     if any(key in state for key in getattr(second, naming)):
         yield second
 
@@ -223,7 +224,7 @@ def grouping_names(ours: str = "", nvlabs: str = "", other: str = "") -> Iterato
 
 
 def _text_names(layers: int) -> Iterator[Names]:
-    ours, nvlabs, other = "text_tower.", "text_encoder.", "text_model."
+    ours, nvlabs, other = "text.tower.", "text_encoder.", "text_model."
     yield _one(f"{ours}positional_embedding", f"{nvlabs}positional_embedding",
                f"{other}embeddings.position_embedding.weight")  # fmt: skip
     yield _one(f"{ours}token_embedding.weight", f"{nvlabs}token_embedding.weight",
@@ -288,10 +289,10 @@ def _shape_of(state: Mapping[str, Tensor], rows: list[Names], naming: str) -> di
         "OUTPUT_GROUPS": [
             sizes[f"{encoder.format(i)}grouping.mixer.mlp.2.bias"][0] for i in grouping
         ],
-        "TEXT.WIDTH": sizes["text_tower.ln_final.bias"][0],
+        "TEXT.WIDTH": sizes["text.tower.ln_final.bias"][0],
         "TEXT.LAYERS": sum(name.endswith("ln_1.bias") for name in sizes),
-        "TEXT.CONTEXT": sizes["text_tower.positional_embedding"][0],
+        "TEXT.CONTEXT": sizes["text.tower.positional_embedding"][0],
         "EMBED_DIM": sizes["image_projector.3.bias"][0],
         "PROJECTOR_HIDDEN": sizes["image_projector.0.bias"][0],
-        "MULTI_LABEL_LOSS": "soft_targets" if "multi_label_log_scale" in sizes else "",
+        "MULTI_LABEL_LOSS": "soft_targets" if "multi_label_logit_scale" in sizes else "",
     }  # fmt: skip

@@ -8,6 +8,7 @@ from ovd_d2.config import (
     detclip,
     evaluation,
     glip,
+    groupvit,
     image_branch,
     layers,
     open_vocab,
@@ -19,8 +20,8 @@ from ovd_d2.config import (
 )
 
 _GROUPS = (
-    open_vocab, region_tasks, image_branch, timm, swin, text_backbone, clip, glip, detclip, layers,
-    solver, data, evaluation,
+    open_vocab, region_tasks, image_branch, timm, swin, text_backbone, clip, glip, detclip,
+    groupvit, layers, solver, data, evaluation,
 )  # fmt: skip
 
 

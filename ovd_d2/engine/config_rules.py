@@ -229,6 +229,18 @@ _KEYS: tuple[tuple[Rule, str, str], ...] = (  # rule, prefix, keys below it
      "MODEL.DETCLIP.", "REGION_SCORE"),
     (one_of("best", "softmax", "largest"), "MODEL.DETCLIP.", "MATCH"),
     (one_of("text_to_image", "image_to_text", "both"), "MODEL.DETCLIP.", "DIRECTION"),
+    (COUNT, "MODEL.GROUPVIT.", "IMAGE_SIZE PATCH WIDTH HEADS TEXT.WIDTH TEXT.HEADS TEXT.LAYERS "
+     "TEXT.CONTEXT EMBED_DIM PROJECTOR_HIDDEN WINDOW_TEST STRIDE_TEST TOP_CLASSES_TEST"),
+    (each(COUNT), "MODEL.GROUPVIT.", "DEPTHS OUTPUT_GROUPS"),
+    (each(COUNT_OR_0), "MODEL.GROUPVIT.", "GROUP_TOKENS"),
+    (BELOW_1, "MODEL.GROUPVIT.", "DROP_PATH_RATE"),
+    (ABOVE_0, "MODEL.GROUPVIT.", "ASSIGNMENT_TEMPERATURE COUNT_OFFSET LOGIT_SCALE_INIT "
+     "LOGIT_SCALE_MAX"),
+    (one_of("SyncBN", "BN"), "MODEL.GROUPVIT.", "PROJECTOR_NORM"),
+    (one_of("", "soft_targets", "log_sum"), "MODEL.GROUPVIT.", "MULTI_LABEL_LOSS"),
+    (SHARE, "MODEL.GROUPVIT.", "BACKGROUND_THRESH_TEST"),
+    (Rule(lambda v: _is_number(v) and 0 < v <= 1, "above 0 and up to 1"), "MODEL.GROUPVIT.",
+     "CROP_SHARE_TEST"),
     (each(COUNT, 4), "MODEL.SWIN.", "DEPTHS NUM_HEADS"),
     (whole(-1), "MODEL.SWIN.", "FREEZE_STAGES"),
 )  # fmt: skip

@@ -3,5 +3,6 @@
 from .clip import CLIP
 from .detclip import DetCLIP
 from .glip import GLIP
+from .groupvit import GroupViT
 
-__all__ = ["CLIP", "GLIP", "DetCLIP"]
+__all__ = ["CLIP", "GLIP", "DetCLIP", "GroupViT"]
