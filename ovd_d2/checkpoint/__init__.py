@@ -3,6 +3,8 @@
 from .detic import DeticParts, from_detic
 from .fit import Fit, load_weights
 from .glip import ConvertedGLIP, from_glip, to_glip
+from .groupvit import ConvertedGroupViT, convert_groupvit_names
+from .inert_objects import plain_settings, read_with_inert_objects
 from .object_centric_ovd import (
     ConvertedCheckpoint,
     from_object_centric_ovd,
@@ -22,16 +24,20 @@ __all__ = [
     "TRUST_VARIABLE",
     "ConvertedCheckpoint",
     "ConvertedGLIP",
+    "ConvertedGroupViT",
     "DeticParts",
     "Fit",
     "check_trusted",
     "check_weights_name",
+    "convert_groupvit_names",
     "from_detic",
     "from_glip",
     "from_object_centric_ovd",
     "load_weights",
+    "plain_settings",
     "read_state_dict",
     "read_weights_file",
+    "read_with_inert_objects",
     "state_dict_in",
     "to_glip",
     "to_object_centric_ovd",

@@ -99,6 +99,7 @@ _KEYS: tuple[tuple[Rule, str, str], ...] = (  # rule, prefix, keys below it
     (ABOVE_0, "SOLVER.", "BASE_LR GAMMA CLIP_GRADIENTS.CLIP_VALUE CLIP_GRADIENTS.NORM_TYPE"),
     (at_least(0), "SOLVER.", "BASE_LR_END WEIGHT_DECAY WEIGHT_DECAY_NORM BIAS_LR_FACTOR"),
     (PREFIX_FACTORS, "SOLVER.", "LR_MULTIPLIERS"),
+    (empty_or(NAMES), "SOLVER.", "NO_WEIGHT_DECAY"),
     (Rule(lambda v: v is None or at_least(0).good(v), "0 or more, or None"),
      "SOLVER.", "WEIGHT_DECAY_BIAS"),
     (BELOW_1, "SOLVER.", "MOMENTUM"),

@@ -1,4 +1,4 @@
-"""Converts checkpoints of object-centric-ovd and Detic to ours, and ours back.
+"""Converts checkpoints of other projects to ours, and ours back.
 
 Letters: K classes, D embedding width.
 """
