@@ -41,6 +41,7 @@ def distinct_models() -> list[Path]:
         cfg = plain_config(path)
         learns = bool(cfg.DATASETS.REGION_STORE)
         cfg.MODEL.WEIGHTS, cfg.MODEL.GLIP.NAMES_PER_CAPTION = "", 0
+        cfg.MODEL.GROUPVIT.BACKGROUND_THRESH_TEST = 0.0
         data = () if cfg.MODEL.META_ARCHITECTURE in ("GLIP", "DetCLIP") else cfg.DATASETS.TRAIN
         first.setdefault((cfg.MODEL.dump(), learns, data), path)
     return list(first.values())
@@ -55,6 +56,9 @@ def load(path: Path, tmp_path: Path):
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 10
     cfg.TEST.DETECTIONS_PER_IMAGE = 10
+    small = {"PROJECTOR_HIDDEN": 64, "TEXT.LAYERS": 2, "DEPTHS": [1, 1, 1]}
+    for key, value in small.items():
+        cfg.merge_from_list([f"MODEL.GROUPVIT.{key}", value])
     if path.stem == "lvis_r152_fpn_vild":
         cfg.MODEL.RESNETS.DEPTH = 50
     if cfg.MODEL.OPEN_VOCAB.TEXT_ENCODER.startswith("openai-clip:"):
@@ -69,7 +73,9 @@ def build(cfg):
     """The model; classes that were put off are embedded at random."""
     model = build_model(cfg)
     if is_open_vocabulary(model) and cfg.MODEL.OPEN_VOCAB.VOCABULARY == "later":
-        if getattr(model, "reads_captions", False):  # reads the words too
+        if cfg.MODEL.META_ARCHITECTURE == "GroupViT":  # has texts of its own, and is told pairs
+            set_vocabulary(model, "cat, background, zebra crossing")
+        elif getattr(model, "reads_captions", False):  # reads the words too
             set_vocabulary(model, "cat, red mug, zebra crossing")
         else:
             names = f"dataset:{cfg.DATASETS.TRAIN[0]}"
@@ -108,7 +114,8 @@ def batch(with_mask: bool) -> list[dict]:
         target.gt_masks = BitMasks(masks)
     image = torch.randint(0, 256, (3, 128, 160), dtype=torch.uint8)
     sample = {"image": image, "instances": target, "height": 128, "width": 160}
-    return [{**sample, "caption": caption} for caption in ("a cat", "a red mug")]
+    captions = ("a cat", "a red mug")
+    return [{**sample, "caption": caption, "prompted_nouns": [caption] * 3} for caption in captions]
 
 
 def with_image_label(sample: dict) -> dict:

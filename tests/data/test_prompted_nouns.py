@@ -39,6 +39,8 @@ def test_texts_are_the_public_codes_seed_by_seed(case, seed):
 def test_templates_are_all_drawn_and_a_noun_once():
     prompted = PromptedNouns(2, "stop-words")
     assert len(PROMPT_SETS["imagenet80"]) == TEXTS["templates"]["full"] == 80
+    assert list(PROMPT_SETS["imagenet7"]) == TEXTS["templates"]["subset"]
+    assert set(PROMPT_SETS["imagenet7"]) < set(PROMPT_SETS["imagenet80"])
     seen = set()
     for seed in range(400):
         with seeded(seed):
