@@ -45,6 +45,10 @@ def add_keys(cfg: CN) -> None:
     # Corrupt images are skipped, counted and named; training stops when more than this share of
     # the training images has turned out corrupt.
     cfg.DATALOADER.MAX_CORRUPT_FRACTION = 0.01
+    _add_keys_of_pairs(cfg)
+
+
+def _add_keys_of_pairs(cfg: CN) -> None:
     # For INPUT.MAPPER ImageTextPairMapper. BOX_SCALE: side of the crop over the side of the box,
     # drawn log-uniformly between the two; BOX_SHIFT: its centre moves by up to this share of the
     # side; CROP_AREA: share of a whole image (a pair without box) that is kept, drawn uniformly;

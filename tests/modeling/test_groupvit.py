@@ -329,3 +329,14 @@ def refusal(rank):
 def test_processes_on_cpus_cannot_have_a_synchronised_norm(tmp_path):
     for message in in_two_processes(refusal, tmp_path):
         assert message.startswith("MODEL.GROUPVIT.PROJECTOR_NORM is SyncBN") and "BN." in message
+
+
+def test_half_precision_trains_and_infers():
+    model = model_of_letters().train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = step(model, pairs())
+        assert all(value.isfinite() and value.dtype == torch.float32 for value in losses.values())
+        assert all(p.grad.isfinite().all() for p in model.parameters())
+        model.eval().set_vocabulary(NAMES)
+        found = model([picture(40, 50)])[0]["sem_seg"]
+    assert found.dtype == torch.float32 and found.isfinite().all()

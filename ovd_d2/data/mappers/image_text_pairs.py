@@ -77,18 +77,7 @@ class ImageTextPairMapper:
         Raises:
             OVDError: a value out of its range.
         """
-        limits = [
-            ("BOX_SCALE", box_scale, len(box_scale) == 2 and 0 < box_scale[0] <= box_scale[1],
-             "two numbers above 0, the smaller first"),
-            ("BOX_SHIFT", box_shift, box_shift >= 0, "0 or more"),
-            ("CROP_AREA", crop_area, len(crop_area) == 2 and 0 < crop_area[0] <= crop_area[1] <= 1,
-             "two numbers above 0 and up to 1, the smaller first"),
-            ("COLOR_JITTER", color_jitter, 0 <= color_jitter < 1, "at least 0 and below 1"),
-            ("GRAY", gray, 0 <= gray <= 1, "between 0 and 1"),
-        ]  # fmt: skip
-        for key, value, good, wanted in limits:
-            if not good:
-                raise OVDError(f"INPUT.PAIRS.{key} is {value}; it must be {wanted}.")
+        _check_limits(box_scale, box_shift, crop_area, color_jitter, gray)
         self.is_train = is_train
         self.image_size = image_size
         self.image_format = image_format
@@ -199,6 +188,27 @@ class ImageTextPairMapper:
             image = image.float().mean(dim=0, keepdim=True).to(torch.uint8).expand(3, -1, -1)
         image = image if self.erasing is None else self.erasing(image)
         return image.contiguous()
+
+
+def _check_limits(
+    box_scale: tuple[float, float],
+    box_shift: float,
+    crop_area: tuple[float, float],
+    color_jitter: float,
+    gray: float,
+) -> None:
+    limits = [
+        ("BOX_SCALE", box_scale, len(box_scale) == 2 and 0 < box_scale[0] <= box_scale[1],
+         "two numbers above 0, the smaller first"),
+        ("BOX_SHIFT", box_shift, box_shift >= 0, "0 or more"),
+        ("CROP_AREA", crop_area, len(crop_area) == 2 and 0 < crop_area[0] <= crop_area[1] <= 1,
+         "two numbers above 0 and up to 1, the smaller first"),
+        ("COLOR_JITTER", color_jitter, 0 <= color_jitter < 1, "at least 0 and below 1"),
+        ("GRAY", gray, 0 <= gray <= 1, "between 0 and 1"),
+    ]  # fmt: skip
+    for key, value, good, wanted in limits:
+        if not good:
+            raise OVDError(f"INPUT.PAIRS.{key} is {value}; it must be {wanted}.")
 
 
 def _training_parts(cfg: CfgNode) -> dict[str, Any]:

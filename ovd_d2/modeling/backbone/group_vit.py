@@ -143,36 +143,38 @@ class GroupViTEncoder(nn.Module):
             img_size=None, patch_size=patch, embed_dim=width, norm_layer=nn.LayerNorm
         )
         self.pos_embed = nn.Parameter(torch.zeros(1, self.side**2, width))
-        rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+        rates = torch.linspace(0, drop_path, sum(depths)).tolist()
         stages = []
         for stage, depth in enumerate(depths):
             blocks = [
-                block(
-                    width, heads, qkv_bias=True, drop_path=next(rates), norm_layer=nn.LayerNorm
-                )
+                block(width, heads, qkv_bias=True, drop_path=rates.pop(0), norm_layer=nn.LayerNorm)
                 for _ in range(depth)
-            ]  # fmt: skip
+            ]
             groups = None
             if group_tokens[stage]:
                 groups = GroupingBlock(
                     width, heads=heads, tokens=group_tokens[stage], groups=output_groups[stage],
                     assignment=assignment(width),
                 )  # fmt: skip
+            before = group_tokens[stage - 1] if stage else 0
             stages.append(
                 GroupingStage(
-                    blocks, width=width, group_tokens=group_tokens[stage], grouping=groups,
-                    tokens_before=group_tokens[stage - 1] if stage else 0,
+                    blocks, width=width, group_tokens=group_tokens[stage], tokens_before=before,
+                    grouping=groups,
                 )
             )  # fmt: skip
         self.stages = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(width)
+        self._initialise(trunc_normal)
+
+    def _initialise(self, trunc_normal: Callable) -> None:
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 trunc_normal(layer.weight, std=0.02)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
         trunc_normal(self.pos_embed, std=0.02)
-        trunc_normal(stages[0].group_tokens, std=0.02)  # later ones start at those before
+        trunc_normal(self.stages[0].group_tokens, std=0.02)  # later ones start at those before
 
     def forward(self, images: Tensor) -> GroupedImages:
         grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
