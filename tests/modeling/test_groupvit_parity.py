@@ -1,10 +1,12 @@
 """The whole GroupViT against the public code's numbers: texts, images, a training step, and
 segmentation by one and by several windows."""
 
+import json
+
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
-from groupvit_names import below, close, golden
+from groupvit_names import GOLDEN, below, close, golden
 from small_groupvit import small_groupvit, words
 from torch.nn.functional import interpolate, normalize
 
@@ -17,6 +19,7 @@ from ovd_d2.modeling.group_segmentation import (
     segment_of_pixels,
     window_places,
 )
+from ovd_d2.modeling.meta_arch.groupvit import projector
 
 OUTPUTS, GRADIENTS = 2e-5, 1e-4
 TINY, SEGMENTED, SLIDE = (
@@ -184,3 +187,42 @@ def test_windows_cover_the_image():
     assert window_places(80, 64, 32) == [0, 16] and window_places(112, 64, 32) == [0, 32, 48]
     assert window_places(96, 64, 32) == [0, 32] and window_places(64, 64, 32) == [0]
     assert window_places(30, 64, 32) == [0] and window_places(65, 64, 64) == [0, 1]
+
+
+def test_a_projector_gives_the_golden_numbers():
+    """Tokens are normed together with the batch."""
+    arrays = below(golden("contrastive"), "proj.")
+    weights = below(arrays, "w.")
+    names = {"0": "linear_hidden.0", "1": "linear_hidden.1", "3": "linear_out"}
+    part = projector(24, hidden=40, dim=16, norm=torch.nn.BatchNorm1d)
+    part.load_state_dict({
+        key: weights[f"{names[key.split('.')[0]]}.{key.split('.')[1]}"].reshape(value.shape)
+        for key, value in part.state_dict().items()
+    })  # fmt: skip
+    part.eval()
+    tokens = arrays["in.x3"].flatten(0, 1)
+    close(part(arrays["in.x2"]), arrays["eval.x2"], OUTPUTS)
+    close(part(tokens), arrays["eval.x3"].flatten(0, 1), OUTPUTS)
+    start = {key: value.clone() for key, value in part.state_dict().items()}
+    rows = arrays["in.x2"].clone().requires_grad_()
+    found = part.train()(rows)
+    found.backward(arrays["in.upstream"])
+    close(found, arrays["train.x2"], OUTPUTS)
+    close(rows.grad, arrays["train.grad_x2"], GRADIENTS)
+    for name in ("running_mean", "running_var"):
+        close(
+            part.state_dict()[f"1.{name}"], arrays[f"train.after.linear_hidden.1.{name}"], OUTPUTS
+        )
+    part.load_state_dict(start)
+    close(part(tokens), arrays["train.x3"].flatten(0, 1), OUTPUTS)
+
+
+def test_tokens_are_the_public_codes():
+    from clip import tokenize
+
+    texts = json.loads((GOLDEN / "text_processing.json").read_text())["tokens"]
+    for text, wanted in texts.items():
+        text = "dog " * 90 if text.startswith("dog repeated 90 times") else text
+        found = tokenize([text], truncate=True)[0].tolist()
+        ids = wanted["ids_up_to_end"]
+        assert found == ids + [0] * (77 - len(ids)), text
