@@ -47,6 +47,7 @@ def distinct_models() -> list[Path]:
         cfg = plain_config(path)
         learns = bool(cfg.DATASETS.REGION_STORE)
         cfg.MODEL.WEIGHTS, cfg.MODEL.GLIP.NAMES_PER_CAPTION = "", 0
+        cfg.MODEL.GROUPVIT.BACKGROUND_THRESH_TEST = 0.0
         of_words = cfg.MODEL.META_ARCHITECTURE in ("GLIP", "DetCLIP", "LSeg")
         data = () if of_words else cfg.DATASETS.TRAIN
         first.setdefault((cfg.MODEL.dump(), learns, data), path)
@@ -62,6 +63,9 @@ def load(path: Path, tmp_path: Path):
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 10
     cfg.TEST.DETECTIONS_PER_IMAGE = 10
+    small = {"PROJECTOR_HIDDEN": 64, "TEXT.LAYERS": 2, "DEPTHS": [1, 1, 1]}
+    for key, value in small.items():
+        cfg.merge_from_list([f"MODEL.GROUPVIT.{key}", value])
     if path.stem == "lvis_r152_fpn_vild":
         cfg.MODEL.RESNETS.DEPTH = 50
     smaller = SMALLER.get(cfg.MODEL.TIMM.NAME)
@@ -87,6 +91,8 @@ def build(cfg):
             embedder = RandomEmbeddings(cfg.MODEL.OPEN_VOCAB.EMBED_DIM)
             model.target_checks.class_numbers.train_dataset = ""
             set_vocabulary(model, "cat, red mug, zebra crossing", embedder)
+        elif cfg.MODEL.META_ARCHITECTURE == "GroupViT":  # has texts of its own, and is told pairs
+            set_vocabulary(model, "cat, background, zebra crossing")
         elif getattr(model, "reads_captions", False):  # reads the words too
             set_vocabulary(model, "cat, red mug, zebra crossing")
         else:
@@ -127,7 +133,8 @@ def batch(with_mask: bool) -> list[dict]:
     image = torch.randint(0, 256, (3, 128, 160), dtype=torch.uint8)
     sample = {"image": image, "instances": target, "height": 128, "width": 160}
     sample["sem_seg"] = torch.arange(160).div(60, rounding_mode="floor").repeat(128, 1)
-    return [{**sample, "caption": caption} for caption in ("a cat", "a red mug")]
+    captions = ("a cat", "a red mug")
+    return [{**sample, "caption": caption, "prompted_nouns": [caption] * 3} for caption in captions]
 
 
 def pairs() -> list[dict]:

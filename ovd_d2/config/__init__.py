@@ -8,6 +8,7 @@ from ovd_d2.config import (
     detclip,
     evaluation,
     glip,
+    groupvit,
     image_branch,
     layers,
     lseg,
@@ -21,7 +22,7 @@ from ovd_d2.config import (
 
 _GROUPS = (
     open_vocab, region_tasks, image_branch, timm, swin, text_backbone, clip, glip, detclip, lseg,
-    layers, solver, data, evaluation,
+    groupvit, layers, solver, data, evaluation,
 )  # fmt: skip
 
 

@@ -45,6 +45,10 @@ def add_keys(cfg: CN) -> None:
     # Corrupt images are skipped, counted and named; training stops when more than this share of
     # the training images has turned out corrupt.
     cfg.DATALOADER.MAX_CORRUPT_FRACTION = 0.01
+    _add_keys_of_pairs(cfg)
+
+
+def _add_keys_of_pairs(cfg: CN) -> None:
     # For INPUT.MAPPER ImageTextPairMapper. BOX_SCALE: side of the crop over the side of the box,
     # drawn log-uniformly between the two; BOX_SHIFT: its centre moves by up to this share of the
     # side; CROP_AREA: share of a whole image (a pair without box) that is kept, drawn uniformly;
@@ -55,6 +59,11 @@ def add_keys(cfg: CN) -> None:
     # where it is installed), "stop-words" or a pipeline of spaCy; "": none. WITHOUT_NOUN_PHRASE: a
     # pair whose caption has none is used with the caption alone ("keep"), is left out, counted and
     # named ("skip"), or stops the training ("refuse").
+    # AUTO_AUGMENT: timm's random policies, such as "rand-m9-mstd0.5-inc1" (RandAugment), "": none;
+    # RANDOM_ERASING: probability that a rectangle of the image becomes noise (Zhong et al. 2017).
+    # PROMPTED_NOUNS: samples get `prompted_nouns`, so many nouns of the caption in sentences of
+    # their own (GroupViT: 3), found as NOUNS_BY says: "auto" (the tags of spaCy where it is
+    # installed), "stop-words" or a pipeline of spaCy; 0: none.
     # DAMAGED_SHARDS: a tar shard of a range that is missing, or one that is damaged, stops the
     # training ("refuse") or is left out, counted and named ("skip"). Damaged images inside a whole
     # shard are those of DATALOADER.MAX_CORRUPT_FRACTION.
@@ -69,6 +78,10 @@ def add_keys(cfg: CN) -> None:
             "RESIZE": "",
             "NOUN_PHRASES": "",
             "WITHOUT_NOUN_PHRASE": "keep",
+            "AUTO_AUGMENT": "",
+            "RANDOM_ERASING": 0.0,
+            "PROMPTED_NOUNS": 0,
+            "NOUNS_BY": "auto",
             "DAMAGED_SHARDS": "refuse",
         }
     )

@@ -16,8 +16,8 @@ def add_keys(cfg: CN) -> None:
     # One of "openai-clip:NAME_OR_FILE", "open_clip:MODEL:TAG_OR_FILE", "hf:NAME_OR_FOLDER",
     # "exported:FILE" (a teacher of yours), "mini-teacher" and "minilm".
     _C.TEXT_ENCODER = "openai-clip:ViT-B/32"
-    # "name", "photo", "article_photo", "vild63", "vild63_this_is", "imagenet80", a template such as
-    # "a drawing of a {}", or a text file of templates.
+    # "name", "photo", "article_photo", "vild63", "vild63_this_is", "imagenet80", "imagenet7", a
+    # template such as "a drawing of a {}", or a text file of templates.
     _C.PROMPTS = "photo"
     # Average the embeddings of a class's synonyms too (ViLD's released LVIS weights do).
     _C.USE_SYNONYMS = False

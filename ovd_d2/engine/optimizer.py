@@ -16,9 +16,9 @@ _HONOURED = ("OPTIMIZER", "LR_MULTIPLIERS")
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of ``SOLVER.OPTIMIZER`` over all parameters that need a gradient.
 
-    Weight decay follows ``SOLVER.WEIGHT_DECAY``, ``WEIGHT_DECAY_NORM`` and ``WEIGHT_DECAY_BIAS``;
-    the learning rate of parameters is multiplied by the factor of the first prefix of
-    ``SOLVER.LR_MULTIPLIERS`` that their names begin with; gradients are clipped as
+    Weight decay follows ``SOLVER.WEIGHT_DECAY``, ``WEIGHT_DECAY_NORM``, ``WEIGHT_DECAY_BIAS`` and
+    ``NO_WEIGHT_DECAY``; the learning rate of parameters is multiplied by the factor of the first
+    prefix of ``SOLVER.LR_MULTIPLIERS`` that their names begin with; gradients are clipped as
     ``SOLVER.CLIP_GRADIENTS`` says; beside Detectron2's per-parameter ``CLIP_TYPE`` "value" and
     "norm" there is "full_model", the norm of all gradients together (Detic's name). With "SGD" and
     no multipliers this is what Detectron2 builds.
@@ -43,7 +43,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
         lr_factor_func=_FactorByPrefix(factors) if factors else None,
-        overrides={"logit_scale": {"weight_decay": 0.0}},  # a temperature (CLIP's) does not decay
+        overrides={name: {"weight_decay": 0.0} for name in solver.NO_WEIGHT_DECAY},
     )
     if not params:
         raise OVDError(

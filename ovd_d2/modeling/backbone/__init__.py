@@ -1,5 +1,6 @@
 """Backbones."""
 
+from .group_vit import GroupedImages, GroupViTEncoder
 from .swin_fpn import build_retinanet_swin_fpn_backbone
 from .timm_fpn import (
     TimmBackbone,
@@ -10,6 +11,8 @@ from .timm_fpn import (
 from .timm_vit import TimmViTPyramid, build_timm_vit_backbone
 
 __all__ = [
+    "GroupViTEncoder",
+    "GroupedImages",
     "TimmBackbone",
     "TimmViTPyramid",
     "build_retinanet_swin_fpn_backbone",
