@@ -137,6 +137,7 @@ _KEYS: tuple[tuple[Rule, str, str], ...] = (  # rule, prefix, keys below it
     (ALL_OR_COUNT, "TEST.", "DETECTIONS_PER_IMAGE"),
     (empty_or(each(ABOVE_0)), "TEST.", "KEYPOINT_OKS_SIGMAS"),
     (one_of("hotcoco", "lvis-api"), "TEST.", "LVIS_BACKEND"),
+    (one_of("no_truth", "nan", "zero"), "TEST.", "ABSENT_CLASSES"),
     (Rule(lambda v: bool(re.fullmatch(r"(imagenet21k:0*[1-9]\d*)?", v)), '"" or imagenet21k:N'),
      "TEST.", "DISTRACTORS"),
     (COUNT_OR_0, "", "VIS_PERIOD"),
