@@ -116,9 +116,11 @@ _KEYS: tuple[tuple[Rule, str, str], ...] = (  # rule, prefix, keys below it
     (COUNT, "DATASETS.", "PRECOMPUTED_PROPOSAL_TOPK_TRAIN PRECOMPUTED_PROPOSAL_TOPK_TEST"),
     (COUNT_OR_0, "DATASETS.", "REGIONS_PER_IMAGE"),
     (each(COUNT_OR_0), "INPUT.", "MIN_SIZE_TRAIN"),
-    (COUNT_OR_0, "INPUT.", "MIN_SIZE_TEST MAX_PIXELS PAIRS.IMAGE_SIZE"),
+    (COUNT_OR_0, "INPUT.", "MIN_SIZE_TEST MAX_PIXELS PAIRS.IMAGE_SIZE SQUARE"),
     (COUNT, "INPUT.", "MAX_SIZE_TRAIN MAX_SIZE_TEST SCALE_JITTER.SIZE"),
     (ABOVE_0, "INPUT.", "SCALE_JITTER.MIN_SCALE SCALE_JITTER.MAX_SCALE"),
+    (Rule(lambda v: at_least(0).good(v) and v <= 255, "0 to 255"), "INPUT.",
+     "SCALE_JITTER.PAD_VALUE"),
     (one_of("choice", "range"), "INPUT.", "MIN_SIZE_TRAIN_SAMPLING"),
     (one_of("horizontal", "vertical", "none"), "INPUT.", "RANDOM_FLIP"),
     (one_of("relative_range", "relative", "absolute", "absolute_range"), "INPUT.", "CROP.TYPE"),
@@ -238,7 +240,10 @@ RULES: dict[str, Rule] = {
 }
 
 
-_OUR_MAPPERS = ("OpenVocabDatasetMapper", "ImageTextPairMapper", "GroundingMapper")
+_OUR_MAPPERS = (
+    "OpenVocabDatasetMapper", "ImageTextPairMapper", "GroundingMapper",
+    "SemanticSegmentationMapper",
+)  # fmt: skip
 
 
 def _channels(cfg: CfgNode) -> str | None:

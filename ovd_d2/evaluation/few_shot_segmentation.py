@@ -53,8 +53,8 @@ class FewShotSegmentationEvaluator(DatasetEvaluator):
 
         Args:
             inputs: with ``image_id``.
-            outputs: with ``sem_seg``, scores (K, H, W) of all classes, or (2, H, W) of "others" and
-                of the class that is looked for. The label map is brought to H and W by its nearest
+            outputs: with ``sem_seg``, scores (K, H, W) of all classes, or (2, H, W) of the image's
+                ``class_names``. The label map is brought to H and W by its nearest
                 pixels.
 
         Raises:
@@ -64,11 +64,11 @@ class FewShotSegmentationEvaluator(DatasetEvaluator):
             record = self._records[image["image_id"]]
             number = record["few_shot_class"]
             scores = self._two_scores(output, number)
-            truth = read_label_map(record, len(self._names), self._ignore_label)
+            truth = read_label_map(record, len(record["class_names"]), self._ignore_label)
             truth = _nearest(truth, tuple(scores.shape[1:]))
             valid = truth != self._ignore_label
             found = (scores[1] > scores[0]).cpu().numpy()[valid]
-            wanted = (truth == number)[valid]
+            wanted = (truth == 1)[valid]
             for side, (a, b) in enumerate(((~found, ~wanted), (found, wanted))):
                 self._counts[:, number, side] += ((a & b).sum(), (a | b).sum())
 

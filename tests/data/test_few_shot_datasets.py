@@ -41,9 +41,10 @@ def test_pascal_repeats_its_list_to_1000_episodes(tmp_path):
     assert len(records) == 1000
     assert [r["few_shot_class"] for r in records[:4]] == [2, 1, 1, 2]
     assert records[999] == records[0]
-    first = read_label_map(records[0], 6)
-    assert (first == filled((0, 0, 2, 255))).all()  # the outline is ignored, class 6 is not it
-    assert (read_label_map(records[1], 6) == filled((0, 1, 0, 255))).all()
+    assert [r["class_names"] for r in records[:2]] == [("others", "car"), ("others", "bus")]
+    first = read_label_map(records[0], 2)
+    assert (first == filled((0, 0, 1, 255))).all()  # the outline is ignored, the bus is another
+    assert (read_label_map(records[1], 2) == filled((0, 1, 0, 255))).all()
 
 
 def test_training_on_the_other_folds(tmp_path):
@@ -52,7 +53,7 @@ def test_training_on_the_other_folds(tmp_path):
         write_list(tmp_path / f"few_shot_splits/pascal/trn/fold{fold}.txt", [line])
     records = load_pascal5i(tmp_path, 1, train=True)
     assert [r["few_shot_class"] for r in records] == [1, 6, 15]  # without fold 1
-    assert (read_label_map(records[0], 16) == filled((0, 1, 0, 0))).all()  # outlines are "others"
+    assert (read_label_map(records[0], 2) == filled((0, 1, 0, 0))).all()  # outlines are "others"
     write_list(tmp_path / "few_shot_splits/pascal/trn/fold0.txt", ["a__06"])
     with pytest.raises(OVDError, match="fold0.txt has the line 'a__06'"):
         load_pascal5i(tmp_path, 1, train=True)
@@ -68,8 +69,10 @@ def test_coco_draws_classes_and_images_as_numpy_does(tmp_path):
     records = load_coco20i(tmp_path, 2, train=False)
     assert [r["few_shot_class"] for r in records] == [(c - 2) // 4 + 1 for c, _ in drawn]
     assert [r["file_name"] for r in records] == [str(tmp_path / "COCO2014" / n) for _, n in drawn]
-    found = read_label_map(records[0], 21)
-    assert (found == filled((records[0]["few_shot_class"], 0, 0))).all()
+    names = MetadataCatalog.get("coco20i_fold2_val").stuff_classes
+    for record in records[:30]:
+        assert record["class_names"] == ("others", names[record["few_shot_class"]])
+    assert (read_label_map(records[0], 2) == filled((1, 0, 0))).all()
 
 
 def test_lists_of_coco_run_no_code(tmp_path):
@@ -94,7 +97,8 @@ def test_fss_takes_all_images_of_the_sorted_classes(tmp_path):
     records = load_fss1000(tmp_path, "test", name="fss1000_test")
     assert MetadataCatalog.get("fss1000_test").stuff_classes == ["others", "a cat", "b_cup"]
     assert [r["few_shot_class"] for r in records] == [1, 1, 1, 2, 2, 2]
-    assert (read_label_map(records[4], 3) == filled((0, 0, 2, 2))).all()  # from grey 128 on
+    assert records[4]["class_names"] == ("others", "b_cup")
+    assert (read_label_map(records[4], 2) == filled((0, 0, 1, 1))).all()  # from grey 128 on
     (tmp_path / "FSS-1000/b_cup").rename(tmp_path / "FSS-1000/gone")
     with pytest.raises(OVDError, match="b_cup holds no .jpg"):
         load_fss1000(tmp_path, "test", name="fss1000_test")

@@ -1,7 +1,8 @@
 """Few-shot segmentation as LSeg does it: Pascal-5i, COCO-20i and FSS-1000.
 
-Every record is an image and one class that is on it: its map has that class's number, and 0
-("others") elsewhere. No support image is used. Classes of a test split are in no training split of
+Every record is an image and one class that is on it. It brings its own two names, ``class_names``:
+("others", the class), which its map counts, 0 and 1; ``few_shot_class`` is the class's number among
+those of the data set. No support image is used. Classes of a test split are in no training split of
 its fold. Splits are those of HSNet (Min et al. 2021): lists of images in few_shot_splits/.
 """
 
@@ -94,6 +95,7 @@ def load_pascal5i(root: str | os.PathLike[str], fold: int, *, train: bool) -> Re
         OVDError: a list is missing or damaged.
     """
     classes = fold_classes("pascal5i", fold, train=train)
+    names = label_sets.PASCAL_5I
     place = {c: number for number, c in enumerate(classes, 1)}
     folds = [f for f in range(FOLDS) if f != fold] if train else [fold]
     records = []
@@ -113,7 +115,8 @@ def load_pascal5i(root: str | os.PathLike[str], fold: int, *, train: bool) -> Re
                 Path(root, "VOC2012/SegmentationClassAug", f"{image}.png"),
                 f"{image}__{number}",
                 number,
-                f"one:{int(value)}:{number}" + ("" if train else f":{IGNORE_LABEL}"),
+                names[int(value) - 1],
+                f"one:{int(value)}" + ("" if train else f":{IGNORE_LABEL}"),
             )
             records.append(record)
     if train or not records:
@@ -153,7 +156,8 @@ def load_coco20i(root: str | os.PathLike[str], fold: int, *, train: bool) -> Rec
             (folder / "annotations" / name).with_suffix(".png"),
             f"{Path(name).stem}__{number}",
             number,
-            f"one:{c + 1}:{number}",
+            label_sets.COCO_20I[c],
+            f"one:{c + 1}",
         )
         for c, name in pairs
         for number in (classes.index(c) + 1,)
@@ -180,18 +184,20 @@ def load_fss1000(root: str | os.PathLike[str], split: str, *, name: str) -> Reco
             )
         for image in images:
             identity = f"{label}/{image.stem}"
-            table = f"grey:{number}"
-            records.append(_record(image, image.with_suffix(".png"), identity, number, table))
+            label_map = image.with_suffix(".png")
+            records.append(_record(image, label_map, identity, number, label, "grey"))
     return _not_empty(records, root)
 
 
-def _record(image: Path, label_map: Path, identity: str, number: int, table: str) -> dict[str, Any]:
-    """``few_shot_class``: the number among ``stuff_classes`` of the one class that counts."""
+def _record(
+    image: Path, label_map: Path, identity: str, number: int, name: str, table: str
+) -> dict[str, Any]:
     return {
         "file_name": str(image),
         "sem_seg_file_name": str(label_map),
         "image_id": identity,
         "few_shot_class": number,
+        "class_names": (label_sets.OTHERS, name),
         "label_values": table,
     }
 

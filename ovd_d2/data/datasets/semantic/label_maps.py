@@ -11,7 +11,7 @@ from PIL import Image
 from ovd_d2.data.datasets.semantic.label_values import IGNORED, INVALID, value_table
 from ovd_d2.errors import OVDError
 from ovd_d2.files.atomic import is_special_file
-from ovd_d2.files.images import MAX_PIXELS
+from ovd_d2.files.images import MAX_PIXELS, UnreadableImageError
 
 _FORMATS = ("PNG", "TIFF", "BMP", "GIF")  # without loss
 _REMEDY = "a label map holds one class number per pixel"
@@ -42,7 +42,8 @@ def read_label_map(
         (H, W) int64 in [0, K) or ``ignore_label``.
 
     Raises:
-        OVDError: naming the file and what is wrong with it.
+        UnreadableImageError: a file that is missing or damaged.
+        OVDError: one that is intact, but holds something else. Both name it.
     """
     name = os.fspath(record["sem_seg_file_name"])
     if "sem_seg_masks" in record:
@@ -99,14 +100,18 @@ def _read_values(name: str, max_pixels: int) -> np.ndarray:
                 raise ValueError(f"{size} pixels are more than INPUT.MAX_PIXELS = {max_pixels}")
             values = np.array(image)
     except FileNotFoundError:
-        raise OVDError(
-            f"The label map {name} does not exist: prepare the data set as datasets/README.md says."
+        raise UnreadableImageError(
+            f"The label map {name} does not exist: prepare the data set as datasets/README.md "
+            "says.",
+            name,
+            "there is no such label map",
         ) from None
     except Exception as error:  # decoders raise anything on broken data
-        reason = (str(error).splitlines() or [""])[0]
-        raise OVDError(
-            f"Cannot read the label map {name} ({type(error).__name__}: {reason}): replace the file"
-            f"; {_REMEDY}."
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise UnreadableImageError(
+            f"Cannot read the label map {name} ({reason}): replace the file; {_REMEDY}.",
+            name,
+            reason,
         ) from error
     if values.ndim != 2 or values.dtype.kind not in "uib":
         raise OVDError(

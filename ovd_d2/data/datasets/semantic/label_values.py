@@ -31,9 +31,9 @@ def value_table(name: str) -> np.ndarray:
     | coco_stuff | COCO-Stuff's (ids less 1) | its 171 classes; 255 is ignored |
     | coco_object | the same | 1 to 80 for things, else 0; nothing is ignored |
     | context_459, context_459_background | Pascal Context's 459 | 0 to 58, or 1 to 59 behind 0 |
-    | grey:C | at least 128 | C, else 0 |
-    | one:V:C | V | C, else 0 |
-    | one:V:C:X | V; X | C; ignored; else 0 |
+    | grey | at least 128 | 1, else 0 |
+    | one:V | V | 1, else 0 |
+    | one:V:X | V; X | 1; ignored; else 0 |
 
     Returns:
         (number of values,) int64 classes, :data:`IGNORED` or :data:`INVALID`.
@@ -81,17 +81,17 @@ def _context_459(first: int = 0) -> np.ndarray:
     return table
 
 
-def _grey(number: int) -> np.ndarray:
+def _grey() -> np.ndarray:
     table = _filled(0)
-    table[128:] = number
+    table[128:] = 1
     return table
 
 
-def _one(value: int, number: int, ignored: int | None = None) -> np.ndarray:
+def _one(value: int, ignored: int | None = None) -> np.ndarray:
     table = _filled(0)
     if ignored is not None:
         table[ignored] = IGNORED
-    table[value] = number
+    table[value] = 1
     return table
 
 
