@@ -13,6 +13,8 @@ from ovd_d2.evaluation import FewShotSegmentationEvaluator
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden/segmentation/lseg_metrics.npz")
 
+CAT = {"few_shot_class": 1, "class_names": ("others", "cat"), "label_values": "one:1"}
+
 
 def golden_set(benchmark, folder):
     """The data set of a benchmark's golden numbers, and its predictions."""
@@ -21,10 +23,11 @@ def golden_set(benchmark, folder):
     truth = GOLDEN[f"{benchmark}.gt"].copy()
     if benchmark == "pascal":
         truth[GOLDEN["pascal.ignore"] == 1] = 255
-    extra = [
-        {"few_shot_class": number, "label_values": f"one:1:{number}:255"} for number in numbers
-    ]
     names = ["others", *(f"c{c}" for c in own)]
+    extra = [
+        {"few_shot_class": n, "class_names": ("others", names[n]), "label_values": "one:1:255"}
+        for n in numbers
+    ]
     dataset = label_map_dataset(f"few_{benchmark}", folder, truth, names, extra, ignore_label=255)
     return dataset, GOLDEN[f"{benchmark}.pred"], names
 
@@ -67,7 +70,7 @@ def test_same_as_the_public_code(benchmark, two, tmp_path):
 
 def test_an_episode_that_comes_twice_counts_twice(tmp_path):
     truth = np.array([[[1, 1, 0, 0]], [[1, 1, 1, 0]]])
-    extra = [{"few_shot_class": 1, "label_values": "one:1:1"}] * 2
+    extra = [CAT] * 2
     with label_map_dataset("few_twice", tmp_path, truth, ["others", "cat"], extra,
                            ignore_label=255) as records:  # fmt: skip
         evaluator = FewShotSegmentationEvaluator("few_twice")
@@ -80,7 +83,7 @@ def test_an_episode_that_comes_twice_counts_twice(tmp_path):
 def test_maps_are_brought_to_the_size_of_the_scores(tmp_path):
     truth = np.zeros((1, 4, 4), int)
     truth[0, :2, :2] = 1
-    extra = [{"few_shot_class": 1, "label_values": "one:1:1"}]
+    extra = [CAT]
     with label_map_dataset("few_size", tmp_path, truth, ["others", "cat"], extra,
                            ignore_label=255) as records:  # fmt: skip
         evaluator = FewShotSegmentationEvaluator("few_size")
