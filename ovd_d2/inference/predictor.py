@@ -313,8 +313,8 @@ class OpenVocabPredictor:
                 yield Prediction(source, pixels, **found)
 
     def _detect(self, images: list[np.ndarray]) -> list[dict[str, Instances | Tensor]]:
-        """(H, W, 3) uint8 RGB pictures -> their detections or label maps. Those that have the same size after
-        resizing share a batch, so that none is padded because of another."""
+        """(H, W, 3) uint8 RGB pictures -> their detections or label maps. Those that have the same
+        size after resizing share a batch, so that none is padded because of another."""
         samples = [to_sample(image, self.cfg) for image in images]
         by_size: dict[tuple[int, ...], list[int]] = {}
         for i, sample in enumerate(samples):
