@@ -268,8 +268,10 @@ def _show(report: "Report", predictor: "OpenVocabPredictor", file: Any) -> None:
 
 def _words(found: "Found") -> list[str]:
     """What is in an image, in order: "2 cat (0.71)", or "cat 12%" of a label map."""
+    from ovd_d2.visualization.label_maps import percent
+
     if found.shares:
-        words = [f"{name} {share:.0%}" for name, share in found.shares.items()]
+        words = [f"{name} {percent(share)}" for name, share in found.shares.items()]
     else:
         ranked = sorted(found.counts, key=lambda name: -found.best[name])
         words = [f"{found.counts[k]} {k} ({found.best[k]:.2f})" for k in ranked]

@@ -131,7 +131,7 @@ def _legend(shares: dict[int, float], names: Sequence[str], width: int) -> np.nd
     font = label_font(max(13, round(8 + width / 70)))
     line = round(font.size * 1.6)
     entries = [
-        (map_colour(k, names), f"{names[k].replace('_', ' ')} {_percent(share)}")
+        (map_colour(k, names), f"{names[k].replace('_', ' ')} {percent(share)}")
         for k, share in list(shares.items())[:LEGEND]
     ]
     if len(shares) > LEGEND:
@@ -154,5 +154,6 @@ def _legend(shares: dict[int, float], names: Sequence[str], width: int) -> np.nd
     return np.asarray(picture)
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share of the pixels in words."""
     return f"{share:.0%}" if share >= 0.01 else "<1%"
