@@ -4,8 +4,12 @@ from typing import Any
 
 
 def is_semantic(metadata: Any) -> bool:
-    """Whether a data set asks for label maps: its ``evaluator_type`` ends in "sem_seg"."""
-    return str(metadata.get("evaluator_type", "")).endswith("sem_seg")
+    """Whether a data set asks for label maps: its ``evaluator_type`` ends in "sem_seg", or it has
+    none and ``stuff_classes`` alone."""
+    kind = metadata.get("evaluator_type")
+    if kind is None:
+        return bool(metadata.get("stuff_classes")) and not metadata.get("thing_classes")
+    return str(kind).endswith("sem_seg")
 
 
 def class_names(metadata: Any) -> list[str] | None:

@@ -9,12 +9,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 import ovd_d2  # noqa: F401 (registers)
-from ovd_d2.data.datasets.semantic import label_sets, read_label_map
+from ovd_d2.data.datasets.semantic import ade20k_847, label_sets, read_label_map
 from ovd_d2.data.datasets.semantic.label_maps import paint_masks
-from ovd_d2.data.datasets.semantic.registration import SPLITS, load_split
+from ovd_d2.data.datasets.semantic.registration import SPLITS, Split, load_split
 from ovd_d2.errors import OVDError
 from ovd_d2.language import Vocabulary
-from ovd_d2.language.dataset_classes import class_names
+from ovd_d2.language.dataset_classes import class_names, is_semantic
 
 COUNTS = {
     "ade20k_150_sem_seg_train": 150, "ade20k_150_sem_seg_val": 150,
@@ -144,6 +144,43 @@ def test_pascal_context_from_either_kind_of_file(tmp_path):
     assert (found == filled((0, 1, 58, 255))).all()
     (found,) = maps_of("pascal_context_60_sem_seg_val", tmp_path)
     assert (found == filled((1, 2, 59, 0))).all()
+
+
+def test_ade20k_with_847_classes(tmp_path, monkeypatch):
+    folder = tmp_path / "ADE20K_2021_17_01"
+    lines = ["pier, wharf", "pier", "screen, silver screen", *(f"thing {i}" for i in range(844))]
+    write_list(folder / "classes.txt", lines)
+    write_image(folder / "images_detectron2/validation/x.jpg")
+    write_map(folder / "annotations_detectron2/validation/x.tif", (0, 846, 65535), np.uint16)
+    monkeypatch.setattr(ade20k_847, "NAME", "ade20k_847_here")
+    split = Split("ADE20K_2021_17_01/images_detectron2/validation",
+                  (("ADE20K_2021_17_01/annotations_detectron2/validation", ".tif", ""),), (),
+                  "ADE20K")  # fmt: skip
+    (record,) = ade20k_847.load_ade20k_847(split, tmp_path)
+    metadata = MetadataCatalog.get("ade20k_847_here")
+    assert metadata.stuff_classes[:4] == ["wharf", "pier", "screen", "thing 0"]
+    assert metadata.synonyms[0] == ["pier", "wharf"]
+    assert len(set(metadata.stuff_classes)) == 847
+    assert (read_label_map(record, 847, 65535) == filled((0, 846, 65535))).all()
+    write_list(folder / "classes.txt", lines[:-1])
+    with pytest.raises(OVDError, match="classes.txt has 846 lines"):
+        ade20k_847.load_ade20k_847(split, tmp_path)
+    (folder / "classes.txt").unlink()
+    with pytest.raises(OVDError, match="classes.txt, the list of classes, cannot be read"):
+        ade20k_847.load_ade20k_847(split, tmp_path)
+    MetadataCatalog.remove("ade20k_847_here")
+    assert MetadataCatalog.get("ade20k_847_sem_seg_val").ignore_label == 65535
+    assert "ade20k_847_sem_seg_val" in DatasetCatalog
+
+
+def test_a_data_set_with_stuff_alone_is_semantic():
+    assert is_semantic({"stuff_classes": ["sky"]})
+    assert not is_semantic({"stuff_classes": ["sky"], "thing_classes": ["cat"]})
+    assert not is_semantic({"stuff_classes": ["sky"], "evaluator_type": "coco_panoptic_seg"})
+    both = {"stuff_classes": ["sky"], "thing_classes": ["cat"]}
+    assert class_names(both) == ["cat"]
+    assert class_names({**both, "evaluator_type": "cityscapes_sem_seg"}) == ["sky"]
+    assert class_names({}) is None
 
 
 def test_missing_parts_are_named(tmp_path):

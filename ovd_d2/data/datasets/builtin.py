@@ -21,6 +21,7 @@ from ovd_d2.data.datasets.mini.semantic import register_mini_semantic
 from ovd_d2.data.datasets.odinw import register_odinw
 from ovd_d2.data.datasets.referring_expressions import SPLITS as EXPRESSION_SPLITS
 from ovd_d2.data.datasets.referring_expressions import register_referring_expressions
+from ovd_d2.data.datasets.semantic.ade20k_847 import register_ade20k_847
 from ovd_d2.data.datasets.semantic.few_shot import register_few_shot
 from ovd_d2.data.datasets.semantic.registration import register_semantic
 
@@ -79,6 +80,7 @@ def register_all(root: str) -> None:
     register_mini_grounding(root)
     register_mini_semantic(root)
     register_semantic(root)
+    register_ade20k_847(root)
     register_few_shot(root)
     register_odinw(root)
     for split in ("val", "test"):
