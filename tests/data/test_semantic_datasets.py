@@ -1,6 +1,7 @@
 """Semantic data sets: label sets, values of the published maps, lists, and what is refused."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,6 +45,15 @@ def test_registered_with_their_classes():
         assert metadata.evaluator_type == "sem_seg"
         assert metadata.ignore_label == 255
     assert set(SPLITS) == set(COUNTS)
+
+
+def test_the_readme_has_a_section_for_each():
+    readme = (Path(__file__).parents[2] / "datasets/README.md").read_text()
+    for name in (*SPLITS, "ade20k_847_sem_seg_val", "pascal5i_fold0_val", "fss1000_test"):
+        section = MetadataCatalog.get(name).readme_section
+        assert f"## {section}\n" in readme, name
+        if not name.startswith(("pascal5i", "fss")):
+            assert f"`{name.removesuffix('_val').removesuffix('_train')}" in readme, name
 
 
 def test_label_sets_are_the_published_ones():
