@@ -7,10 +7,14 @@ def add_keys(cfg: CN) -> None:
     """Adds the group to ``cfg``, in place."""
     # Large-scale jitter (ViLD, Detic: 0.1-2.0): scale the image so that it would fit into a square
     # of SIZE pixels times a random factor, then crop or pad to that square. Replaces
-    # MIN_SIZE_TRAIN; flips stay with INPUT.RANDOM_FLIP.
+    # MIN_SIZE_TRAIN; flips stay with INPUT.RANDOM_FLIP. What is padded gets PAD_VALUE (0: black).
     cfg.INPUT.SCALE_JITTER = CN(
-        {"ENABLED": False, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0, "SIZE": 1024}
+        {"ENABLED": False, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0, "SIZE": 1024, "PAD_VALUE": 128.0}
     )
+    # For INPUT.MAPPER SemanticSegmentationMapper: images and label maps become a square of so many
+    # pixels, whatever their shape, in training and test (few-shot segmentation: 480); 0: they keep
+    # it. Few-shot results are compared in that square, others in the image as it is.
+    cfg.INPUT.SQUARE = 0
     # [["dataset", factor], ...] for DATALOADER.SAMPLER_TRAIN Weighted(Category)TrainingSampler;
     # Detectron2's samplers read it, but its defaults lack it.
     cfg.DATASETS.TRAIN_REPEAT_FACTOR = []
@@ -36,6 +40,8 @@ def add_keys(cfg: CN) -> None:
     # is one batch of every source, one behind the other.
     cfg.DATASETS.MIXING = "alternate"
     # Name in ovd_d2.data.mappers.detection.DATASET_MAPPER_REGISTRY: what makes samples of records.
+    # Semantic data sets are read by SemanticSegmentationMapper where this is the default, and in
+    # tests also where it is a mapper of captions.
     cfg.INPUT.MAPPER = "OpenVocabDatasetMapper"
     # Images with more pixels are refused before decoding (0: no limit).
     cfg.INPUT.MAX_PIXELS = 50_000_000

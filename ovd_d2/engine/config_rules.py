@@ -122,6 +122,9 @@ _KEYS: tuple[tuple[Rule, str, str], ...] = (  # rule, prefix, keys below it
     (ABOVE_0, "INPUT.", "SCALE_JITTER.MIN_SCALE SCALE_JITTER.MAX_SCALE"),
     (one_of("choice", "range"), "INPUT.", "MIN_SIZE_TRAIN_SAMPLING"),
     (one_of("horizontal", "vertical", "none"), "INPUT.", "RANDOM_FLIP"),
+    (COUNT_OR_0, "INPUT.", "SQUARE"),
+    (Rule(lambda v: at_least(0).good(v) and v <= 255, "0 to 255"), "INPUT.",
+     "SCALE_JITTER.PAD_VALUE"),
     (one_of("relative_range", "relative", "absolute", "absolute_range"), "INPUT.", "CROP.TYPE"),
     (each(ABOVE_0, 2), "INPUT.", "CROP.SIZE PAIRS.BOX_SCALE"),
     (each(SHARE, 2), "INPUT.", "PAIRS.CROP_AREA"),
@@ -138,6 +141,7 @@ _KEYS: tuple[tuple[Rule, str, str], ...] = (  # rule, prefix, keys below it
     (ALL_OR_COUNT, "TEST.", "DETECTIONS_PER_IMAGE"),
     (empty_or(each(ABOVE_0)), "TEST.", "KEYPOINT_OKS_SIGMAS"),
     (one_of("hotcoco", "lvis-api"), "TEST.", "LVIS_BACKEND"),
+    (one_of("no_truth", "nan", "zero"), "TEST.", "ABSENT_CLASSES"),
     (Rule(lambda v: bool(re.fullmatch(r"(imagenet21k:0*[1-9]\d*)?", v)), '"" or imagenet21k:N'),
      "TEST.", "DISTRACTORS"),
     (COUNT_OR_0, "", "VIS_PERIOD"),
@@ -262,7 +266,10 @@ RULES: dict[str, Rule] = {
 }
 
 
-_OUR_MAPPERS = ("OpenVocabDatasetMapper", "ImageTextPairMapper", "GroundingMapper")
+_OUR_MAPPERS = (
+    "OpenVocabDatasetMapper", "ImageTextPairMapper", "GroundingMapper",
+    "SemanticSegmentationMapper",
+)  # fmt: skip
 
 
 def _channels(cfg: CfgNode) -> str | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ovd_d2.errors import OVDError
 from ovd_d2.language import Vocabulary
 from ovd_d2.language.class_places import class_places
+from ovd_d2.language.dataset_classes import class_names
 from ovd_d2.structures.class_numbering import CLASS_NUMBERING, numbering_of
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ IGNORED = -1  # in label maps: a pixel that does not count
 
 
 class ClassNumbers:
-    """Knows how the data sets number their classes: by ``thing_classes`` of their metadata.
+    """Knows how the data sets number their classes: by the names in their metadata.
 
     Rows that a mapper has marked (``structures.class_numbering``) are of the vocabulary already.
     Other rows are as the training data set numbers them, as everywhere in Detectron2. They are
@@ -190,10 +191,7 @@ class ClassNumbers:
 
 def _names_of(dataset: str) -> list[str] | None:
     """Its classes by its metadata, as far as that is known yet; nothing is loaded for it."""
-    names = (
-        MetadataCatalog.get(dataset).get("thing_classes") if dataset in MetadataCatalog else None
-    )
-    return None if names is None else list(names)
+    return class_names(MetadataCatalog.get(dataset)) if dataset in MetadataCatalog else None
 
 
 def _is_here(dataset: str) -> bool:
