@@ -4,7 +4,7 @@ from .detic import DeticParts, from_detic
 from .fit import Fit, load_weights
 from .glip import ConvertedGLIP, from_glip, to_glip
 from .groupvit import ConvertedGroupViT, convert_groupvit_names
-from .inert_objects import plain_settings, read_with_inert_objects
+from .inert_objects import CLASSES_OF_SETTINGS, plain_settings, read_with_inert_objects
 from .lightning import read_lightning_state_dict
 from .lseg import ConvertedLSeg, from_lseg, to_lseg
 from .object_centric_ovd import (
@@ -23,6 +23,7 @@ from .weights_file import (
 )
 
 __all__ = [
+    "CLASSES_OF_SETTINGS",
     "TRUST_VARIABLE",
     "ConvertedCheckpoint",
     "ConvertedGLIP",

@@ -1,21 +1,30 @@
 """Checkpoints that hold objects of other packages beside their tensors, opened without running
 anything of them.
 
-``torch.load(weights_only=True)`` refuses such a file. Here every class that it names is replaced by
-a stand-in that keeps what it is given and does nothing else; the package itself need not be there.
+``torch.load(weights_only=True)`` refuses such a file. Here classes that the caller expects in it are
+replaced by a stand-in that keeps what it is given and does nothing else; their package need not be
+there.
 """
 
+import zipfile
+from collections.abc import Sequence
 from typing import Any
 
-import torch
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from ovd_d2.errors import OVDError
 
 from .weights_file import check_trusted, read_weights_file
 
+# What an OmegaConf configuration and measured numbers beside it name.
+CLASSES_OF_SETTINGS = (
+    *("omegaconf.", "numpy.", "typing.Any", "collections.defaultdict"),
+    *(f"builtins.{name}" for name in ("dict", "list", "tuple", "int", "float", "str", "bool")),
+)
+
 
 class Inert:
-    """In the place of an object of an unknown class.
+    """In the place of an object of such a class.
 
     Attributes:
         state: what the object would have been restored from; None for nothing.
@@ -40,28 +49,39 @@ class Inert:
     def extend(self, values: Any) -> None: ...
 
 
-def read_with_inert_objects(path: str) -> Any:
+def read_with_inert_objects(path: str, of: Sequence[str]) -> Any:
     """What a file of ``torch.save`` or a ``.safetensors`` file holds, tensors on the CPU; objects
-    that are neither tensors nor plain data come as :class:`Inert`.
+    of the classes ``of`` come as :class:`Inert`.
+
+    Args:
+        path: of the file.
+        of: names of classes ("typing.Any") and of packages ("omegaconf."). A file that names any
+            other class is refused.
 
     Raises:
-        OVDError: a pickle (.pkl), a missing or damaged file, one of the oldest format of torch, or
-            one that asks for more than objects of classes.
+        OVDError: a pickle (.pkl), a missing or damaged file, or one that names other classes.
     """
     check_trusted(path)
+    named = [name for name in _named_in(path) if name in of or name.startswith(_packages(of))]
     try:
-        if path.endswith(".safetensors"):
+        with safe_globals([(type(name.rpartition(".")[2], (Inert,), {}), name) for name in named]):
             return read_weights_file(path)
-        named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        stand_ins = [(type(name.rpartition(".")[2], (Inert,), {}), name) for name in named]
-        with torch.serialization.safe_globals(stand_ins):
-            return read_weights_file(path)
-    except OVDError:
-        raise
     except OSError as error:
         raise OVDError(f"{path} cannot be read ({error.strerror or error}).") from error
-    except ValueError as error:  # no zip file, as torch has written since 1.6
-        raise OVDError(f"{path} cannot be read as weights: {error}") from error
+
+
+def _packages(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if name.endswith("."))
+
+
+def _named_in(path: str) -> list[str]:
+    """Classes that a file of ``torch.save`` names; nothing is loaded for it."""
+    if path.endswith(".safetensors") or not zipfile.is_zipfile(path):
+        return []
+    try:
+        return get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # broken: reading says so
+        return []
 
 
 def plain_settings(value: Any) -> Any:

@@ -2,6 +2,36 @@
 
 from detectron2.config import CfgNode as CN
 
+from ovd_d2.config.rules import (
+    ABOVE_0,
+    COUNT,
+    COUNT_OR_0,
+    SHARE,
+    Rows,
+    Rule,
+    at_least,
+    each,
+    one_of,
+)
+
+RULES: Rows = (  # rule, prefix, keys below it
+    (SHARE, "DATALOADER.", "MAX_CORRUPT_FRACTION"),
+    (COUNT_OR_0, "DATASETS.", "REGIONS_PER_IMAGE"),
+    (COUNT_OR_0, "INPUT.", "MAX_PIXELS PAIRS.IMAGE_SIZE PAIRS.PROMPTED_NOUNS"),
+    (COUNT, "INPUT.SCALE_JITTER.", "SIZE"),
+    (ABOVE_0, "INPUT.SCALE_JITTER.", "MIN_SCALE MAX_SCALE"),
+    (COUNT_OR_0, "INPUT.", "SQUARE"),
+    (Rule(lambda v: at_least(0).good(v) and v <= 255, "0 to 255"), "INPUT.SCALE_JITTER.",
+     "PAD_VALUE"),
+    (each(ABOVE_0, 2), "INPUT.PAIRS.", "BOX_SCALE"),
+    (each(SHARE, 2), "INPUT.PAIRS.", "CROP_AREA"),
+    (at_least(0), "INPUT.PAIRS.", "BOX_SHIFT COLOR_JITTER"),
+    (SHARE, "INPUT.PAIRS.", "GRAY RANDOM_ERASING"),
+    (one_of("", "crop", "squash"), "INPUT.PAIRS.", "RESIZE"),
+    (one_of("keep", "skip", "refuse"), "INPUT.PAIRS.", "WITHOUT_NOUN_PHRASE"),
+    (one_of("refuse", "skip"), "INPUT.PAIRS.", "DAMAGED_SHARDS"),
+)  # fmt: skip
+
 
 def add_keys(cfg: CN) -> None:
     """Adds the group to ``cfg``, in place."""

@@ -1,6 +1,17 @@
 """Keys of evaluation: TEST."""
 
+import re
+
 from detectron2.config import CfgNode as CN
+
+from ovd_d2.config.rules import Rows, Rule, one_of
+
+RULES: Rows = (  # rule, prefix, keys below it
+    (one_of("hotcoco", "lvis-api"), "TEST.", "LVIS_BACKEND"),
+    (one_of("no_truth", "nan", "zero"), "TEST.", "ABSENT_CLASSES"),
+    (Rule(lambda v: bool(re.fullmatch(r"(imagenet21k:0*[1-9]\d*)?", v)), '"" or imagenet21k:N'),
+     "TEST.", "DISTRACTORS"),
+)  # fmt: skip
 
 
 def add_keys(cfg: CN) -> None:

@@ -2,6 +2,35 @@
 
 from detectron2.config import CfgNode as CN
 
+from ovd_d2.config.rules import (
+    ABOVE_0,
+    BELOW_1,
+    COUNT,
+    COUNT_OR_0,
+    SHARE,
+    Rows,
+    Rule,
+    each,
+    is_number,
+    one_of,
+)
+
+RULES: Rows = (  # rule, prefix, keys below it
+    (COUNT, "MODEL.GROUPVIT.",
+     "IMAGE_SIZE PATCH WIDTH HEADS TEXT.WIDTH TEXT.HEADS TEXT.LAYERS TEXT.CONTEXT EMBED_DIM "
+     "PROJECTOR_HIDDEN WINDOW_TEST STRIDE_TEST TOP_CLASSES_TEST"),
+    (each(COUNT), "MODEL.GROUPVIT.", "DEPTHS OUTPUT_GROUPS"),
+    (each(COUNT_OR_0), "MODEL.GROUPVIT.", "GROUP_TOKENS"),
+    (BELOW_1, "MODEL.GROUPVIT.", "DROP_PATH_RATE"),
+    (ABOVE_0, "MODEL.GROUPVIT.",
+     "ASSIGNMENT_TEMPERATURE COUNT_OFFSET LOGIT_SCALE_INIT LOGIT_SCALE_MAX"),
+    (one_of("SyncBN", "BN"), "MODEL.GROUPVIT.", "PROJECTOR_NORM"),
+    (one_of("", "soft_targets", "log_sum"), "MODEL.GROUPVIT.", "MULTI_LABEL_LOSS"),
+    (SHARE, "MODEL.GROUPVIT.", "BACKGROUND_THRESH_TEST"),
+    (Rule(lambda v: is_number(v) and 0 < v <= 1, "above 0 and up to 1"), "MODEL.GROUPVIT.",
+     "CROP_SHARE_TEST"),
+)  # fmt: skip
+
 
 def add_keys(cfg: CN) -> None:
     """Adds the group to ``cfg``, in place."""

@@ -2,6 +2,19 @@
 
 from detectron2.config import CfgNode as CN
 
+from ovd_d2.config.rules import ABOVE_0, COUNT, COUNT_OR_0, NAMES, NORM, Rows, each, one_of
+
+RULES: Rows = (  # rule, prefix, keys below it
+    (NAMES, "MODEL.LSEG.", "IN_FEATURES"),
+    (COUNT, "MODEL.LSEG.", "WIDTH REGULARISER.DEPTH TEST.STRIDE TEST.BASE_SIZE"),
+    (NORM, "MODEL.LSEG.", "NORM"),
+    (ABOVE_0, "MODEL.LSEG.", "TEMPERATURE"),
+    (one_of("", "bottleneck", "depthwise"), "MODEL.LSEG.", "REGULARISER.KIND"),
+    (one_of("relu", "lrelu", "tanh"), "MODEL.LSEG.", "REGULARISER.ACTIVATION"),
+    (COUNT_OR_0, "MODEL.LSEG.", "TEST.WINDOW"),
+    (each(ABOVE_0), "MODEL.LSEG.", "TEST.SCALES"),
+)  # fmt: skip
+
 
 def add_keys(cfg: CN) -> None:
     """Adds the group to ``cfg``, in place."""

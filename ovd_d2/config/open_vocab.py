@@ -2,6 +2,16 @@
 
 from detectron2.config import CfgNode as CN
 
+from ovd_d2.config.rules import ABOVE_0, COUNT, COUNT_OR_0, NAMES, NUMBER, Rows, empty_or
+
+RULES: Rows = (  # rule, prefix, keys below it
+    (empty_or(NAMES), "MODEL.OPEN_VOCAB.", "REGION_TASKS"),
+    (COUNT_OR_0, "MODEL.OPEN_VOCAB.", "PROJECTION_HIDDEN"),
+    (COUNT, "MODEL.OPEN_VOCAB.", "EMBED_DIM"),
+    (ABOVE_0, "MODEL.OPEN_VOCAB.", "LOGIT_SCALE"),
+    (NUMBER, "MODEL.OPEN_VOCAB.", "BIAS_INIT"),
+)  # fmt: skip
+
 
 def add_keys(cfg: CN) -> None:
     """Adds the group to ``cfg``, in place."""

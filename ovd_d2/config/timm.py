@@ -2,6 +2,17 @@
 
 from detectron2.config import CfgNode as CN
 
+from ovd_d2.config.rules import BELOW_1, COUNT, COUNT_OR_0, Rows, each, one_of
+
+RULES: Rows = (  # rule, prefix, keys below it
+    (COUNT_OR_0, "MODEL.TIMM.", "FREEZE_STAGES"),
+    (each(COUNT), "MODEL.TIMM.", "OUT_STRIDES"),
+    (BELOW_1, "MODEL.TIMM.", "DROP_PATH_RATE"),
+    (each(COUNT_OR_0, 4), "MODEL.TIMM.", "VIT.BLOCKS"),
+    (each(COUNT, 4), "MODEL.TIMM.", "VIT.CHANNELS"),
+    (one_of("project", "add", "ignore"), "MODEL.TIMM.", "VIT.READOUT"),
+)  # fmt: skip
+
 
 def add_keys(cfg: CN) -> None:
     """Adds the group to ``cfg``, in place."""

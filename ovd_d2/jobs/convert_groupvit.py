@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ovd_d2.checkpoint import (
+    CLASSES_OF_SETTINGS,
     check_weights_name,
     convert_groupvit_names,
     plain_settings,
@@ -43,7 +44,7 @@ def convert_groupvit(source: Path, out: Path, naming: str = "ours") -> Conversio
     file = _file_in(source)
     if file.resolve() == out.resolve():
         raise OVDError(f"--out {out} is the file that is converted: choose another name.")
-    content = read_with_inert_objects(str(file))
+    content = read_with_inert_objects(str(file), CLASSES_OF_SETTINGS)
     found = convert_groupvit_names(state_dict_in(content, str(file)), naming)
     shape = {**found.shape, **_heads(source, content)}
     facts = [f"MODEL.GROUPVIT: {', '.join(f'{key} {value}' for key, value in shape.items())}"]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovd_d2.errors import OVDError
+from ovd_d2.modeling.sliding_windows import window_starts
 
 _WINDOWS_AT_ONCE = 16
 _CLASSES_AT_ONCE = 256  # of the score map, so that a window's share of it stays small
@@ -30,13 +31,6 @@ class WindowSegments(NamedTuple):
     images: Tensor
     segments: Tensor
     maps: Tensor
-
-
-def window_places(length: int, window: int, stride: int) -> list[int]:
-    """First pixels of the windows along a side; the last is shifted back into the image, and one
-    that is longer than the side starts at 0."""
-    last = max(length - window, 0)
-    return [*range(0, last, stride), last]
 
 
 def segment_of_pixels(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -133,8 +127,8 @@ class GroupSegmentation:
         tall, wide = min(self.window, height), min(self.window, width)
         places = [
             (y, x)
-            for y in window_places(height, tall, self.stride)
-            for x in window_places(width, wide, self.stride)
+            for y in window_starts(height, tall, self.stride, shift_last=True)
+            for x in window_starts(width, wide, self.stride, shift_last=True)
         ]
         tables, pixels = [], []
         for start in range(0, len(places), _WINDOWS_AT_ONCE):

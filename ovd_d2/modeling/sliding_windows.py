@@ -36,19 +36,17 @@ def sliding_scores(
     *,
     window: int,
     stride: int,
-    shift_last: bool = False,
-    pad_value: float | None = 0.0,
+    pad_value: float = 0.0,
 ) -> Tensor:
-    """Score maps of square windows, averaged where they overlap.
+    """Score maps of square windows on a grid, averaged where they overlap.
 
     Args:
         network: what scores one window.
         images: (N, C, H, W) float.
         window: its side in pixels.
         stride: between two windows.
-        shift_last: see :func:`window_starts`.
         pad_value: what fills, at the right and at the bottom, a window that reaches beyond the
-            image; None: it stays as small as it is.
+            image.
 
     Returns:
         (N, K, H, W).
@@ -56,12 +54,12 @@ def sliding_scores(
     height, width = images.shape[-2:]
     total: Tensor | None = None
     counts = images.new_zeros(height, width)
-    for top in window_starts(height, window, stride, shift_last):
-        for left in window_starts(width, window, stride, shift_last):
+    for top in window_starts(height, window, stride):
+        for left in window_starts(width, window, stride):
             place = (..., slice(top, top + window), slice(left, left + window))
             crop = images[place]
             h, w = crop.shape[-2:]
-            if pad_value is not None and (h, w) != (window, window):
+            if (h, w) != (window, window):
                 crop = F.pad(crop, (0, window - w, 0, window - h), value=pad_value)
             found = network(crop)[..., :h, :w]
             if total is None:
