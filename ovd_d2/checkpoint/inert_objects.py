@@ -1,9 +1,9 @@
 """Checkpoints that hold objects of other packages beside their tensors, opened without running
 anything of them.
 
-``torch.load(weights_only=True)`` refuses such a file. Here classes that the caller expects in it are
-replaced by a stand-in that keeps what it is given and does nothing else; their package need not be
-there.
+``torch.load(weights_only=True)`` refuses such a file. Here classes that the caller expects in it
+are replaced by a stand-in that keeps what it is given and does nothing else; their package need not
+be there.
 """
 
 import zipfile
