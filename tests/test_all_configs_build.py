@@ -19,6 +19,12 @@ from ovd_d2.region_store import RegionStoreWriter, StoreFacts
 from ovd_d2.structures import PartialMasks, RegionEmbeddings, Supervision, supervision_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+# The backbone of an LSeg -> one of the same kind.
+SMALLER = {
+    "vit_large_patch16_384": "vit_tiny_patch16_384",
+    "vit_base_patch32_384": "vit_small_patch32_384",
+    "resnet101": "resnet26",
+}
 RECIPES = sorted(p for p in CONFIGS.rglob("*.yaml") if not p.name.startswith("Base-"))
 
 
@@ -41,7 +47,9 @@ def distinct_models() -> list[Path]:
         cfg = plain_config(path)
         learns = bool(cfg.DATASETS.REGION_STORE)
         cfg.MODEL.WEIGHTS, cfg.MODEL.GLIP.NAMES_PER_CAPTION = "", 0
-        data = () if cfg.MODEL.META_ARCHITECTURE in ("GLIP", "DetCLIP") else cfg.DATASETS.TRAIN
+        cfg.MODEL.GROUPVIT.BACKGROUND_THRESH_TEST = 0.0
+        of_words = cfg.MODEL.META_ARCHITECTURE in ("GLIP", "DetCLIP", "LSeg")
+        data = () if of_words else cfg.DATASETS.TRAIN
         first.setdefault((cfg.MODEL.dump(), learns, data), path)
     return list(first.values())
 
@@ -55,12 +63,22 @@ def load(path: Path, tmp_path: Path):
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 10
     cfg.TEST.DETECTIONS_PER_IMAGE = 10
+    small = {"PROJECTOR_HIDDEN": 64, "TEXT.LAYERS": 2, "DEPTHS": [1, 1, 1]}
+    for key, value in small.items():
+        cfg.merge_from_list([f"MODEL.GROUPVIT.{key}", value])
     if path.stem == "lvis_r152_fpn_vild":
         cfg.MODEL.RESNETS.DEPTH = 50
+    smaller = SMALLER.get(cfg.MODEL.TIMM.NAME)
+    if cfg.MODEL.META_ARCHITECTURE == "LSeg" and smaller:
+        cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.WEIGHTS = smaller, ""
+        cfg.MODEL.TIMM.VIT.BLOCKS, cfg.MODEL.TIMM.VIT.CHANNELS = [2, 5, 8, 11], [16, 32, 64, 64]
+        cfg.MODEL.LSEG.WIDTH, test = 32, cfg.MODEL.LSEG.TEST
+        test.WINDOW, test.STRIDE, test.BASE_SIZE = test.WINDOW // 5, 64, 104  # 0 stays 0
+        test.SCALES = test.SCALES[-1:]
     if cfg.MODEL.OPEN_VOCAB.TEXT_ENCODER.startswith("openai-clip:"):
         cfg.MODEL.OPEN_VOCAB.VOCABULARY = "later"
     for section in (cfg.MODEL.RESNETS, cfg.MODEL.FPN, cfg.MODEL.RPN, cfg.MODEL.ROI_BOX_HEAD,
-                    cfg.MODEL.ROI_MASK_HEAD):  # fmt: skip
+                    cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.LSEG):  # fmt: skip
         section.NORM = "BN" if "SyncBN" in section.NORM else section.NORM
     return cfg
 
@@ -69,7 +87,13 @@ def build(cfg):
     """The model; classes that were put off are embedded at random."""
     model = build_model(cfg)
     if is_open_vocabulary(model) and cfg.MODEL.OPEN_VOCAB.VOCABULARY == "later":
-        if getattr(model, "reads_captions", False):  # reads the words too
+        if cfg.MODEL.META_ARCHITECTURE == "LSeg":
+            embedder = RandomEmbeddings(cfg.MODEL.OPEN_VOCAB.EMBED_DIM)
+            model.target_checks.class_numbers.train_dataset = ""
+            set_vocabulary(model, "cat, red mug, zebra crossing", embedder)
+        elif cfg.MODEL.META_ARCHITECTURE == "GroupViT":  # has texts of its own, and is told pairs
+            set_vocabulary(model, "cat, background, zebra crossing")
+        elif getattr(model, "reads_captions", False):  # reads the words too
             set_vocabulary(model, "cat, red mug, zebra crossing")
         else:
             names = f"dataset:{cfg.DATASETS.TRAIN[0]}"
@@ -108,7 +132,9 @@ def batch(with_mask: bool) -> list[dict]:
         target.gt_masks = BitMasks(masks)
     image = torch.randint(0, 256, (3, 128, 160), dtype=torch.uint8)
     sample = {"image": image, "instances": target, "height": 128, "width": 160}
-    return [{**sample, "caption": caption} for caption in ("a cat", "a red mug")]
+    sample["sem_seg"] = torch.arange(160).div(60, rounding_mode="floor").repeat(128, 1)
+    captions = ("a cat", "a red mug")
+    return [{**sample, "caption": caption, "prompted_nouns": [caption] * 3} for caption in captions]
 
 
 def pairs() -> list[dict]:

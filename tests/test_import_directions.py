@@ -28,7 +28,7 @@ MAY_IMPORT = {
 }
 # Inside modeling, lower floors never import higher ones.
 MODELING_FLOORS = [
-    {"backbone", "classifiers", "fusion", "text_backbone"},
+    {"backbone", "classifiers", "decoders", "fusion", "text_backbone"},
     {"dense_heads", "proposal_generator", "roi_heads"},
     {"meta_arch"},
 ]

@@ -117,8 +117,13 @@ def check_weights_name(path: str) -> None:
         raise OVDError(f"--out {path} must end in .pth or .safetensors.")
 
 
-def write_state_dict(path: str, weights: dict[str, torch.Tensor]) -> None:
-    """Writes ``weights`` as ``.pth`` (under "model") or ``.safetensors``; whole or not at all.
+def write_state_dict(path: str, weights: dict[str, torch.Tensor], under: str = "model") -> None:
+    """Writes ``weights`` as ``.pth`` or ``.safetensors``; whole or not at all.
+
+    Args:
+        path: of the file.
+        weights: tensors by name.
+        under: the key of a ``.pth`` that holds them.
 
     Raises:
         OVDError: another suffix, or the file cannot be written.
@@ -131,7 +136,7 @@ def write_state_dict(path: str, weights: dict[str, torch.Tensor]) -> None:
     try:
         with atomic_write(path) as file:
             if path.endswith(".pth"):
-                torch.save({"model": weights}, file)
+                torch.save({under: weights}, file)
             else:
                 from safetensors.torch import save
 

@@ -85,6 +85,38 @@ def glip(
     _report(out, (convert_to_glip if reverse else convert_glip)(source, out))
 
 
+@app.command()
+def lseg(
+    source: Path = typer.Argument(..., metavar="FILE", help=".ckpt, .pth or .safetensors."),
+    out: Path | None = _OUT,
+    reverse: bool = typer.Option(False, "--reverse", help="FILE is ours, write theirs."),
+) -> None:
+    """A released LSeg, the demo or a few-shot model, for configs/lseg/*.yaml; or ours for their
+    code."""
+    from ovd_d2.jobs.convert_checkpoint import convert_lseg, convert_to_lseg
+
+    out = _prepare(source, out, trust=False)
+    _report(out, (convert_to_lseg if reverse else convert_lseg)(source, out))
+
+
+@app.command()
+def groupvit(
+    source: Path = typer.Argument(
+        ...,
+        metavar="FILE_OR_FOLDER",
+        help="NVlabs' or our .pth or .safetensors, or the folder of transformers' model.",
+    ),
+    out: Path | None = _OUT,
+    to: str = typer.Option("ours", "--to", help="Names to write: ours, nvlabs or transformers."),
+) -> None:
+    """A GroupViT of NVlabs or transformers, for configs/groupvit/*.yaml; or ours for their code.
+    NVlabs' released weights are for non-commercial use alone."""
+    from ovd_d2.jobs.convert_groupvit import convert_groupvit
+
+    out = _prepare(source, out, trust=False)
+    _report(out, convert_groupvit(source, out, to))
+
+
 def _prepare(source: Path, out: Path | None, trust: bool) -> Path:
     import ovd_d2
     from ovd_d2.checkpoint import TRUST_VARIABLE

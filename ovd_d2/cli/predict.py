@@ -12,7 +12,7 @@ from ovd_d2.errors import OVDError
 from .register_option import REGISTER
 
 if TYPE_CHECKING:
-    from ovd_d2.inference.predict_files import Report
+    from ovd_d2.inference.predict_files import Found, Report
     from ovd_d2.inference.predictor import OpenVocabPredictor
 
 SCORE_THRESHOLD = 0.3  # of models that do not say theirs
@@ -30,8 +30,11 @@ _VOCABULARY = typer.Option(
 _ATTRIBUTES = typer.Option(
     "", help='"red, striped": every name with the attribute that fits best, as in "red mug".'
 )
-_MODEL = typer.Option(
-    "", help="A packaged model, or a folder that `ovd export` wrote; default: mini."
+_MODELS = typer.Option(
+    [],
+    "--model",
+    help="A packaged model, or a folder that `ovd export` wrote; default: mini. Several times: all "
+    "of them, side by side in one picture per image; what each has found is in OUT/MODEL.",
 )
 _CONFIG = typer.Option(None, help="The yaml a model was trained with, instead of --model.")
 _JSON = typer.Option(
@@ -52,7 +55,7 @@ def command(
     images: list[Path] = _IMAGES,
     vocabulary: str = _VOCABULARY,
     attributes: str = _ATTRIBUTES,
-    model: str = _MODEL,
+    models: list[str] = _MODELS,
     config_file: Path | None = _CONFIG,
     weights: str = typer.Option("", help="Checkpoint for --config-file."),
     out: Path = _OUT,
@@ -66,25 +69,29 @@ def command(
 ) -> None:
     """Find what you name in images: pictures with boxes, names and scores, and a COCO json.
 
+    Of models that give label maps: pictures with a legend, the maps as PNGs of class numbers, and
+    a json of masks.
+
     Exit code 1: some images could not be read; they are named and left out.
     """
-    if model and config_file:
+    if models and config_file:
         raise OVDError("--model and --config-file exclude each other.")
     if weights and not config_file:
         raise OVDError("--weights needs the --config-file they were trained with.")
+    if len(models) > 1 and (json_file or not pictures):
+        raise OVDError(
+            "--json and --no-pictures are for one --model: of several, each has its json in "
+            "OUT/MODEL, and the picture is what they are for."
+        )
     from ovd_d2 import register
     from ovd_d2.inference.arguments import wanted_vocabulary
-    from ovd_d2.inference.predict_files import check_targets, find_images, predict_files
+    from ovd_d2.inference.predict_files import check_targets, find_images
 
     register()
     _silence_torch()
     files = find_images(images)
-    to_stdout = json_file == "-"
-    path = Path(json_file) if json_file else out / "predictions.json"
-    inputs = [str(name) for name in (vocabulary, config_file, weights) if name]
-    check_targets(files, out if pictures else None, None if to_stdout else path, inputs)
     if vocabulary:
-        wanted_vocabulary(vocabulary)  # a bad one is found before the model is loaded
+        wanted_vocabulary(vocabulary)  # a bad one is found before a model is loaded
     options: dict[str, Any] = {
         "vocabulary": vocabulary or None,
         "device": device,
@@ -92,41 +99,92 @@ def command(
         "topk": topk,
         "batch_size": batch_size,
     }
-    predictor = _load(model, config_file, weights, options)
-    if attributes:
-        predictor.set_attributes(attributes)
-    info = {
-        "model": model or str(config_file or "mini"),
-        "score_threshold": predictor.score_threshold,
-    }
-    if weights:
-        info["weights"] = weights
+    inputs = [str(name) for name in (vocabulary, config_file, weights) if name]
+    if len(models) > 1:
+        skipped = _side_by_side(models, files, out, options, attributes, inputs)
+    else:
+        to_stdout = json_file == "-"
+        path = Path(json_file) if json_file else out / "predictions.json"
+        check_targets(files, out if pictures else None, None if to_stdout else path, inputs)
+        model = "".join(models)
+        predictor = _load(model, config_file, weights, options)
+        info = {"model": model or str(config_file or "mini")}
+        if weights:
+            info["weights"] = weights
+        places = (out if pictures else None, None if to_stdout else path)
+        skipped = _predict(predictor, files, places, info, attributes).skipped
+    for sentence in skipped:
+        print(f"skipped: {sentence}", file=sys.stderr)
+    if skipped:
+        raise typer.Exit(1)
+
+
+def _predict(
+    predictor: "OpenVocabPredictor",
+    files: list[Path],
+    places: tuple[Path | None, Path | None],
+    info: dict[str, Any],
+    attributes: str,
+) -> "Report":
+    """Predicts with one model and says what came of it.
+
+    Args:
+        predictor: with a vocabulary.
+        files: the images.
+        places: folder of the pictures, None for none; and the json, None to print it.
+        info: facts for the json.
+        attributes: of --attributes.
+    """
     from tqdm import tqdm
 
+    from ovd_d2.inference.predict_files import predict_files
+
+    out, path = places
+    if attributes:
+        predictor.set_attributes(attributes)
+    info = {**info, "score_threshold": predictor.score_threshold}
     with tqdm(total=len(files), unit="image", delay=1, disable=None) as bar:
         report = predict_files(
-            predictor,
-            files,
-            pictures=out if pictures else None,
-            json_file=None if to_stdout else path,
-            info=info,
-            on_image=bar.update,
+            predictor, files, pictures=out, json_file=path, info=info, on_image=bar.update
         )
-    if to_stdout:
+    if path is None:
         print(json.dumps(report.coco))
-    _show(report, predictor, file=sys.stderr if to_stdout else sys.stdout)
+    _show(report, predictor, file=sys.stderr if path is None else sys.stdout)
     if predictor.facts.get("learned_from"):
         print(f"{info['model']} knows {predictor.facts['learned_from']}", file=sys.stderr)
-    if not to_stdout:
+    if path is not None:
         count = len(report.found)
         drawn = f"{out}: {count} picture{'s' if count > 1 else ''}; "
-        print(f"{drawn if pictures else ''}{path}")
+        print(f"{drawn if out else ''}{path}")
     if note := _note(report, predictor, info["model"]):
         print(f"note: {note}", file=sys.stderr)
-    for sentence in report.skipped:
-        print(f"skipped: {sentence}", file=sys.stderr)
-    if report.skipped:
-        raise typer.Exit(1)
+    return report
+
+
+def _side_by_side(
+    models: list[str],
+    files: list[Path],
+    out: Path,
+    options: dict[str, Any],
+    attributes: str,
+    inputs: list[str],
+) -> list[str]:
+    """Predicts with several models, one after the other, and draws what they have found into one
+    picture per image; sentences of images that were left out."""
+    from ovd_d2.inference.predict_files import check_targets, titles_of, write_side_by_side
+
+    titles = titles_of(models)
+    check_targets(files, out, None, inputs)
+    reports = {}
+    for title, model in titles.items():
+        places = (out / title, out / title / "predictions.json")
+        check_targets(files, *places, inputs)
+        predictor = _load(model, None, "", dict(options))
+        print(title)
+        reports[title] = _predict(predictor, files, places, {"model": model}, attributes)
+    count = write_side_by_side(files, out, reports)
+    print(f"{out}: {count} picture{'s' if count > 1 else ''} of {len(titles)} models side by side")
+    return list(dict.fromkeys(text for report in reports.values() for text in report.skipped))
 
 
 def _silence_torch() -> None:
@@ -158,7 +216,11 @@ def _load(
 
 def _note(report: "Report", predictor: "OpenVocabPredictor", model: str) -> str:
     """What to say, and to do, about images in which nothing is sure; "" if all is well."""
-    unsure = [found for found in report.found if max(found.best.values(), default=0.0) < SURE]
+    unsure = [
+        found
+        for found in report.found
+        if not found.shares and max(found.best.values(), default=0.0) < SURE
+    ]
     if not unsure:
         return ""
     learned = predictor.facts.get("learned_from")
@@ -187,22 +249,31 @@ def _show(report: "Report", predictor: "OpenVocabPredictor", file: Any) -> None:
         table.add_column("image")
         table.add_column("found")
         for found in report.found:
-            ranked = sorted(found.counts, key=lambda name: -found.best[name])
-            words = [f"{found.counts[k]} {k} ({found.best[k]:.2f})" for k in ranked[:WORDS]]
-            if len(ranked) > WORDS:
-                words.append(f"{len(ranked) - WORDS} more names")
-            table.add_row(Text(found.file), Text(", ".join(words) or "nothing"))
+            table.add_row(Text(found.file), Text(", ".join(_words(found)) or "nothing"))
     else:
         for name in ("name", "found", "in images", "best score"):
             table.add_column(name, justify="left" if name == "name" else "right")
         rows = []
         for name in predictor.vocabulary.names:
-            holders = [found for found in report.found if name in found.counts]
-            total = sum(found.counts[name] for found in holders)
-            best = max((found.best[name] for found in holders), default=0.0)
+            holders = [found for found in report.found if name in (found.shares or found.counts)]
+            total = sum(found.counts[name] or 1 for found in holders)
+            best = max((found.best.get(name, 0.0) for found in holders), default=0.0)
             rows.append((name, total, len(holders), best))
         for name, total, holders, best in sorted(rows, key=lambda row: -row[1])[: 2 * ROWS]:
-            table.add_row(Text(name), str(total), str(holders), f"{best:.2f}" if total else "")
+            table.add_row(Text(name), str(total), str(holders), f"{best:.2f}" if best else "")
     console = Console(file=file)
     console = console if console.is_terminal else Console(file=file, width=160)
     console.print(table)
+
+
+def _words(found: "Found") -> list[str]:
+    """What is in an image, in order: "2 cat (0.71)", or "cat 12%" of a label map."""
+    from ovd_d2.visualization.label_maps import percent
+
+    if found.shares:
+        words = [f"{name} {percent(share)}" for name, share in found.shares.items()]
+    else:
+        ranked = sorted(found.counts, key=lambda name: -found.best[name])
+        words = [f"{found.counts[k]} {k} ({found.best[k]:.2f})" for k in ranked]
+    more = len(words) - WORDS
+    return words[:WORDS] + ([f"{more} more names"] if more > 0 else [])

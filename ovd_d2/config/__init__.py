@@ -1,4 +1,5 @@
-"""Every configuration key that ovd_d2 adds to Detectron2's defaults, one file per group."""
+"""Every configuration key that ovd_d2 adds to Detectron2's defaults, one file per group: its keys
+(``add_keys``) and, where values have rules, ``RULES``."""
 
 from detectron2.config import CfgNode as CN
 
@@ -8,8 +9,10 @@ from ovd_d2.config import (
     detclip,
     evaluation,
     glip,
+    groupvit,
     image_branch,
     layers,
+    lseg,
     open_vocab,
     region_tasks,
     solver,
@@ -18,9 +21,9 @@ from ovd_d2.config import (
     timm,
 )
 
-_GROUPS = (
-    open_vocab, region_tasks, image_branch, timm, swin, text_backbone, clip, glip, detclip, layers,
-    solver, data, evaluation,
+GROUPS = (
+    open_vocab, region_tasks, image_branch, timm, swin, text_backbone, clip, glip, detclip, lseg,
+    groupvit, layers, solver, data, evaluation,
 )  # fmt: skip
 
 
@@ -28,5 +31,5 @@ def add_ovd_config(cfg: CN) -> None:
     """Adds ovd_d2's keys with their defaults to ``cfg``, in place. Safe to call twice."""
     if "OPEN_VOCAB" in cfg.MODEL:
         return
-    for group in _GROUPS:
+    for group in GROUPS:
         group.add_keys(cfg)

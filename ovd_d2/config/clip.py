@@ -2,6 +2,17 @@
 
 from detectron2.config import CfgNode as CN
 
+from ovd_d2.config.rules import ABOVE_0, COUNT, Rows, each, one_of
+
+RULES: Rows = (  # rule, prefix, keys below it
+    (each(COUNT), "MODEL.CLIP.", "RESNET.LAYERS"),
+    (COUNT, "MODEL.CLIP.",
+     "IMAGE_SIZE EMBED_DIM VIT.PATCH VIT.WIDTH VIT.LAYERS RESNET.WIDTH TEXT.WIDTH TEXT.HEADS "
+     "TEXT.LAYERS TEXT.CONTEXT"),
+    (ABOVE_0, "MODEL.CLIP.", "LOGIT_SCALE_MAX"),
+    (one_of("crop", "squash"), "MODEL.CLIP.", "RESIZE"),
+)  # fmt: skip
+
 
 def add_keys(cfg: CN) -> None:
     """Adds the group to ``cfg``, in place."""

@@ -2,6 +2,36 @@
 
 from detectron2.config import CfgNode as CN
 
+from ovd_d2.config.rules import (
+    ABOVE_0,
+    BELOW_1,
+    COUNT,
+    COUNT_OR_0,
+    SHARE,
+    Rows,
+    at_least,
+    each,
+    one_of,
+    whole,
+)
+
+RULES: Rows = (  # rule, prefix, keys below it
+    (COUNT, "MODEL.DETCLIP.",
+     "NORM_GROUPS EMBED_DIM TEXT.WIDTH TEXT.HEADS TEXT.LAYERS CONCEPTS_DETECTION "
+     "CONCEPTS_GROUNDING REGIONS TOPK_CANDIDATES_TEST"),
+    (COUNT_OR_0, "MODEL.DETCLIP.", "NUM_CONVS"),
+    (whole(3), "MODEL.DETCLIP.", "MAX_TOKENS"),
+    (ABOVE_0, "MODEL.DETCLIP.", "LOGIT_SCALE_INIT MATCH_TEMPERATURE PAIR_TEMPERATURE"),
+    (SHARE, "MODEL.DETCLIP.", "SCORE_THRESH_TEST NMS_THRESH_TEST"),
+    (BELOW_1, "MODEL.DETCLIP.", "LABEL_SMOOTHING"),
+    (at_least(0), "MODEL.DETCLIP.", "PAIR_LOSS_WEIGHT"),
+    (each(at_least(0), 3), "MODEL.DETCLIP.", "LOSS_WEIGHTS"),
+    (one_of("batch_text", "own_text", "centerness", "batch_text_centerness", "class_score", "iou"),
+     "MODEL.DETCLIP.", "REGION_SCORE"),
+    (one_of("best", "softmax", "largest"), "MODEL.DETCLIP.", "MATCH"),
+    (one_of("text_to_image", "image_to_text", "both"), "MODEL.DETCLIP.", "DIRECTION"),
+)  # fmt: skip
+
 
 def add_keys(cfg: CN) -> None:
     """Adds the group to ``cfg``, in place."""

@@ -2,6 +2,32 @@
 
 from detectron2.config import CfgNode as CN
 
+from ovd_d2.config.rules import (
+    ABOVE_0,
+    BELOW_1,
+    COUNT,
+    COUNT_OR_0,
+    SHARE,
+    Rows,
+    at_least,
+    each,
+    one_of,
+)
+
+RULES: Rows = (  # rule, prefix, keys below it
+    (COUNT, "MODEL.GLIP.",
+     "NUM_BLOCKS NORM_GROUPS FUSION_DIM FUSION_HEADS MAX_NEGATIVES PAIRS_AT_ONCE "
+     "TOPK_CANDIDATES_TEST"),
+    (COUNT_OR_0, "MODEL.GLIP.", "NAMES_PER_CAPTION"),
+    (SHARE, "MODEL.GLIP.", "ALL_NEGATIVES_PROB SCORE_THRESH_TEST NMS_THRESH_TEST"),
+    (BELOW_1, "MODEL.GLIP.", "DROPOUT"),
+    (ABOVE_0, "MODEL.GLIP.", "LOGIT_SCALE_INIT"),
+    (at_least(0), "MODEL.GLIP.", "FUSION_INIT"),
+    (each(at_least(0), 3), "MODEL.GLIP.", "LOSS_WEIGHTS"),
+    (one_of("buffer", "resize"), "MODEL.GLIP.", "COARSE_OFFSETS"),
+    (one_of("mean", "max"), "MODEL.GLIP.", "CLASS_SCORE"),
+)  # fmt: skip
+
 
 def add_keys(cfg: CN) -> None:
     """Adds the group to ``cfg``, in place."""

@@ -2,6 +2,15 @@
 
 from detectron2.config import CfgNode as CN
 
+from ovd_d2.config.rules import ABOVE_0, COUNT_OR_0, SHARE, Rows, each, whole
+
+RULES: Rows = (  # rule, prefix, keys below it
+    (SHARE, "MODEL.IMAGE_BRANCH.", "NMS_THRESH"),
+    (COUNT_OR_0, "MODEL.IMAGE_BRANCH.", "PROJECTION_HIDDEN"),
+    (whole(-1), "MODEL.IMAGE_BRANCH.", "NUM_CONV CONV_DIM NUM_FC FC_DIM"),
+    (each(ABOVE_0), "MODEL.IMAGE_BRANCH.", "CROP_SCALES"),
+)  # fmt: skip
+
 
 def add_keys(cfg: CN) -> None:
     """Adds the group to ``cfg``, in place."""

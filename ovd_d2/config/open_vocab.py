@@ -2,6 +2,16 @@
 
 from detectron2.config import CfgNode as CN
 
+from ovd_d2.config.rules import ABOVE_0, COUNT, COUNT_OR_0, NAMES, NUMBER, Rows, empty_or
+
+RULES: Rows = (  # rule, prefix, keys below it
+    (empty_or(NAMES), "MODEL.OPEN_VOCAB.", "REGION_TASKS"),
+    (COUNT_OR_0, "MODEL.OPEN_VOCAB.", "PROJECTION_HIDDEN"),
+    (COUNT, "MODEL.OPEN_VOCAB.", "EMBED_DIM"),
+    (ABOVE_0, "MODEL.OPEN_VOCAB.", "LOGIT_SCALE"),
+    (NUMBER, "MODEL.OPEN_VOCAB.", "BIAS_INIT"),
+)  # fmt: skip
+
 
 def add_keys(cfg: CN) -> None:
     """Adds the group to ``cfg``, in place."""
@@ -16,8 +26,8 @@ def add_keys(cfg: CN) -> None:
     # One of "openai-clip:NAME_OR_FILE", "open_clip:MODEL:TAG_OR_FILE", "hf:NAME_OR_FOLDER",
     # "exported:FILE" (a teacher of yours), "mini-teacher" and "minilm".
     _C.TEXT_ENCODER = "openai-clip:ViT-B/32"
-    # "name", "photo", "article_photo", "vild63", "vild63_this_is", "imagenet80", a template such as
-    # "a drawing of a {}", or a text file of templates.
+    # "name", "photo", "article_photo", "vild63", "vild63_this_is", "imagenet80", "imagenet7", a
+    # template such as "a drawing of a {}", or a text file of templates.
     _C.PROMPTS = "photo"
     # Average the embeddings of a class's synonyms too (ViLD's released LVIS weights do).
     _C.USE_SYNONYMS = False

@@ -2,6 +2,25 @@
 
 from detectron2.config import CfgNode as CN
 
+from ovd_d2.config.rules import COUNT, COUNT_OR_0, NAMES, Rows, Rule, at_least, empty_or, one_of
+
+_PREFIX_FACTORS = Rule(
+    lambda v: (
+        isinstance(v, list | tuple)
+        and all(isinstance(p, list | tuple) and len(p) == 2 for p in v)
+        and all(isinstance(name, str) and name and at_least(0).good(f) for name, f in v)
+    ),
+    'a list of [prefix, factor], such as [["backbone.", 0.1]]',
+)
+RULES: Rows = (  # rule, prefix, keys below it
+    (COUNT, "SOLVER.", "ACCUMULATE"),
+    (COUNT_OR_0, "SOLVER.", "CHECKPOINT_KEEP"),
+    (_PREFIX_FACTORS, "SOLVER.", "LR_MULTIPLIERS"),
+    (empty_or(NAMES), "SOLVER.", "NO_WEIGHT_DECAY"),
+    (one_of("SGD", "ADAMW"), "SOLVER.", "OPTIMIZER"),
+    (one_of("float16", "bfloat16"), "SOLVER.AMP.", "DTYPE"),
+)  # fmt: skip
+
 
 def add_keys(cfg: CN) -> None:
     """Adds the group to ``cfg``, in place."""
@@ -16,6 +35,12 @@ def add_keys(cfg: CN) -> None:
             "SOLVER.LR_MULTIPLIERS",
             message=f'write [["{prefix}", factor]]; without a factor leave it out',
         )
+    # Parameters that do not decay, by the last word of their names: learned factors on logits and
+    # on the box deltas of a level, for which 0 means nothing. Biases and norms have keys of their
+    # own.
+    cfg.SOLVER.NO_WEIGHT_DECAY = [
+        "logit_scale", "multi_label_logit_scale", "log_scale", "level_scales",
+    ]  # fmt: skip
     # Micro-batches summed into one optimizer step; IMS_PER_BATCH is the size of one micro-batch.
     cfg.SOLVER.ACCUMULATE = 1
     # Type used under SOLVER.AMP.ENABLED: "float16" (scaled loss) or "bfloat16".

@@ -2,6 +2,15 @@
 
 from detectron2.config import CfgNode as CN
 
+from ovd_d2.config.rules import BELOW_1, COUNT, Rows, each, whole
+
+RULES: Rows = (  # rule, prefix, keys below it
+    (COUNT, "MODEL.SWIN.", "EMBED_DIM WINDOW_SIZE"),
+    (BELOW_1, "MODEL.SWIN.", "DROP_PATH_RATE"),
+    (each(COUNT, 4), "MODEL.SWIN.", "DEPTHS NUM_HEADS"),
+    (whole(-1), "MODEL.SWIN.", "FREEZE_STAGES"),
+)  # fmt: skip
+
 
 def add_keys(cfg: CN) -> None:
     """Adds the group to ``cfg``, in place."""

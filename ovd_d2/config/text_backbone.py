@@ -2,6 +2,12 @@
 
 from detectron2.config import CfgNode as CN
 
+from ovd_d2.config.rules import COUNT, Rows
+
+RULES: Rows = (  # rule, prefix, keys below it
+    (COUNT, "MODEL.TEXT_BACKBONE.", "MAX_TOKENS"),
+)  # fmt: skip
+
 
 def add_keys(cfg: CN) -> None:
     """Adds the group to ``cfg``, in place."""

@@ -21,10 +21,8 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from ovd_d2.data.datasets.tar_shards import damaged_shards
-from ovd_d2.data.mappers import image_text_pairs as _image_text_mapper  # noqa: F401
 from ovd_d2.data.mappers.caption_concepts import LeftOutError
-from ovd_d2.data.mappers.detection import build_mapper
-from ovd_d2.data.mappers.grounding import GroundingMapper
+from ovd_d2.data.mappers.choice import check_numbers_of_label_maps, mapper_for
 from ovd_d2.errors import OVDError
 from ovd_d2.files.images import UnreadableImageError
 
@@ -32,7 +30,6 @@ from . import random_state
 from .held_out import warn_of_names_without_boxes, with_absent_classes, without_novel_boxes
 from .mixing import MixedLoader, read_sources, with_seed
 from .named_datasets import (
-    asks_for_phrases,
     check_own_records,
     check_registered,  # noqa: F401
     dataset_errors,
@@ -288,6 +285,7 @@ def build_train_loader(
     if not sources:
         return _build_one(cfg, mapper)
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    check_numbers_of_label_maps(cfg, [(source.name, source.cfg) for source in sources])
     loaders = {}
     for place, source in enumerate(sources):
         with source.named_in_errors():
@@ -301,7 +299,8 @@ def _build_one(cfg: CfgNode, mapper: Callable | None) -> ResumableLoader:
     if not cfg.DATASETS.TRAIN:
         raise OVDError("DATASETS.TRAIN is empty: name at least one training dataset.")
     records = _training_records(cfg)
-    mapper = mapper or build_mapper(cfg, is_train=True)  # after loading, which may name the classes
+    # After loading, which may name the classes.
+    mapper = mapper or mapper_for(cfg, cfg.DATASETS.TRAIN[0], is_train=True)
     if isinstance(records, IterableDataset):
         logger.warning("DATASETS.TRAIN is an iterable dataset: its place cannot be resumed.")
         return build_detection_train_loader(cfg, mapper=mapper, dataset=records)
@@ -384,15 +383,14 @@ def build_test_loader(
 ) -> DataLoader:
     """Detectron2's test loader of ``dataset_name``, one image per batch.
 
-    Data sets of captions are read by :class:`GroundingMapper`, others as INPUT.MAPPER says.
+    They are read by the mapper of :func:`~ovd_d2.data.mappers.choice.mapper_for`.
 
     Raises:
         OVDError: empty, unregistered or incomplete dataset; unreadable images raise when their
             turn comes, because a result without them would be wrong.
     """
     if mapper is None:
-        of_captions = asks_for_phrases(dataset_name)
-        mapper = (GroundingMapper if of_captions else build_mapper)(cfg, is_train=False)
+        mapper = mapper_for(cfg, dataset_name, is_train=False)
     with dataset_errors("DATASETS.TEST", [dataset_name]):
         loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
     loader.worker_init_fn = EndWithParent()

@@ -13,6 +13,7 @@ from detectron2.data import MetadataCatalog
 
 from ovd_d2.errors import OVDError
 from ovd_d2.language import Vocabulary, novel_flags, read_novel_names
+from ovd_d2.language.dataset_classes import class_names
 from ovd_d2.structures import Supervision
 
 from .model_kind import has_open_vocabulary
@@ -31,7 +32,7 @@ def novel_mask(cfg: CfgNode, dataset: str) -> tuple[bool, ...]:
         OVDError: the metadata do not fit the classes.
     """
     metadata = MetadataCatalog.get(dataset)
-    names = metadata.get("thing_classes")
+    names = class_names(metadata)
     if not names:
         return ()
     flags = novel_flags(metadata, names, read_novel_names(cfg.DATASETS.NOVEL_NAMES))

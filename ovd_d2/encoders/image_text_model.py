@@ -31,6 +31,8 @@ class ImagePreprocessing:
         resize: "crop": shorter side to ``image_size``, then centre crop (CLIP); "squash": both
             sides to ``image_size`` (SigLIP).
         interpolation: always antialiased.
+        crop_share: of "crop": the shorter side becomes ``image_size`` / this, so that less than
+            the whole of it is seen (224 of 256 in timm).
     """
 
     image_size: int
@@ -38,6 +40,7 @@ class ImagePreprocessing:
     std: tuple[float, float, float] = CLIP_STD
     resize: Literal["crop", "squash"] = "crop"
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    crop_share: float = 1.0
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 RGB -> (N, 3, image_size, image_size) fp32, normalised.
@@ -50,12 +53,13 @@ class ImagePreprocessing:
 
         side = self.image_size
         if images.shape[-2:] != (side, side):
-            size = [side] if self.resize == "crop" else [side, side]
+            shorter = round(side / self.crop_share)
+            size = [shorter] if self.resize == "crop" else [side, side]
             images = F.resize(images, size, InterpolationMode(self.interpolation), antialias=True)
             images = F.center_crop(images, [side, side])
-        return self._normalise(images)
+        return self.normalise(images)
 
-    def _normalise(self, images: Tensor) -> Tensor:
+    def normalise(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) uint8 -> fp32. On a CPU one by one: an image stays in the cache then, and
         the batch takes a third of the time."""
         std = torch.tensor(self.std, device=images.device)[:, None, None]

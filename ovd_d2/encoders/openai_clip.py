@@ -92,14 +92,15 @@ class OpenAIClipTextEncoder(BatchedTextEncoder):
 
     Args:
         model: a ``clip.model.CLIP``, or a module with the parts of its text side; its image tower
-            is not used.
+            is not used. Without a ``text_projection`` (None) features have the transformer's width.
         encoder_id: its id.
     """
 
     def __init__(self, model: nn.Module, encoder_id: str) -> None:
         self.model = model
         self.encoder_id = encoder_id
-        self.dim = model.text_projection.shape[1]
+        of_dim = model.ln_final.weight if model.text_projection is None else model.text_projection
+        self.dim = of_dim.shape[-1]
         self.max_tokens = model.context_length
 
     def token_counts(self, texts: list[str]) -> Tensor:
@@ -112,7 +113,7 @@ class OpenAIClipTextEncoder(BatchedTextEncoder):
         tokens = import_clip().tokenize(texts, self.max_tokens, truncate=True).long()
         ends = tokens.argmax(dim=1)  # the end-of-text token has the largest id
         longest = max(ends.tolist(), default=0) + 1
-        return self._encode_tokens(tokens[:, :longest].to(self.model.text_projection.device))
+        return self._encode_tokens(tokens[:, :longest].to(self.model.positional_embedding.device))
 
     def _encode_tokens(self, tokens: Tensor) -> Tensor:
         """(L, T) token ids, T <= 77 -> (L, D), not normalised; as ``CLIP.encode_text``."""
@@ -126,7 +127,8 @@ class OpenAIClipTextEncoder(BatchedTextEncoder):
             x = x + block.mlp(block.ln_2(x))
         x = model.ln_final(x.permute(1, 0, 2))
         ends = tokens.argmax(dim=1)
-        return x[torch.arange(len(x), device=x.device), ends] @ model.text_projection
+        x = x[torch.arange(len(x), device=x.device), ends]
+        return x if model.text_projection is None else x @ model.text_projection
 
 
 def vit_features(visual: nn.Module, images: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 Letters: N captions, T tokens, D embedding width.
 
-Every tower maps N captions (a list of str) to (N, D) features, not normalised.
+Every tower maps N captions (a list of str) to (N, D) features, not normalised; ``dim`` is D.
 """
 
 from collections.abc import Sequence
@@ -26,11 +26,17 @@ class OpenAITextTower(nn.Module):
     """
 
     def __init__(
-        self, *, dim: int, width: int = 512, heads: int = 8, layers: int = 12, context: int = 77
+        self,
+        *,
+        dim: int | None,
+        width: int = 512,
+        heads: int = 8,
+        layers: int = 12,
+        context: int = 77,
     ) -> None:
         """
         Args:
-            dim: D.
+            dim: D; None: ``width``, without a projection.
             width: of the transformer, a multiple of ``heads``.
             heads: of attention.
             layers: blocks.
@@ -42,17 +48,18 @@ class OpenAITextTower(nn.Module):
         clip = import_clip()
         # The whole model with the smallest image tower: its initialisation is CLIP's.
         whole = clip.model.CLIP(
-            embed_dim=dim, image_resolution=2, vision_layers=1, vision_width=64,
+            embed_dim=dim or width, image_resolution=2, vision_layers=1, vision_width=64,
             vision_patch_size=1, context_length=context,
             vocab_size=len(clip.clip._tokenizer.encoder), transformer_width=width,
             transformer_heads=heads, transformer_layers=layers,
         )  # fmt: skip
+        self.dim = dim or width
         self.context_length = context
         self.transformer = whole.transformer
         self.token_embedding = whole.token_embedding
         self.positional_embedding = whole.positional_embedding
         self.ln_final = whole.ln_final
-        self.text_projection = whole.text_projection
+        self.text_projection = None if dim is None else whole.text_projection
         self.build_attention_mask = whole.build_attention_mask
         self._encoder = OpenAIClipTextEncoder(self, encoder_id="")
 
@@ -67,15 +74,18 @@ class LockedTextTower(nn.Module):
     projection: the embeddings are the encoder's own, and class embeddings made by it fit.
     """
 
-    def __init__(self, encoder: TextEncoder, dim: int) -> None:
+    def __init__(self, encoder: TextEncoder, dim: int | None) -> None:
         """
         Args:
             encoder: sentences -> unit vectors.
             dim: D; a linear projection without bias is trained where the encoder has another width.
+                None: the encoder's.
         """
         super().__init__()
         self.encoder = encoder
-        self.projection = None if dim == encoder.dim else nn.Linear(encoder.dim, dim, bias=False)
+        self.dim = dim or encoder.dim
+        same = self.dim == encoder.dim
+        self.projection = None if same else nn.Linear(encoder.dim, self.dim, bias=False)
         self.register_buffer("_device_of", torch.zeros(0), persistent=False)
         self._memory: dict[str, Tensor] = {}
 
@@ -99,17 +109,18 @@ class HuggingFaceTextTower(nn.Module):
     pooler): it would wait for a gradient that never comes.
     """
 
-    def __init__(self, encoder: HuggingFaceTextEncoder, dim: int) -> None:
+    def __init__(self, encoder: HuggingFaceTextEncoder, dim: int | None) -> None:
         """
         Args:
             encoder: a loaded one; the text side of its model becomes part of this module.
-            dim: D.
+            dim: D; None: the encoder's, without a projection.
         """
         super().__init__()
         self.model = encoder.model.requires_grad_(True)
         self._encoder = encoder
         self._leave_out_what_is_not_used()
-        self.projection = nn.Linear(encoder.dim, dim, bias=False)
+        self.dim = dim or encoder.dim
+        self.projection = nn.Linear(encoder.dim, dim, bias=False) if dim else nn.Identity()
 
     def forward(self, captions: Sequence[str]) -> Tensor:
         return self.projection(self._encoder.features(list(captions)))
@@ -132,7 +143,7 @@ class HuggingFaceTextTower(nn.Module):
 
 def build_text_tower(
     spec: str,
-    dim: int,
+    dim: int | None,
     *,
     width: int,
     heads: int,
@@ -146,7 +157,7 @@ def build_text_tower(
     Args:
         spec: "transformer", "locked:ENCODER" (as ``build_text_encoder``) or
             "trained:hf:NAME_OR_FOLDER" or "trained:minilm".
-        dim: D.
+        dim: D; None: that of the transformer or encoder, without a projection.
         width: of "transformer", as the rest.
         heads: see :class:`OpenAITextTower`.
         layers: see there.

@@ -11,18 +11,15 @@ from ovd_d2.errors import OVDError
 from ovd_d2.modeling.target_checks import honour
 
 _HONOURED = ("OPTIMIZER", "LR_MULTIPLIERS")
-# Learned factors (on logits; on the box deltas of a level): towards 0 means nothing for them.
-_WITHOUT_DECAY = ("logit_scale", "log_scale", "level_scales")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of ``SOLVER.OPTIMIZER`` over all parameters that need a gradient.
 
     Weight decay follows ``SOLVER.WEIGHT_DECAY``, ``WEIGHT_DECAY_NORM`` and ``WEIGHT_DECAY_BIAS``;
-    learned factors, called logit_scale, log_scale or level_scales, have none. The learning rate of
-    parameters is multiplied by the factor of the first prefix of ``SOLVER.LR_MULTIPLIERS`` that
-    their names begin with, that of biases by ``BIAS_LR_FACTOR`` too. A bias is what has "bias" in
-    its own name, such as in_proj_bias and Swin's relative_position_bias_table, as in GLIP's public
+    what ``NO_WEIGHT_DECAY`` names has none. The learning rate of parameters is multiplied by the
+    factor of the first prefix of ``SOLVER.LR_MULTIPLIERS`` that their names begin with, that of
+    biases by ``BIAS_LR_FACTOR`` too. A bias is what has "bias" in its own name, such as in_proj_bias and Swin's relative_position_bias_table, as in GLIP's public
     code. Gradients are clipped as ``SOLVER.CLIP_GRADIENTS`` says; beside Detectron2's
     per-parameter ``CLIP_TYPE`` "value" and "norm" there is "full_model", the norm of all gradients
     together (Detic's name). With "SGD", no multipliers and no such names this is what Detectron2
@@ -46,7 +43,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         base_lr=solver.BASE_LR,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         lr_factor_func=_LearningRateFactor(factors, solver.BIAS_LR_FACTOR),
-        overrides=_decay_by_name(names, solver.WEIGHT_DECAY_BIAS),
+        overrides=_decay_by_name(names, solver.WEIGHT_DECAY_BIAS, solver.NO_WEIGHT_DECAY),
     )
     if not params:
         raise OVDError(
@@ -85,11 +82,14 @@ def _clipping_by_global_norm(
     return Clipped
 
 
-def _decay_by_name(names: list[str], of_biases: float | None) -> dict[str, dict[str, float]]:
+def _decay_by_name(
+    names: list[str], of_biases: float | None, none: list[str]
+) -> dict[str, dict[str, float]]:
     """Own name of a parameter -> its weight decay, where it is not that of its module's type."""
-    decay = dict.fromkeys(_WITHOUT_DECAY, 0.0)
+    decay = {}
     if of_biases is not None:
         decay |= {own: of_biases for name in names if "bias" in (own := name.rpartition(".")[2])}
+    decay |= dict.fromkeys(none, 0.0)
     return {name: {"weight_decay": value} for name, value in decay.items()}
 
 

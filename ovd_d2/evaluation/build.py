@@ -23,6 +23,7 @@ from ovd_d2.data.named_datasets import asks_for_phrases
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation.coco_open_vocab import CheckedCOCOEvaluator, COCOOpenVocabEvaluator
 from ovd_d2.evaluation.data_set_classes_only import DataSetClassesOnly
+from ovd_d2.evaluation.few_shot_segmentation import FewShotSegmentationEvaluator
 from ovd_d2.evaluation.lvis_backends import FIXED_AP_DETS_PER_CATEGORY, check_backend
 from ovd_d2.evaluation.lvis_open_vocab import LVISOpenVocabEvaluator
 from ovd_d2.evaluation.phrase_grounding import PhraseGroundingEvaluator, phrase_targets
@@ -30,7 +31,9 @@ from ovd_d2.evaluation.referring_expressions import (
     ReferringExpressionEvaluator,
     expression_targets,
 )
+from ovd_d2.evaluation.semantic_segmentation import OpenVocabSemSegEvaluator
 from ovd_d2.evaluation.zero_shot_classification import ZeroShotClassificationEvaluator
+from ovd_d2.language.dataset_classes import class_names
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +51,11 @@ EVALUATOR_TYPES: dict[str, tuple[tuple[str, str], ...]] = {
     "phrase_grounding": (),
     "refexp": (),
     "sem_seg": (),
+    "few_shot_sem_seg": (),
     "coco_panoptic_seg": (_PANOPTIC_API,),
     "ade20k_panoptic_seg": (_PANOPTIC_API,),
     "cityscapes_instance": (_CITYSCAPES_SCRIPTS,),
-    "cityscapes_sem_seg": (_CITYSCAPES_SCRIPTS,),
+    "cityscapes_sem_seg": (),
     "cityscapes_panoptic_seg": (_PANOPTIC_API, _CITYSCAPES_SCRIPTS),
 }
 
@@ -83,8 +87,8 @@ def check_evaluator(cfg: CfgNode, dataset_name: str) -> None:
             f"{cfg.MODEL.META_ARCHITECTURE} does not read: leave it out of DATASETS.TEST, or take "
             "GLIP or DetCLIP."
         )
-    not_detection = ("classification", "phrase_grounding", "refexp")
-    if evaluator_type in not_detection and cfg.TEST.DISTRACTORS:
+    not_detection = evaluator_type in ("classification", "phrase_grounding", "refexp")
+    if (not_detection or evaluator_type.endswith("sem_seg")) and cfg.TEST.DISTRACTORS:
         raise OVDError(
             f"TEST.DISTRACTORS is for detectors, but '{dataset_name}' is for {evaluator_type}: set "
             'it to "".'
@@ -99,14 +103,15 @@ def build_evaluator(
     """Builds what ``DefaultTrainer.build_evaluator`` is asked for.
 
     The data set's ``evaluator_type`` decides, one of :data:`EVALUATOR_TYPES`: those of Detectron2's
-    own train_net.py, "coco_ovd", "classification", "phrase_grounding" and
-    "refexp". Where ``DATASETS.NOVEL_NAMES`` or the
-    metadata mark novel classes, base and novel ones are reported apart, with "coco" as well. With
-    ``TEST.DISTRACTORS`` detections of other classes do not count.
+    own train_net.py, "coco_ovd", "classification", "phrase_grounding", "refexp" and
+    "few_shot_sem_seg". Where ``DATASETS.NOVEL_NAMES`` or the metadata mark novel classes, base and
+    novel ones are reported apart, with "coco" and "sem_seg" as well. Cityscapes is evaluated by its
+    own scripts where they are installed and no class is novel. With ``TEST.DISTRACTORS`` detections
+    of other classes do not count.
 
     Args:
         cfg: reads ``OUTPUT_DIR``, ``TEST.LVIS_BACKEND``, ``TEST.FIXED_AP``,
-            ``TEST.KEYPOINT_OKS_SIGMAS`` and ``TEST.DISTRACTORS``.
+            ``TEST.KEYPOINT_OKS_SIGMAS``, ``TEST.DISTRACTORS`` and ``TEST.ABSENT_CLASSES``.
         dataset_name: a registered data set.
         output_folder: where predictions go; None for "inference" under ``OUTPUT_DIR``.
 
@@ -125,7 +130,7 @@ def _is_novel(cfg: CfgNode, dataset_name: str) -> tuple[bool, ...] | None:
     """(K,) by ``DATASETS.NOVEL_NAMES`` or the metadata; None if neither says."""
     metadata = MetadataCatalog.get(dataset_name)
     says = any(metadata.get(key) for key in ("is_novel", "novel_classes", "base_classes"))
-    if (says or cfg.DATASETS.NOVEL_NAMES) and metadata.get("thing_classes") is None:
+    if (says or cfg.DATASETS.NOVEL_NAMES) and class_names(metadata) is None:
         DatasetCatalog.get(dataset_name)  # names its classes
     return novel_mask(cfg, dataset_name) or None
 
@@ -154,8 +159,18 @@ def _evaluators_of(cfg: CfgNode, dataset_name: str, output_folder: str) -> list[
         return [PascalVOCDetectionEvaluator(dataset_name)]
     if kind == "classification":
         return [ZeroShotClassificationEvaluator(metadata.thing_classes, is_novel=is_novel)]
+    if kind.endswith("sem_seg"):
+        return [_label_map_evaluator(cfg, dataset_name, output_folder, is_novel)]
+    return _stock_evaluators(cfg, dataset_name, output_folder)
+
+
+def _stock_evaluators(
+    cfg: CfgNode, dataset_name: str, output_folder: str
+) -> list[DatasetEvaluator]:
+    """Those of boxes, masks and panoptic maps that Detectron2's own train_net.py builds."""
+    kind = MetadataCatalog.get(dataset_name).evaluator_type
     evaluators: list[DatasetEvaluator] = []
-    if kind in ("sem_seg", "coco_panoptic_seg", "ade20k_panoptic_seg"):
+    if kind in ("coco_panoptic_seg", "ade20k_panoptic_seg"):
         evaluators.append(SemSegEvaluator(dataset_name, output_dir=output_folder))
     if kind in ("coco", "coco_panoptic_seg", "ade20k_panoptic_seg"):
         evaluators.append(
@@ -168,11 +183,29 @@ def _evaluators_of(cfg: CfgNode, dataset_name: str, output_folder: str) -> list[
         )
     if kind.endswith("panoptic_seg"):
         evaluators.append(COCOPanopticEvaluator(dataset_name, output_folder))
-    if kind in ("cityscapes_sem_seg", "cityscapes_panoptic_seg"):
+    if kind == "cityscapes_panoptic_seg":
         evaluators.append(CityscapesSemSegEvaluator(dataset_name))
     if kind in ("cityscapes_instance", "cityscapes_panoptic_seg"):
         evaluators.append(CityscapesInstanceEvaluator(dataset_name))
     return evaluators
+
+
+def _label_map_evaluator(
+    cfg: CfgNode, dataset_name: str, output_folder: str, is_novel: tuple[bool, ...] | None
+) -> DatasetEvaluator:
+    kind = MetadataCatalog.get(dataset_name).evaluator_type
+    if kind == "few_shot_sem_seg":
+        return FewShotSegmentationEvaluator(dataset_name)
+    # Cityscapes's own scripts know no novel classes.
+    own = kind == "cityscapes_sem_seg" and not is_novel
+    if own and importlib.util.find_spec(_CITYSCAPES_SCRIPTS[0]) is not None:
+        return CityscapesSemSegEvaluator(dataset_name)
+    return OpenVocabSemSegEvaluator(
+        dataset_name,
+        output_dir=output_folder,
+        is_novel=is_novel,
+        absent=cfg.TEST.ABSENT_CLASSES,
+    )
 
 
 def _lvis_evaluator(

@@ -3,7 +3,7 @@
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ from PIL import Image
 from ovd_d2 import __version__
 from ovd_d2.errors import OVDError
 from ovd_d2.files.atomic import atomic_write, check_output, check_output_folder, write_json
-from ovd_d2.files.images import list_images
+from ovd_d2.files.images import list_images, read_image
 from ovd_d2.visualization.detections import draw_detections
+from ovd_d2.visualization.label_maps import class_shares, draw_label_map
+from ovd_d2.visualization.side_by_side import side_by_side
 
+from .label_map_files import ENDING, coco_segments, labels_of, write_labels
 from .predictor import OpenVocabPredictor, Prediction
 
 _JPEG_MAX_SIDE = 65_000  # what the format can hold, nearly
@@ -32,12 +35,15 @@ class Found:
         counts: name -> how often.
         best: name -> highest score.
         picture: what was drawn; None if nothing was to be.
+        shares: of a label map, name -> share of the pixels, 0..1, the largest first; then there are
+            no counts and scores.
     """
 
     file: str
     counts: Counter[str]
     best: dict[str, float]
     picture: Path | None
+    shares: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -49,7 +55,8 @@ class Report:
         skipped: one sentence per image that could not.
         coco: COCO-style {"info", "images", "categories", "annotations"}; the annotations are COCO
             results (``image_id``, ``category_id``, ``bbox`` x y w h, ``score``, ``segmentation``
-            as RLE if there are masks) and carry ``id``, ``area``, ``iscrowd`` too.
+            as RLE if there are masks) and carry ``id``, ``area``, ``iscrowd`` too. Of label maps
+            there is one per class that is there, without ``score``.
     """
 
     found: list[Found] = field(default_factory=list)
@@ -83,7 +90,8 @@ def predict_files(
     Args:
         predictor: with a vocabulary.
         files: the images.
-        pictures: folder for one picture per image, ``NAME.jpg``; None: none.
+        pictures: folder for one picture per image, ``NAME.jpg``, and of label maps their numbers
+            too, ``NAME_labels.png``; None: none.
         json_file: where the COCO json goes; None: nowhere.
         info: facts for the json's "info".
         on_image: called after every image.
@@ -103,9 +111,8 @@ def predict_files(
             if not report.found:
                 _prepare(pictures, json_file)
             target = targets.get(Path(prediction.source))
-            report.found.append(_record(prediction, predictor, report.coco, target))
-            if target is not None:
-                _write_picture(prediction, predictor.vocabulary.names, target)
+            record = _record if prediction.sem_seg is None else _record_label_map
+            report.found.append(record(prediction, predictor, report.coco, target, files))
             on_image()
         if not report.found:
             raise OVDError(" ".join(report.skipped) or "There is no image to predict.")
@@ -166,6 +173,48 @@ def _pictures(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
     return targets
 
 
+def titles_of(models: Sequence[str]) -> dict[str, str]:
+    """Title -> model: the last part of its name, with a number where there are several of one."""
+    titles: dict[str, str] = {}
+    for model in models:
+        name, number = Path(model).resolve().name or "model", 1
+        title = name
+        while title in titles:
+            number += 1
+            title = f"{name}_{number}"
+        titles[title] = model
+    return titles
+
+
+def write_side_by_side(files: Sequence[Path], out: Path, reports: Mapping[str, Report]) -> int:
+    """Writes into ``out`` one picture per image, made of those of several models.
+
+    Args:
+        files: the images.
+        out: the folder.
+        reports: title -> what :func:`predict_files` said of a model, with pictures.
+
+    Returns:
+        how many pictures were written.
+
+    Raises:
+        OVDError: a picture cannot be written.
+    """
+    count = 0
+    out.mkdir(parents=True, exist_ok=True)
+    for file, target in check_targets(files, out, None).items():
+        panels = {
+            title: read_image(found.picture)
+            for title, report in reports.items()
+            for found in report.found
+            if found.file == str(file)
+        }
+        if panels:
+            _write_jpeg(side_by_side(panels), target)
+            count += 1
+    return count
+
+
 def _prepare(pictures: Path | None, json_file: Path | None) -> None:
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
@@ -184,20 +233,25 @@ def _empty_coco(predictor: OpenVocabPredictor, info: dict[str, Any] | None) -> d
     }
 
 
-def _record(
-    prediction: Prediction,
-    predictor: OpenVocabPredictor,
-    coco: dict[str, Any],
-    picture: Path | None,
-) -> Found:
-    """Adds an image and its detections to ``coco``."""
+def _add_image(prediction: Prediction, coco: dict[str, Any]) -> tuple[int, int]:
+    """The id of a new image of ``coco``, and that of its first annotation."""
     height, width = prediction.image.shape[:2]
     image_id = len(coco["images"]) + 1
     coco["images"].append(
         {"id": image_id, "file_name": prediction.source, "width": width, "height": height}
     )
-    first_id = len(coco["annotations"]) + 1
-    coco["annotations"] += coco_annotations(prediction.instances, image_id, first_id)
+    return image_id, len(coco["annotations"]) + 1
+
+
+def _record(
+    prediction: Prediction,
+    predictor: OpenVocabPredictor,
+    coco: dict[str, Any],
+    picture: Path | None,
+    _files: Sequence[Path],
+) -> Found:
+    """Adds an image and its detections to ``coco``, and draws them."""
+    coco["annotations"] += coco_annotations(prediction.instances, *_add_image(prediction, coco))
     names = predictor.vocabulary.names
     counts: Counter[str] = Counter()
     best: dict[str, float] = {}
@@ -205,7 +259,28 @@ def _record(
     for k, score in zip(instances.pred_classes.tolist(), instances.scores.tolist()):
         counts[names[k]] += 1
         best[names[k]] = max(best.get(names[k], 0.0), score)
+    if picture is not None:
+        _write_jpeg(draw_detections(prediction.image, instances, names), picture)
     return Found(prediction.source, counts, best, picture)
+
+
+def _record_label_map(
+    prediction: Prediction,
+    predictor: OpenVocabPredictor,
+    coco: dict[str, Any],
+    picture: Path | None,
+    files: Sequence[Path],
+) -> Found:
+    """Adds an image and the classes of its pixels to ``coco``, and draws and writes them."""
+    labels, names = labels_of(prediction.sem_seg), predictor.vocabulary.names
+    coco["annotations"] += coco_segments(labels, *_add_image(prediction, coco))
+    if picture is not None:
+        numbers = picture.with_name(picture.stem + ENDING)
+        check_output("--out", numbers, files)
+        write_labels(numbers, labels, names)
+        _write_jpeg(draw_label_map(prediction.image, labels, names), picture)
+    shares = {names[k]: share for k, share in class_shares(labels).items()}
+    return Found(prediction.source, Counter(), {}, picture, shares)
 
 
 def coco_annotations(instances: Instances, image_id: int, first_id: int = 1) -> list[dict]:
@@ -226,8 +301,7 @@ def coco_annotations(instances: Instances, image_id: int, first_id: int = 1) -> 
     return rows
 
 
-def _write_picture(prediction: Prediction, names: Sequence[str], target: Path) -> None:
-    drawn = draw_detections(prediction.image, prediction.instances, names)
+def _write_jpeg(drawn: np.ndarray, target: Path) -> None:
     with atomic_write(target) as file:
         file.write(_encoded(drawn))
 

@@ -51,16 +51,24 @@ class Prediction:
         image: (H, W, 3) uint8, RGB, EXIF orientation applied.
         instances: R detections in the frame of ``image``, on the CPU, best first:
             ``pred_boxes``, ``scores`` in 0..1, ``pred_classes`` in [0, K), and with a mask head
-            ``pred_masks`` (R, H, W) bool.
+            ``pred_masks`` (R, H, W) bool. None of models that give label maps.
+        sem_seg: of these, (K, H, W) float scores on the CPU, whose scale is the model's; a pixel's
+            class is that of the largest.
     """
 
     source: str
     image: np.ndarray
-    instances: Instances
+    instances: Instances | None = None
+    sem_seg: Tensor | None = None
+
+    @property
+    def found(self) -> Instances | Tensor:
+        """``instances`` or ``sem_seg``, whichever the model gives."""
+        return self.sem_seg if self.instances is None else self.instances
 
 
 class OpenVocabPredictor:
-    """A trained open-vocabulary detector, ready for pictures::
+    """A trained open-vocabulary detector or segmentation model, ready for pictures::
 
         predictor = OpenVocabPredictor.from_pretrained("mini")
         predictor.set_vocabulary("cat, red mug")
@@ -198,13 +206,15 @@ class OpenVocabPredictor:
         if self.facts.get("attributes"):
             logger.warning("Attributes of this model: %s", self.facts["attributes"])
 
-    def __call__(self, image: Picture) -> dict[str, Instances]:
-        """As Detectron2's ``DefaultPredictor``: one picture -> ``{"instances": ...}``."""
-        return {"instances": self.predict(image)}
+    def __call__(self, image: Picture) -> dict[str, Instances | Tensor]:
+        """As Detectron2's ``DefaultPredictor``: one picture -> ``{"instances": ...}``, or
+        ``{"sem_seg": ...}`` of models that give label maps."""
+        found = self.predict(image)
+        return {"sem_seg" if isinstance(found, Tensor) else "instances": found}
 
     def predict(
         self, images: Picture | Iterable[Picture], *, input_format: str | None = None
-    ) -> Instances | list[Instances]:
+    ) -> Instances | Tensor | list[Instances] | list[Tensor]:
         """Finds the vocabulary's classes.
 
         Args:
@@ -214,13 +224,13 @@ class OpenVocabPredictor:
             input_format: colour order of arrays and tensors; None: the predictor's.
 
         Returns:
-            ``Instances`` (see :class:`Prediction`) for a single picture, a list of them for a
-            folder or list.
+            ``Instances``, or ``sem_seg`` (K, H, W) of models that give label maps (see
+            :class:`Prediction`), for a single picture; a list of them for a folder or list.
 
         Raises:
             OVDError: a picture cannot be read, or no vocabulary was set.
         """
-        found = [p.instances for p in self.stream(images, input_format=input_format)]
+        found = [p.found for p in self.stream(images, input_format=input_format)]
         return found[0] if _is_single(images) else found
 
     def ground(
@@ -298,23 +308,26 @@ class OpenVocabPredictor:
                     continue
                 sources.append(source)
                 decoded.append(pixels)
-            for source, pixels, instances in zip(sources, decoded, self._detect(decoded)):
-                yield Prediction(source, pixels, instances)
+            for source, pixels, found in zip(sources, decoded, self._detect(decoded)):
+                yield Prediction(source, pixels, **found)
 
-    def _detect(self, images: list[np.ndarray]) -> list[Instances]:
-        """(H, W, 3) uint8 RGB pictures -> their detections. Those that have the same size after
-        resizing share a batch, so that none is padded because of another."""
+    def _detect(self, images: list[np.ndarray]) -> list[dict[str, Instances | Tensor]]:
+        """(H, W, 3) uint8 RGB pictures -> their detections or label maps. Those that have the same
+        size after resizing share a batch, so that none is padded because of another."""
         samples = [to_sample(image, self.cfg) for image in images]
         by_size: dict[tuple[int, ...], list[int]] = {}
         for i, sample in enumerate(samples):
             by_size.setdefault(tuple(sample["image"].shape), []).append(i)
-        found: dict[int, Instances] = {}
+        found: dict[int, dict[str, Instances | Tensor]] = {}
         for members in by_size.values():
             with torch.no_grad():
                 detect = self._attributes.detect if self._attributes else self.model
                 outputs = detect([samples[i] for i in members])
             for i, output in zip(members, outputs):
-                found[i] = self._good_enough(output["instances"].to("cpu"))
+                if "sem_seg" in output:
+                    found[i] = {"sem_seg": output["sem_seg"].cpu()}
+                else:
+                    found[i] = {"instances": self._good_enough(output["instances"].to("cpu"))}
         return [found[i] for i in range(len(images))]
 
     def _good_enough(self, instances: Instances) -> Instances:

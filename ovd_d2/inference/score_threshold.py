@@ -96,6 +96,8 @@ def match_data_set(
         truth = torch.tensor([a["category_id"] for a in objects], dtype=torch.long)
         boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]
         found = prediction.instances
+        if found is None:
+            raise OVDError("The model gives label maps: these have no score threshold to choose.")
         overlap = box_iou(found.pred_boxes.tensor, torch.tensor(boxes).float().view(-1, 4))
         same = found.pred_classes[:, None] == truth[None, :]
         matches.right += _match(overlap.where(same, 0.0))

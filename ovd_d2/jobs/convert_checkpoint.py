@@ -1,4 +1,4 @@
-"""Converts checkpoints of object-centric-ovd and Detic to ours, and ours back.
+"""Converts checkpoints of other projects to ours, and ours back.
 
 Letters: K classes, D embedding width.
 """
@@ -13,9 +13,12 @@ from ovd_d2.checkpoint import (
     check_weights_name,
     from_detic,
     from_glip,
+    from_lseg,
     from_object_centric_ovd,
+    read_lightning_state_dict,
     read_state_dict,
     to_glip,
+    to_lseg,
     to_object_centric_ovd,
     write_state_dict,
 )
@@ -158,6 +161,60 @@ def convert_to_glip(source: Path, out: Path) -> Conversion:
     weights = to_glip(read_state_dict(str(source)))
     write_state_dict(str(out), weights)
     return Conversion(len(weights), ("rpn.head.cls_logits, which nothing uses, is zeros",))
+
+
+def convert_lseg(source: Path, out: Path) -> Conversion:
+    """LSeg's checkpoint as ours.
+
+    Args:
+        source: .ckpt (of Lightning), .pth or .safetensors.
+        out: .pth or .safetensors.
+
+    Raises:
+        OVDError: what is wrong with a file; nothing is written then.
+    """
+    _check_paths(source, out)
+    found = from_lseg(read_lightning_state_dict(str(source)))
+    facts = [
+        f"for MODEL.BACKBONE.NAME {found.backbone} and MODEL.OPEN_VOCAB.EMBED_DIM "
+        f"{found.embed_dim}; the text encoder is CLIP ViT-B/32 (512), RN50x4 (640) or RN50x16 (768)"
+    ]
+    if found.has_regulariser:
+        facts.append(
+            "it has a regulariser: its KIND, DEPTH and ACTIVATION (MODEL.LSEG.REGULARISER) are "
+            "not in the file"
+        )
+    if found.left_out:
+        facts.append(f"left out, for nothing here reads them: {', '.join(_shown(found.left_out))}")
+    write_state_dict(str(out), found.weights)
+    return Conversion(len(found.weights), tuple(facts))
+
+
+def convert_to_lseg(source: Path, out: Path) -> Conversion:
+    """Our checkpoint as LSeg's, under "state_dict"; arguments and errors as for
+    :func:`convert_lseg`."""
+    _check_paths(source, out)
+    weights = to_lseg(read_state_dict(str(source)))
+    write_state_dict(str(out), weights, under="state_dict")
+    facts = (
+        "without CLIP (clip_pretrained), which their code loads itself: load it with strict=False",
+        "what their network does not read is 0, norms 1 and 0",
+    )
+    return Conversion(len(weights), facts)
+
+
+def _shown(names: tuple[str, ...]) -> list[str]:
+    """Names, those of CLIP as one."""
+    clip = [name for name in names if "clip_pretrained." in name]
+    rest = [name for name in names if name not in set(clip)]
+    return [
+        *(
+            [f"{clip[0].partition('clip_pretrained.')[0]}clip_pretrained.* ({len(clip)})"]
+            if clip
+            else []
+        ),
+        *rest,
+    ]
 
 
 def _check_paths(

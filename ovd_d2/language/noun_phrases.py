@@ -82,7 +82,7 @@ def noun_phrase_finder(how: str = AUTO) -> NounPhrases:
         logger.info("Noun phrases are found by %s.", by)
     if how == STOP_WORDS:
         return phrases_between_stop_words
-    return partial(spacy_noun_phrases, pipeline=_load_pipeline(how))
+    return partial(spacy_noun_phrases, pipeline=load_pipeline(how))
 
 
 def chosen_way(how: str = AUTO) -> str:
@@ -93,7 +93,12 @@ def chosen_way(how: str = AUTO) -> str:
     return DEFAULT_PIPELINE if installed else STOP_WORDS
 
 
-def _load_pipeline(name: str) -> Any:
+def load_pipeline(name: str) -> Any:
+    """A pipeline of spaCy, by name or folder.
+
+    Raises:
+        OVDError: spaCy or the pipeline is not there.
+    """
     try:
         import spacy
     except ImportError as error:

@@ -118,4 +118,14 @@ PROMPT_SETS: dict[str, tuple[str, ...]] = {
     # ViLD's demo also puts "This is " before texts that start with "a" or "the".
     "vild63_this_is": tuple(_this_is(template) for template in _VILD63),
     "imagenet80": _packaged("templates_imagenet80.txt"),
+    # The seven of them that do as well (CLIP's notes on prompt engineering; GroupViT).
+    "imagenet7": (
+        "itap of a {}.",
+        "a bad photo of a {}.",
+        "a origami {}.",
+        "a photo of the large {}.",
+        "a {} in a video game.",
+        "art of the {}.",
+        "a photo of the small {}.",
+    ),  # fmt: skip
 }

@@ -15,6 +15,8 @@ from typing import Any
 from ovd_d2.errors import OVDError
 from ovd_d2.files.atomic import is_special_file
 
+from .dataset_classes import class_names
+
 _FILE_SUFFIXES = (".txt", ".json")
 _LOOKS_LIKE_A_FILE = (*_FILE_SUFFIXES, ".csv", ".tsv", ".yaml", ".yml", ".npy", ".pkl", ".pt")
 
@@ -125,10 +127,11 @@ class Vocabulary:
     def from_metadata(cls, dataset_name: str) -> "Vocabulary":
         """From the metadata of a registered Detectron2 dataset.
 
-        Reads ``thing_classes`` and, where present, ``synonyms``, ``definitions``, ``is_novel`` (or
-        ``base_classes`` or ``novel_classes``, names) and ``class_image_count`` (Detectron2's LVIS
-        list of {"id", "image_count"} in class order). If a
-        dataset fills in ``thing_classes`` only while loading, it is loaded once.
+        Reads the names of its classes (``thing_classes``, or ``stuff_classes`` of a semantic one)
+        and, where present, ``synonyms``, ``definitions``, ``is_novel`` (or ``base_classes`` or
+        ``novel_classes``, names) and ``class_image_count`` (Detectron2's LVIS list of {"id",
+        "image_count"} in class order). If a dataset names its classes only while loading, it is
+        loaded once.
 
         Raises:
             OVDError: no such dataset, or it does not say its class names.
@@ -143,7 +146,7 @@ class Vocabulary:
             hint = f"did you mean {' or '.join(close)}?" if close else "register it first"
             raise OVDError(f"dataset '{dataset_name}' is not registered; {hint}")
         metadata = MetadataCatalog.get(dataset_name)
-        if metadata.get("thing_classes") is None and dataset_name in DatasetCatalog:
+        if class_names(metadata) is None and dataset_name in DatasetCatalog:
             try:
                 DatasetCatalog.get(dataset_name)
             except OSError as error:
@@ -151,10 +154,10 @@ class Vocabulary:
                     f"dataset '{dataset_name}' could not be loaded to learn its class names "
                     f"({_reason(error)}); set its files up or MODEL.OPEN_VOCAB.VOCABULARY"
                 ) from error
-        names = metadata.get("thing_classes")
+        names = class_names(metadata)
         if not names:
             raise OVDError(
-                f"dataset '{dataset_name}' has no thing_classes in its metadata; "
+                f"dataset '{dataset_name}' has no thing_classes or stuff_classes in its metadata; "
                 "set them, or set MODEL.OPEN_VOCAB.VOCABULARY"
             )
         try:

@@ -15,6 +15,8 @@ from .grounding import (
 )
 from .image_label import pseudo_box_loss
 from .inter_embedding_relation import inter_embedding_relation_loss
+from .multi_label_contrastive import multi_label_contrastive_loss
+from .pixel_classification import pixel_cross_entropy
 from .region_concept import concept_focal_loss
 from .region_distillation import (
     l1_distillation_loss,
@@ -35,6 +37,8 @@ __all__ = [
     "l2_distillation_loss",
     "masked_softmax_cross_entropy",
     "mean_l1_distillation_loss",
+    "multi_label_contrastive_loss",
+    "pixel_cross_entropy",
     "pseudo_box_loss",
     "set_similarity",
     "smoothed_contrastive_loss",

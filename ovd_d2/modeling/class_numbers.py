@@ -15,13 +15,16 @@ from torch import Tensor
 from ovd_d2.errors import OVDError
 from ovd_d2.language import Vocabulary
 from ovd_d2.language.class_places import class_places
+from ovd_d2.language.dataset_classes import class_names
 from ovd_d2.structures.class_numbering import CLASS_NUMBERING, numbering_of
 
 logger = logging.getLogger(__name__)
 
+IGNORED = -1  # in label maps: a pixel that does not count
+
 
 class ClassNumbers:
-    """Knows how the data sets number their classes: by ``thing_classes`` of their metadata.
+    """Knows how the data sets number their classes: by the names in their metadata.
 
     Rows that a mapper has marked (``structures.class_numbering``) are of the vocabulary already.
     Other rows are as the training data set numbers them, as everywhere in Detectron2. They are
@@ -69,6 +72,56 @@ class ClassNumbers:
         if places is None:
             return list(rows)
         return [r if r.has(CLASS_NUMBERING) else _with_classes(r, places) for r in rows]
+
+    def map_of_vocabulary(self, maps: Tensor, vocabulary: Vocabulary, ignore: int) -> Tensor:
+        """The same label maps with places in the vocabulary, or IGNORED.
+
+        Args:
+            maps: any shape, int64: class numbers of the training data set, see the class.
+            vocabulary: the model's K classes.
+            ignore: value in ``maps`` of pixels that do not count.
+
+        Raises:
+            OVDError: a number that no class has, or a class that a vocabulary with others of the
+                data set lacks.
+        """
+        names = _names_of(self.train_dataset)
+        of_dataset, places = self._places_in(vocabulary, names, maps.device)
+        count = len(names or ()) if of_dataset else len(vocabulary)
+        whose = f"DATASETS.TRAIN {self.train_dataset}" if of_dataset else "the model's vocabulary"
+        maps = self.checked_map(maps, count, ignore, whose)
+        if places is None:
+            return maps
+        return torch.cat([places, places.new_tensor([IGNORED])])[maps]  # IGNORED is the last place
+
+    @staticmethod
+    def checked_map(maps: Tensor, count: int, ignore: int, whose: str) -> Tensor:
+        """``maps``, any shape, int64, with IGNORED in the place of ``ignore``.
+
+        Args:
+            maps: class numbers from 0 to ``count`` - 1, or ``ignore``.
+            count: of classes.
+            ignore: see :meth:`map_of_vocabulary`.
+            whose: classes these are, for the message.
+
+        Raises:
+            OVDError: another number, or an ``ignore`` that is the number of a class.
+        """
+        if 0 <= ignore < count:
+            raise OVDError(
+                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE {ignore} is the number of a class, for {whose} "
+                f"has {count}: set a value that no class has."
+            )
+        ignored = maps == ignore
+        counted = maps.masked_fill(ignored, 0)
+        for number in torch.stack(counted.aminmax()).tolist():  # one copy to the host
+            if not 0 <= number < count:
+                raise OVDError(
+                    f"A label map has the class number {number}, but {whose} has {count} classes, "
+                    f"from 0 to {count - 1}: mend the maps, or set "
+                    "MODEL.SEM_SEG_HEAD.IGNORE_VALUE if this number means no class."
+                )
+        return counted.masked_fill(ignored, IGNORED)
 
     def numbered_otherwise(self, vocabulary: Vocabulary) -> tuple[str, list[str]] | None:
         """The first test data set whose classes do not have the numbers of the model's, and their
@@ -138,10 +191,7 @@ class ClassNumbers:
 
 def _names_of(dataset: str) -> list[str] | None:
     """Its classes by its metadata, as far as that is known yet; nothing is loaded for it."""
-    names = (
-        MetadataCatalog.get(dataset).get("thing_classes") if dataset in MetadataCatalog else None
-    )
-    return None if names is None else list(names)
+    return class_names(MetadataCatalog.get(dataset)) if dataset in MetadataCatalog else None
 
 
 def _is_here(dataset: str) -> bool:

@@ -98,7 +98,10 @@ class DetectedLabels:
 
     def _detected(self, sample: dict[str, Any], classes: Sequence[int]) -> list[Found]:
         """The detections of a model that shows no scores beside them."""
-        rows = self._model([sample])[0]["instances"].to("cpu")
+        output = self._model([sample])[0]
+        if "instances" not in output:
+            raise OVDError(f"{self.name} gives no boxes but label maps: give a detector.")
+        rows = output["instances"].to("cpu")
         found = [rows[rows.pred_classes == k] for k in classes]
         return [
             (one.pred_boxes.tensor[:BOXES_PER_LABEL], one.scores[:BOXES_PER_LABEL])

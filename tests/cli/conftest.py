@@ -10,9 +10,13 @@ from ovd_d2.cli import benchmark, demo
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "inference"))
 
+from random_label_maps import label_map_checkpoint, label_map_config, label_map_model
 from random_models import checkpoint, config, exported, text_cache, text_cache_folder
 
-__all__ = ["checkpoint", "config", "exported", "text_cache", "text_cache_folder"]
+__all__ = [
+    "checkpoint", "config", "exported", "label_map_checkpoint", "label_map_config",
+    "label_map_model", "text_cache", "text_cache_folder",
+]  # fmt: skip
 
 
 TRAIN_NET = """

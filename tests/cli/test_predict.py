@@ -132,6 +132,42 @@ def test_the_shipped_model_on_a_photograph_says_that_it_knows_drawings(ovd, tmp_
     assert code == 0 and "the model mini knows drawings" in err and "photographs" in err
 
 
+def test_a_model_of_label_maps(ovd, images, label_map_model, tmp_path):
+    out = tmp_path / "out"
+    code, printed, err = ovd("predict", images / "a.png", "--model", label_map_model, "--vocab",
+                             "sea, tree, background", "--out", out)  # fmt: skip
+    assert code == 0 and "note:" not in err
+    assert {p.name for p in out.iterdir()} == {"a.jpg", "a_labels.png", "predictions.json"}
+    content = json.loads((out / "predictions.json").read_text())
+    assert [c["name"] for c in content["categories"]] == ["sea", "tree", "background"]
+    assert sum(a["area"] for a in content["annotations"]) == 96 * 120
+    assert "%" in printed
+
+
+def test_many_label_maps_are_summed_up_by_name(ovd, label_map_model, tmp_path):
+    for i in range(22):
+        Image.fromarray(make_pixels(20, 20, i)).save(tmp_path / f"{i:02d}.png")
+    code, out, _ = ovd("predict", tmp_path, "--model", label_map_model, "--no-pictures", "--out",
+                       tmp_path / "out")  # fmt: skip
+    assert code == 0 and "red mug" in out and "07.png" not in out
+
+
+def test_several_models_side_by_side(ovd, images, exported, label_map_model, tmp_path):
+    out = tmp_path / "out"
+    words = ("predict", images, "--model", exported, "--model", label_map_model, "--out", out)
+    code, printed, err = ovd(*words, "--vocab", "sea, mug", "--score-threshold", 0)
+    assert code == 1  # one image is broken, and said once
+    assert err.count("skipped: ") == 1
+    assert "3 pictures of 2 models side by side" in printed
+    assert {p.name for p in out.iterdir()} == {"a.jpg", "c.jpg", "d.jpg", "exported", "pixels"}
+    assert {p.name for p in (out / "exported").iterdir()} == {
+        "a.jpg", "c.jpg", "d.jpg", "predictions.json"
+    }  # fmt: skip
+    assert (out / "pixels/d_labels.png").exists()
+    with Image.open(out / "a.jpg") as both, Image.open(out / "exported/a.jpg") as one:
+        assert both.width > 2 * one.width
+
+
 def test_many_images_are_summed_up_by_name(ovd, exported, tmp_path):
     for i in range(22):
         Image.fromarray(make_pixels(40, 40, i)).save(tmp_path / f"{i:02d}.png")
@@ -156,6 +192,18 @@ BAD = {
     "unknown model": (["{good}", "--model", "maxi"], "no model 'maxi'"),
     "no exported model": (["{good}", "--model", "{images}"], "no exported model"),
     "two models": (["{good}", "--model", "m", "--config-file", "c"], "exclude each other"),
+    "two models, one json": (
+        ["{good}", "--model", "m", "--model", "n", "--json", "x"],
+        "--json and",
+    ),
+    "two models, no picture": (
+        ["{good}", "--model", "m", "--model", "n", "--no-pictures"],
+        "--no-pictures are for one",
+    ),
+    "two models, one unknown": (
+        ["{good}", "--model", "maxi", "--model", "{model}"],
+        "no model 'maxi'",
+    ),
     "weights alone": (["{good}", "--weights", "w.pth"], "--config-file"),
     "config alone": (["{good}", "--config-file", "{config}"], "No weights"),
     "missing config": (["{good}", "--config-file", "nowhere.yaml"], "nowhere.yaml"),

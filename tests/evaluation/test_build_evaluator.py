@@ -134,11 +134,10 @@ def test_unknown_data_sets_and_types(cfg, dataset):
 @pytest.mark.parametrize(
     "kind, needed, expected",
     [
-        ("sem_seg", None, ["SemSegEvaluator"]),
+        ("sem_seg", None, ["OpenVocabSemSegEvaluator"]),
         ("coco_panoptic_seg", "panopticapi",
          ["SemSegEvaluator", "CheckedCOCOEvaluator", "COCOPanopticEvaluator"]),
         ("cityscapes_instance", "cityscapesscripts", ["CityscapesInstanceEvaluator"]),
-        ("cityscapes_sem_seg", "cityscapesscripts", ["CityscapesSemSegEvaluator"]),
         ("cityscapes_panoptic_seg", "panopticapi", ["COCOPanopticEvaluator",
          "CityscapesSemSegEvaluator", "CityscapesInstanceEvaluator"]),
     ],
@@ -159,6 +158,23 @@ def test_what_detectron2_s_train_net_evaluates(cfg, dataset, monkeypatch, kind, 
     found = build_evaluator(cfg, name)
     parts = getattr(found, "_evaluators", [found])
     assert [type(part).__name__ for part in parts] == expected
+
+
+def test_cityscapes_without_its_scripts(cfg, monkeypatch):
+    name = "cityscapes_fine_sem_seg_val"
+    monkeypatch.setattr(DatasetCatalog, "get", lambda name: [])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda m: None)
+    check_evaluator(cfg, name)
+    assert type(build_evaluator(cfg, name)).__name__ == "OpenVocabSemSegEvaluator"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda m: True)
+    assert type(build_evaluator(cfg, name)).__name__ == "CityscapesSemSegEvaluator"
+    cfg.DATASETS.NOVEL_NAMES = ["rider"]
+    evaluator = build_evaluator(cfg, name)
+    assert type(evaluator).__name__ == "OpenVocabSemSegEvaluator"
+    assert evaluator._is_novel.sum() == 1
+    cfg.TEST.DISTRACTORS = "imagenet21k:10"
+    with pytest.raises(OVDError, match="TEST.DISTRACTORS is for detectors"):
+        check_evaluator(cfg, name)
 
 
 def test_keypoint_sigmas_are_passed_on(cfg, dataset):

@@ -15,6 +15,7 @@ def test_published_sets_are_complete():
         "vild63": 63,
         "vild63_this_is": 63,
         "imagenet80": 80,
+        "imagenet7": 7,
     }
     for templates in PROMPT_SETS.values():
         assert len(set(templates)) == len(templates)
@@ -110,7 +111,7 @@ def test_unusable_template_files_are_refused_by_name(tmp_path, content, message)
 
 @pytest.mark.parametrize("spec", ["vild64", "", "missing.txt", "."])
 def test_unknown_sets_are_refused_with_the_known_ones(spec):
-    with pytest.raises(OVDError, match="vild63, vild63_this_is, imagenet80"):
+    with pytest.raises(OVDError, match="vild63, vild63_this_is, imagenet80, imagenet7"):
         load_prompts(spec)
 
 

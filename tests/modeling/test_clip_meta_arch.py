@@ -161,6 +161,21 @@ def test_locked_tower_gets_no_gradient_and_is_asked_once_per_caption():
     assert model.text_encoder() is encoder
 
 
+def test_a_tower_without_a_projection_has_its_own_width():
+    from ovd_d2.encoders.text_towers import OpenAITextTower
+
+    locked = LockedTextTower(LetterEncoder(), None)
+    assert locked.dim == 8 and locked.projection is None and locked(["a"]).shape == (1, 8)
+    torch.manual_seed(0)
+    plain = OpenAITextTower(dim=None, width=16, heads=2, layers=1)
+    torch.manual_seed(0)
+    projected = OpenAITextTower(dim=12, width=16, heads=2, layers=1)
+    assert (plain.dim, projected.dim) == (16, 12)
+    assert set(projected.state_dict()) - set(plain.state_dict()) == {"text_projection"}
+    plain.load_state_dict(projected.state_dict(), strict=False)
+    torch.testing.assert_close(plain(CAPTIONS) @ projected.text_projection, projected(CAPTIONS))
+
+
 def test_memory_of_captions_is_bounded(monkeypatch):
     monkeypatch.setattr("ovd_d2.encoders.text_towers._CACHED_CAPTIONS", 3)
     tower = LockedTextTower(LetterEncoder(), 8)

@@ -17,9 +17,13 @@ from ovd_d2.data.datasets.lvis import register_lvis_ovd
 from ovd_d2.data.datasets.mini.grounding import register_mini_grounding
 from ovd_d2.data.datasets.mini.pairs import register_mini_pairs
 from ovd_d2.data.datasets.mini.registration import register_mini
+from ovd_d2.data.datasets.mini.semantic import register_mini_semantic
 from ovd_d2.data.datasets.odinw import register_odinw
 from ovd_d2.data.datasets.referring_expressions import SPLITS as EXPRESSION_SPLITS
 from ovd_d2.data.datasets.referring_expressions import register_referring_expressions
+from ovd_d2.data.datasets.semantic.ade20k_847 import register_ade20k_847
+from ovd_d2.data.datasets.semantic.few_shot import register_few_shot
+from ovd_d2.data.datasets.semantic.registration import register_semantic
 
 # name: (annotation file, image folder, training split)
 LVIS_SPLITS = {
@@ -74,6 +78,10 @@ def register_all(root: str) -> None:
     register_mini(root)
     register_mini_pairs(root)
     register_mini_grounding(root)
+    register_mini_semantic(root)
+    register_semantic(root)
+    register_ade20k_847(root)
+    register_few_shot(root)
     register_odinw(root)
     for split in ("val", "test"):
         register_flickr30k_entities(

@@ -10,6 +10,7 @@ from ovd_d2.data.model_kind import has_open_vocabulary
 from ovd_d2.errors import OVDError
 from ovd_d2.language import LATER, Vocabulary
 from ovd_d2.language.class_places import class_places
+from ovd_d2.language.dataset_classes import class_names
 
 
 def class_map(cfg: CfgNode) -> list[int] | None:
@@ -53,7 +54,6 @@ def trained_names(cfg: CfgNode) -> tuple[str, ...] | None:
 def _class_names(dataset: str) -> list[str] | None:
     """The classes of a data set, which is loaded if they are known only then; None for none."""
     metadata = MetadataCatalog.get(dataset)
-    if metadata.get("thing_classes") is None and dataset in DatasetCatalog:
+    if class_names(metadata) is None and dataset in DatasetCatalog:
         DatasetCatalog.get(dataset)
-    names = metadata.get("thing_classes")
-    return None if names is None else list(names)
+    return class_names(metadata)

@@ -60,13 +60,18 @@ def in_format(rgb: np.ndarray, image_format: str) -> np.ndarray:
     return utils.convert_PIL_to_numpy(Image.fromarray(rgb), image_format)
 
 
-def scale_jitter_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
-    """Large-scale jitter as ``INPUT.SCALE_JITTER`` says, then the flip of ``INPUT.RANDOM_FLIP``."""
+def scale_jitter_augmentations(cfg: CfgNode, ignore_label: int = 255) -> list[T.Augmentation]:
+    """Large-scale jitter as ``INPUT.SCALE_JITTER`` says, then the flip of ``INPUT.RANDOM_FLIP``.
+
+    Args:
+        cfg: the config.
+        ignore_label: what label maps are padded with.
+    """
     jitter = cfg.INPUT.SCALE_JITTER
     size = jitter.SIZE
     augmentations: list[T.Augmentation] = [
         T.ResizeScale(jitter.MIN_SCALE, jitter.MAX_SCALE, size, size),
-        T.FixedSizeCrop((size, size)),
+        T.FixedSizeCrop((size, size), pad_value=jitter.PAD_VALUE, seg_pad_value=ignore_label),
     ]
     if cfg.INPUT.RANDOM_FLIP != "none":
         horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
@@ -159,11 +164,8 @@ class OpenVocabDatasetMapper(DatasetMapper):
         Raises:
             UnreadableImageError: naming the file and the reason.
         """
-        if self.is_train and not self.reads_captions and has_phrases(dataset_dict):
-            raise OVDError(
-                f"The boxes of {dataset_dict['file_name']} are of phrases of a caption, not of "
-                "classes: set INPUT.MAPPER GroundingMapper."
-            )
+        if self.is_train:
+            self._check_record(dataset_dict)
         sample = copy.deepcopy(dataset_dict)
         aug_input = T.AugInput(self._read_pixels(sample), sem_seg=self._read_sem_seg(sample))
         transforms = self.augmentations(aug_input)
@@ -199,6 +201,19 @@ class OpenVocabDatasetMapper(DatasetMapper):
         if self.numbering is not None and "instances" in sample:
             mark_numbering(sample["instances"], self.numbering)
         return sample
+
+    def _check_record(self, record: dict[str, Any]) -> None:
+        """Raises OVDError for a training image that is for another mapper."""
+        if not self.reads_captions and has_phrases(record):
+            raise OVDError(
+                f"The boxes of {record['file_name']} are of phrases of a caption, not of "
+                "classes: set INPUT.MAPPER GroundingMapper."
+            )
+        if not record.keys().isdisjoint(("label_values", "sem_seg_masks")):
+            raise OVDError(
+                f"The label map of {record['file_name']} cannot be read as it is: set "
+                "INPUT.MAPPER SemanticSegmentationMapper."
+            )
 
     def _transform_annotations(
         self, sample: dict[str, Any], transforms: T.Transform, image_shape: tuple[int, int]

@@ -5,6 +5,7 @@ Letters: S side of the training image.
 
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from ovd_d2.data.mappers.caption_concepts import CaptionConcepts
 from ovd_d2.data.mappers.detection import DATASET_MAPPER_REGISTRY, in_format, read_image
+from ovd_d2.data.mappers.pair_augmentation import NoiseErasing, auto_augmentation
+from ovd_d2.data.mappers.prompted_nouns import PromptedNouns
 from ovd_d2.errors import OVDError
 from ovd_d2.files import images
 from ovd_d2.files.images import MAX_PIXELS, UnreadableImageError
@@ -29,8 +32,8 @@ class ImageTextPairMapper:
     ``datasets.tar_shards``).
 
     In training the image is resampled to S x S whatever its shape, with PIL's bicubic filter, and
-    the sample has ``concepts`` if they are asked for. In testing the crop keeps its size: the
-    model's own preprocessing follows.
+    the sample has ``concepts`` or ``prompted_nouns`` if they are asked for. In testing the crop
+    keeps its size: the model's own preprocessing follows.
     """
 
     @configurable
@@ -48,7 +51,10 @@ class ImageTextPairMapper:
         flip: bool = False,
         color_jitter: float = 0.0,
         gray: float = 0.0,
+        auto_augment: Callable[[Image.Image], Image.Image] | None = None,
+        erasing: Callable[[Tensor], Tensor] | None = None,
         concepts: CaptionConcepts | None = None,
+        prompted_nouns: PromptedNouns | None = None,
     ) -> None:
         """
         Args:
@@ -63,23 +69,15 @@ class ImageTextPairMapper:
             flip: mirror half of the images.
             color_jitter: 0 for none; see ``INPUT.PAIRS``.
             gray: probability of a grey image.
+            auto_augment: of the cropped image, before colours change; None: no more.
+            erasing: of the (3, S, S) uint8 tensor, at the end; None: nothing is erased.
             concepts: finds those of a caption, in training; None: samples have none.
+            prompted_nouns: makes texts of a caption's nouns, in training; None: samples have none.
 
         Raises:
             OVDError: a value out of its range.
         """
-        limits = [
-            ("BOX_SCALE", box_scale, len(box_scale) == 2 and 0 < box_scale[0] <= box_scale[1],
-             "two numbers above 0, the smaller first"),
-            ("BOX_SHIFT", box_shift, box_shift >= 0, "0 or more"),
-            ("CROP_AREA", crop_area, len(crop_area) == 2 and 0 < crop_area[0] <= crop_area[1] <= 1,
-             "two numbers above 0 and up to 1, the smaller first"),
-            ("COLOR_JITTER", color_jitter, 0 <= color_jitter < 1, "at least 0 and below 1"),
-            ("GRAY", gray, 0 <= gray <= 1, "between 0 and 1"),
-        ]  # fmt: skip
-        for key, value, good, wanted in limits:
-            if not good:
-                raise OVDError(f"INPUT.PAIRS.{key} is {value}; it must be {wanted}.")
+        _check_limits(box_scale, box_shift, crop_area, color_jitter, gray)
         self.is_train = is_train
         self.image_size = image_size
         self.image_format = image_format
@@ -90,7 +88,10 @@ class ImageTextPairMapper:
         self.squash = squash
         self.flip = flip
         self.gray = gray
+        self.auto_augment = auto_augment
+        self.erasing = erasing
         self.concepts = concepts if is_train else None
+        self.prompted_nouns = prompted_nouns if is_train else None
         self.color_jitter = _color_jitter(color_jitter) if color_jitter else None
 
     @classmethod
@@ -115,6 +116,7 @@ class ImageTextPairMapper:
                 if with_concepts
                 else None
             ),
+            **(_training_parts(cfg) if is_train else {}),
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -123,8 +125,9 @@ class ImageTextPairMapper:
             record: see the class; not modified.
 
         Returns:
-            the record with ``image`` (3, H, W) uint8; in training H = W = S, and ``concepts``, a
-            list of texts, see :class:`CaptionConcepts`.
+            the record with ``image`` (3, H, W) uint8; in training H = W = S, and ``concepts`` and
+            ``prompted_nouns``, lists of texts, see :class:`CaptionConcepts` and
+            :class:`PromptedNouns`.
 
         Raises:
             UnreadableImageError: naming the file and the reason.
@@ -132,6 +135,8 @@ class ImageTextPairMapper:
             OVDError: one that is to be refused.
         """
         found = {} if self.concepts is None else {"concepts": self.concepts(record)}
+        if self.prompted_nouns is not None:
+            found["prompted_nouns"] = self.prompted_nouns(record)
         pixels = self._read(record)
         height, width = pixels.shape[:2]
         image = Image.fromarray(pixels)
@@ -141,6 +146,7 @@ class ImageTextPairMapper:
             image = image.resize(side, Image.Resampling.BICUBIC, box=window)
             if self.flip and np.random.random() < 0.5:  # noqa: NPY002 (seeded per sample)
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            image = image if self.auto_augment is None else self.auto_augment(image)
         elif "box" in record:
             image = image.crop(_whole_pixels(record["box"], width, height))
         tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
@@ -180,7 +186,42 @@ class ImageTextPairMapper:
             image = self.color_jitter(image)
         if self.gray and float(torch.rand(())) < self.gray:
             image = image.float().mean(dim=0, keepdim=True).to(torch.uint8).expand(3, -1, -1)
+        image = image if self.erasing is None else self.erasing(image)
         return image.contiguous()
+
+
+def _check_limits(
+    box_scale: tuple[float, float],
+    box_shift: float,
+    crop_area: tuple[float, float],
+    color_jitter: float,
+    gray: float,
+) -> None:
+    limits = [
+        ("BOX_SCALE", box_scale, len(box_scale) == 2 and 0 < box_scale[0] <= box_scale[1],
+         "two numbers above 0, the smaller first"),
+        ("BOX_SHIFT", box_shift, box_shift >= 0, "0 or more"),
+        ("CROP_AREA", crop_area, len(crop_area) == 2 and 0 < crop_area[0] <= crop_area[1] <= 1,
+         "two numbers above 0 and up to 1, the smaller first"),
+        ("COLOR_JITTER", color_jitter, 0 <= color_jitter < 1, "at least 0 and below 1"),
+        ("GRAY", gray, 0 <= gray <= 1, "between 0 and 1"),
+    ]  # fmt: skip
+    for key, value, good, wanted in limits:
+        if not good:
+            raise OVDError(f"INPUT.PAIRS.{key} is {value}; it must be {wanted}.")
+
+
+def _training_parts(cfg: CfgNode) -> dict[str, Any]:
+    keys = cfg.INPUT.PAIRS
+    parts: dict[str, Any] = {}
+    if keys.AUTO_AUGMENT:
+        parts["auto_augment"] = auto_augmentation(keys.AUTO_AUGMENT, cfg.MODEL.PIXEL_MEAN)
+    if keys.RANDOM_ERASING:
+        mean, std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
+        parts["erasing"] = NoiseErasing(keys.RANDOM_ERASING, mean, std)
+    if keys.PROMPTED_NOUNS:
+        parts["prompted_nouns"] = PromptedNouns(keys.PROMPTED_NOUNS, keys.NOUNS_BY)
+    return parts
 
 
 def _color_jitter(strength: float) -> Any:

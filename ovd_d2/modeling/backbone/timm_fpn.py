@@ -4,6 +4,7 @@ Letters: N images, C channels.
 """
 
 import logging
+from types import ModuleType
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -134,17 +135,24 @@ def fpn_over(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module | None) -> 
     )
 
 
-def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
-    """The network that MODEL.TIMM names.
-
-    Raises:
-        OVDError: timm missing, unknown model, or weights that do not fit.
-    """
+def import_timm() -> ModuleType:
+    """timm; raises OVDError if it is missing."""
     try:
         import timm
     except ImportError as error:
         raise OVDError("MODEL.TIMM needs timm: run `pip install timm`.") from error
-    keys = cfg.MODEL.TIMM
+    return timm
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+    """The network that MODEL.TIMM names, without FPN; outputs "stride4" .. for those of
+    MODEL.TIMM.OUT_STRIDES.
+
+    Raises:
+        OVDError: timm missing, unknown model, or weights that do not fit.
+    """
+    timm, keys = import_timm(), cfg.MODEL.TIMM
     if keys.NAME not in timm.list_models():
         raise OVDError(f"MODEL.TIMM.NAME {keys.NAME} is not a timm model: see timm.list_models().")
     strides = timm.create_model(keys.NAME, features_only=True).feature_info.reduction()

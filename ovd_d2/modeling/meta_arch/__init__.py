@@ -3,5 +3,7 @@
 from .clip import CLIP
 from .detclip import DetCLIP
 from .glip import GLIP
+from .groupvit import GroupViT
+from .lseg import LSeg
 
-__all__ = ["CLIP", "GLIP", "DetCLIP"]
+__all__ = ["CLIP", "GLIP", "DetCLIP", "GroupViT", "LSeg"]

@@ -1,0 +1,54 @@
+"""Cosines of pixel and word embeddings, scaled.
+
+Letters: N images, K words, D embedding width, h and w sides of the map.
+
+Source: Li et al. 2022, "Language-driven Semantic Segmentation", section 3 and its public code.
+"""
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-6  # smallest norm that is divided by
+
+
+def word_pixel_correlation(
+    pixels: Tensor, words: Tensor, scale: float, *, half: bool = False
+) -> Tensor:
+    """``scale * cosine`` of every pixel with every word.
+
+    Where a vector is shorter than 1e-6 it is divided by 1e-6 and not by its norm: a zero vector has
+    the logits 0 (the public code gives nan).
+
+    Args:
+        pixels: (N, D, h, w) float, any norm.
+        words: (K, D), the same for all images, or (N, K, D) float, any norm.
+        scale: factor on the cosine; no exp applied.
+        half: round as the public code does on a GPU, where CLIP computes in half precision: the
+            unit vectors, the scale and its product with the pixels, the words' norms, and the
+            result. Sums are fp32.
+
+    Returns:
+        (N, K, h, w) fp32, under autocast too.
+    """
+    with torch.autocast(pixels.device.type, enabled=False):
+        pixels, words = pixels.float(), words.float()
+        if half:
+            words = _rounded(words)
+            words = _rounded(words / _rounded(_norm(words, -1)))
+            rounded_scale = float(torch.tensor(scale, dtype=torch.float16))
+            pixels = _rounded(_rounded(pixels / _norm(pixels, 1)) * rounded_scale)
+            return _rounded(_products(words, pixels))
+        words = words / _norm(words, -1)
+        return _products(words, pixels / _norm(pixels, 1)) * scale
+
+
+def _products(words: Tensor, pixels: Tensor) -> Tensor:
+    return (words @ pixels.flatten(2)).unflatten(2, pixels.shape[2:])
+
+
+def _norm(x: Tensor, dim: int) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=dim, keepdim=True).clamp(min=EPSILON)
+
+
+def _rounded(x: Tensor) -> Tensor:
+    return x.half().float()
