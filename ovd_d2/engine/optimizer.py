@@ -20,10 +20,10 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     what ``NO_WEIGHT_DECAY`` names has none. The learning rate of parameters is multiplied by the
     factor of the first prefix of ``SOLVER.LR_MULTIPLIERS`` that their names begin with, that of
     biases by ``BIAS_LR_FACTOR`` too. A bias is what has "bias" in its own name, such as
-    in_proj_bias and Swin's relative_position_bias_table, as in GLIP's public code. Gradients are clipped as ``SOLVER.CLIP_GRADIENTS`` says; beside Detectron2's
-    per-parameter ``CLIP_TYPE`` "value" and "norm" there is "full_model", the norm of all gradients
-    together (Detic's name). With "SGD", no multipliers and no such names this is what Detectron2
-    builds.
+    in_proj_bias and Swin's relative_position_bias_table, as in GLIP's public code. Gradients are
+    clipped as ``SOLVER.CLIP_GRADIENTS`` says; beside Detectron2's per-parameter ``CLIP_TYPE``
+    "value" and "norm" there is "full_model", the norm of all gradients together (Detic's name).
+    With "SGD", no multipliers and no such names this is what Detectron2 builds.
 
     Raises:
         OVDError: unknown optimizer, nothing to train, or a prefix that no name begins with.
