@@ -22,7 +22,7 @@ from recipe_commands import (
 
 from ovd_d2.language import ConceptDictionary
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(580)]
 ITERATIONS = 9
 KINDS = [
     {"loss_alignment", "loss_box_reg", "loss_centerness"}, {"loss_alignment"}, {"loss_word_region"},

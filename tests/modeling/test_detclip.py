@@ -298,37 +298,27 @@ def test_equal_names_are_never_each_others_negatives(monkeypatch):
     assert_equal_with_gradients(model, model(both), wanted)
 
 
-def test_a_word_of_the_caption_is_no_negative_of_its_image(monkeypatch):
-    """The dictionary has "cat" and "red mug"; the phrase is "a cat"."""
+def test_what_a_caption_says_is_no_negative_of_its_image(monkeypatch):
+    """Neither out of the dictionary, which has "cat" and "red mug", nor of another image."""
     model = training(monkeypatch, Vocabulary(("cat", "red mug", "owl")))
     caption = TokenSpans("a cat beside a red mug", (((0, 5),),))
     batch = [sample(instances=double_boxes(gt_phrases=[0, 0]), caption=caption)]
-    texts = {"a cat": "a cat", "owl": "owl"}
-    wanted = plain_losses_of_boxes(model, batch, [["a cat", "a cat"]], texts)
+    names, texts = [["a cat", "a cat"]], {"a cat": "a cat", "owl": "owl"}
+    wanted = plain_losses_of_boxes(model, batch, names, texts)
     assert_equal_with_gradients(model, model(batch), {"loss_alignment": wanted["loss_alignment"]})
 
-
-def test_what_a_caption_says_is_no_negative_of_its_image_from_another(monkeypatch):
-    """ "owl" and "tree" are concepts of the second image: the first one's caption says "tree"."""
-    model = training(monkeypatch, Vocabulary(("cat",)))
-    first = TokenSpans("a cat below a tall tree", (((2, 5),),))
-    second = TokenSpans("owl, tree", (((0, 3),), ((5, 9),)))
-    batch = [
-        sample(seed=1, instances=double_boxes(gt_phrases=[0, 0]), caption=first),
-        sample(seed=2, instances=double_boxes(gt_phrases=[0, 1]), caption=second),
-    ]
-    texts = {name: name for name in ("cat", "owl", "tree")}
-    names, hidden = [["cat", "cat"], ["owl", "tree"]], [{"tree"}, set()]
-    wanted = plain_losses_of_boxes(model, batch, names, texts, hidden)
+    other = TokenSpans("the red mug", (((4, 11),),))  # its negatives are "cat" and "owl"
+    batch.append(sample(seed=2, instances=double_boxes(gt_phrases=[0, 0]), caption=other))
+    names, texts = [*names, ["red mug", "red mug"]], {**texts, "cat": "cat", "red mug": "red mug"}
+    wanted = plain_losses_of_boxes(model, batch, names, texts, [{"cat", "red mug"}, set()])
     assert_equal_with_gradients(model, model(batch), {"loss_alignment": wanted["loss_alignment"]})
 
 
 def test_classes_that_are_all_novel_train(monkeypatch):
     """None is known to be absent, so those of the boxes are the only concepts."""
     model = training(monkeypatch, Vocabulary(("cat", "owl"), is_novel=(True, True)))
-    batch = [sample(seed=1, instances=double_boxes(gt_classes=[1, 1])),
-             sample(seed=2, instances=no_boxes())]  # fmt: skip
-    wanted = plain_losses_of_boxes(model, batch, [["owl", "owl"], []], {"owl": "owl"})
+    batch = [sample(seed=1, instances=double_boxes(gt_classes=[1, 1]))]
+    wanted = plain_losses_of_boxes(model, batch, [["owl", "owl"]], {"owl": "owl"})
     assert_equal_with_gradients(model, model(batch), wanted)
 
 
@@ -351,10 +341,9 @@ def test_a_sample_of_no_kind_is_one_sentence():
         model([sample(instances=boxes_of(gt_classes=[0, 3]))])
     with pytest.raises(OVDError, match="set INPUT.MAPPER GroundingMapper"):
         model([sample(instances=boxes_of(gt_classes=[0, 1]), caption=CAPTION)])
-    dots = TokenSpans("a cat ...", (((2, 5),), ((6, 9),)))
+    dots = sample(instances=boxes_of(gt_phrases=[0, 0]), caption=TokenSpans("...", (((0, 3),),)))
     with pytest.raises(OVDError, match=r"The caption of x.jpg: class name '...' has no letters"):
-        model([{**sample(instances=boxes_of(gt_phrases=[0, 0]), caption=dots),
-                "file_name": "x.jpg"}])  # fmt: skip
+        model([{**dots, "file_name": "x.jpg"}])
 
 
 def test_a_step_on_boxes_learns_them():
