@@ -94,7 +94,7 @@ def command(
     rows: str = typer.Option(",".join(ROWS), help="Which rows, separated by commas."),
     jobs: int = typer.Option(0, min=0, help="Trainings at once; 0: as many as there are cores."),
 ) -> None:
-    """Train and evaluate every variant of ViLD, RKD, GLIP and DetCLIP on mini; write a table."""
+    """Train and evaluate every row of ViLD, RKD, GLIP and DetCLIP on mini; write their means."""
     from ovd_d2.benchmarks.recipes import runs as recipe_runs
     from ovd_d2.errors import OVDError
     from ovd_d2.files.atomic import check_output_folder

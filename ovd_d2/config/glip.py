@@ -40,9 +40,9 @@ def add_keys(cfg: CN) -> None:
     _C.NORM_GROUPS = 16
     # Image and text attend to each other before each block (deep fusion); False: GLIP-T(A).
     _C.FUSION = True
-    # How much of what they find counts at first: a layer scale starts at this / NUM_BLOCKS, and the
-    # weights behind the hidden parts of a text layer are multiplied by it. 1: GLIP. With a small
-    # one a head starts as good as one without fusion.
+    # How much of what they find counts at first: a layer scale starts at this / NUM_BLOCKS, and
+    # the weights behind the hidden parts of a text layer are multiplied by it. 1: GLIP. With a
+    # small one a head starts as good as one without fusion.
     _C.FUSION_INIT = 1.0
     # Width and heads of that attention, its dropout, and whether its activations are recomputed in
     # the backward pass.

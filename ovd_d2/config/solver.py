@@ -35,9 +35,12 @@ def add_keys(cfg: CN) -> None:
             "SOLVER.LR_MULTIPLIERS",
             message=f'write [["{prefix}", factor]]; without a factor leave it out',
         )
-    # Parameters that do not decay, by the last word of their names, beside biases and norms (which
-    # have keys of their own): temperatures. Attention's "in_proj_bias" is no bias to Detectron2.
-    cfg.SOLVER.NO_WEIGHT_DECAY = ["logit_scale", "multi_label_logit_scale"]
+    # Parameters that do not decay, by the last word of their names: learned factors on logits and
+    # on the box deltas of a level, for which 0 means nothing. Biases and norms have keys of their
+    # own.
+    cfg.SOLVER.NO_WEIGHT_DECAY = [
+        "logit_scale", "multi_label_logit_scale", "log_scale", "level_scales",
+    ]  # fmt: skip
     # Micro-batches summed into one optimizer step; IMS_PER_BATCH is the size of one micro-batch.
     cfg.SOLVER.ACCUMULATE = 1
     # Type used under SOLVER.AMP.ENABLED: "float16" (scaled loss) or "bfloat16".

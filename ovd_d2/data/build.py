@@ -27,7 +27,7 @@ from ovd_d2.errors import OVDError
 from ovd_d2.files.images import UnreadableImageError
 
 from . import random_state
-from .held_out import warn_of_names_without_boxes, without_novel_boxes
+from .held_out import warn_of_names_without_boxes, with_absent_classes, without_novel_boxes
 from .mixing import MixedLoader, read_sources, with_seed
 from .named_datasets import (
     check_own_records,
@@ -345,7 +345,7 @@ def _training_records(cfg: CfgNode) -> Any:
         return records
     check_own_records(names, records)
     warn_of_names_without_boxes(cfg, records, names[0])  # Detectron2 has compared their classes
-    return without_novel_boxes(cfg, records, names[0])
+    return with_absent_classes(without_novel_boxes(cfg, records, names[0]), names[0])
 
 
 def _image_ids(records: Sequence[dict], datasets: Sequence[str]) -> list[int | str]:

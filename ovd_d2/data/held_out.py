@@ -1,5 +1,5 @@
-"""Novel classes take no part in training: their boxes are taken away, and names that nobody said
-anything about are named.
+"""What is not known of training images: novel classes take no part in training, their boxes are
+taken away, and names that nobody said anything about are named; LVIS lists what is known.
 
 Letter: K classes of the data set.
 """
@@ -114,6 +114,39 @@ def warn_of_names_without_boxes(cfg: CfgNode, records: Records, dataset: str) ->
             "out: name them in DATASETS.NOVEL_NAMES (or in is_novel of the data set's metadata).",
             dataset, _listed(silent),
         )  # fmt: skip
+
+
+def with_absent_classes(records: Records, dataset: str) -> Records:
+    """The records of a data set that lists the classes known to be absent from an image, as LVIS
+    does in ``neg_category_ids``, with ``absent_classes``: those classes, numbered as
+    ``category_id``. Others, and those all of whose lists are empty or that do not name their
+    classes, stay as they are.
+
+    Args:
+        records: in Detectron2's dataset format; not modified.
+        dataset: whose classes the records have; without ids of them in its metadata the ids are the
+            class numbers + 1, as in LVIS.
+
+    Raises:
+        OVDError: a list has an id that no class has.
+    """
+    metadata = MetadataCatalog.get(dataset)
+    count = len(metadata.get("thing_classes") or ())
+    places = metadata.get("thing_dataset_id_to_contiguous_id") or {k + 1: k for k in range(count)}
+    if not count or not any(record.get("neg_category_ids") for record in records):
+        return records
+    try:
+        return [
+            {**record, "absent_classes": [places[i] for i in record["neg_category_ids"]]}
+            if "neg_category_ids" in record
+            else record
+            for record in records
+        ]
+    except KeyError as error:
+        raise OVDError(
+            f"DATASETS.TRAIN {dataset} has the id {error} in neg_category_ids, which is none of "
+            f"its {count} classes: repair the annotation file."
+        ) from None
 
 
 def check_novel_names(cfg: CfgNode, datasets: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 logger = logging.getLogger(__name__)
 
 _BATCH = 256
+_LEAST = 4  # texts that a tower reads together
 
 
 @runtime_checkable
@@ -37,7 +38,9 @@ class TextEncoder(Protocol):
 
 
 class BatchedTextEncoder(ABC):
-    """A ``TextEncoder`` over a tower that pads: sentences of one length share a batch.
+    """A ``TextEncoder`` over a tower that pads: only sentences of one length share a batch, and no
+    batch is tiny, so that a sentence's vector does not depend on what it is encoded with. On CPU
+    that holds bit by bit: matrices of few rows, and padded ones, are rounded in another way.
 
     Attributes:
         max_tokens: the longest sentence that is read whole, in the unit of ``token_counts``.
@@ -71,7 +74,11 @@ class BatchedTextEncoder(ABC):
         lengths = self.token_counts(texts)
         if self.warns_of_cuts and (lengths > self.max_tokens).any():
             logger.warning("Some texts are longer than %d tokens and were cut.", self.max_tokens)
+        lengths = lengths.clamp(max=self.max_tokens)
         features = torch.empty(len(texts), self.dim)
-        for rows in lengths.clamp(max=self.max_tokens).argsort().split(_BATCH):
-            features[rows] = self.features([texts[row] for row in rows]).cpu()
+        for length in lengths.unique():
+            for rows in (lengths == length).nonzero()[:, 0].split(_BATCH):
+                batch = [texts[row] for row in rows]
+                batch += batch[:1] * (_LEAST - len(batch))
+                features[rows] = self.features(batch)[: len(rows)].cpu()
         return nn.functional.normalize(features, dim=1)

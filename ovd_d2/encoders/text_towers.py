@@ -103,25 +103,42 @@ class LockedTextTower(nn.Module):
 
 
 class HuggingFaceTextTower(nn.Module):
-    """A transformers text encoder that is trained, and a linear projection without bias."""
+    """A transformers text encoder that is trained, and a linear projection without bias.
+
+    What the features of a text do not depend on is left out (CLIP's image tower and temperature, a
+    pooler): it would wait for a gradient that never comes.
+    """
 
     def __init__(self, encoder: HuggingFaceTextEncoder, dim: int | None) -> None:
         """
         Args:
-            encoder: a loaded one; its model becomes part of this module and trains.
+            encoder: a loaded one; the text side of its model becomes part of this module.
             dim: D; None: the encoder's, without a projection.
         """
         super().__init__()
         self.model = encoder.model.requires_grad_(True)
-        # A pooler that the features do not use would be left without a gradient.
-        if getattr(self.model, "pooler", None) is not None:
-            self.model.pooler = None
         self._encoder = encoder
+        self._leave_out_what_is_not_used()
         self.dim = dim or encoder.dim
         self.projection = nn.Linear(encoder.dim, dim, bias=False) if dim else nn.Identity()
 
     def forward(self, captions: Sequence[str]) -> Tensor:
         return self.projection(self._encoder.features(list(captions)))
+
+    def _leave_out_what_is_not_used(self) -> None:
+        """Removes parts without a gradient, and freezes what is left of them inside used parts."""
+        with torch.enable_grad():
+            self._encoder.features(["a"]).sum().backward()
+        for name, part in list(self.model.named_children()):
+            grads = [parameter.grad for parameter in part.parameters()]
+            if grads and all(grad is None for grad in grads):
+                setattr(self.model, name, None)
+        for name, parameter in list(self.model.named_parameters(recurse=False)):
+            if parameter.grad is None:
+                setattr(self.model, name, None)
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(parameter.grad is not None)
+        self.model.zero_grad(set_to_none=True)
 
 
 def build_text_tower(

@@ -16,12 +16,14 @@ _HONOURED = ("OPTIMIZER", "LR_MULTIPLIERS")
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of ``SOLVER.OPTIMIZER`` over all parameters that need a gradient.
 
-    Weight decay follows ``SOLVER.WEIGHT_DECAY``, ``WEIGHT_DECAY_NORM``, ``WEIGHT_DECAY_BIAS`` and
-    ``NO_WEIGHT_DECAY``; the learning rate of parameters is multiplied by the factor of the first
-    prefix of ``SOLVER.LR_MULTIPLIERS`` that their names begin with; gradients are clipped as
-    ``SOLVER.CLIP_GRADIENTS`` says; beside Detectron2's per-parameter ``CLIP_TYPE`` "value" and
-    "norm" there is "full_model", the norm of all gradients together (Detic's name). With "SGD" and
-    no multipliers this is what Detectron2 builds.
+    Weight decay follows ``SOLVER.WEIGHT_DECAY``, ``WEIGHT_DECAY_NORM`` and ``WEIGHT_DECAY_BIAS``;
+    what ``NO_WEIGHT_DECAY`` names has none. The learning rate of parameters is multiplied by the
+    factor of the first prefix of ``SOLVER.LR_MULTIPLIERS`` that their names begin with, that of
+    biases by ``BIAS_LR_FACTOR`` too. A bias is what has "bias" in its own name, such as
+    in_proj_bias and Swin's relative_position_bias_table, as in GLIP's public code. Gradients are
+    clipped as ``SOLVER.CLIP_GRADIENTS`` says; beside Detectron2's per-parameter ``CLIP_TYPE``
+    "value" and "norm" there is "full_model", the norm of all gradients together (Detic's name).
+    With "SGD", no multipliers and no such names this is what Detectron2 builds.
 
     Raises:
         OVDError: unknown optimizer, nothing to train, or a prefix that no name begins with.
@@ -40,10 +42,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         model,
         base_lr=solver.BASE_LR,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-        bias_lr_factor=solver.BIAS_LR_FACTOR,
-        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        lr_factor_func=_FactorByPrefix(factors) if factors else None,
-        overrides={name: {"weight_decay": 0.0} for name in solver.NO_WEIGHT_DECAY},
+        lr_factor_func=_LearningRateFactor(factors, solver.BIAS_LR_FACTOR),
+        overrides=_decay_by_name(names, solver.WEIGHT_DECAY_BIAS, solver.NO_WEIGHT_DECAY),
     )
     if not params:
         raise OVDError(
@@ -82,12 +82,26 @@ def _clipping_by_global_norm(
     return Clipped
 
 
-class _FactorByPrefix:
-    """Learning-rate factor of a parameter by the beginning of its name; 1 for other names."""
+def _decay_by_name(
+    names: list[str], of_biases: float | None, none: list[str]
+) -> dict[str, dict[str, float]]:
+    """Own name of a parameter -> its weight decay, where it is not that of its module's type."""
+    decay = {}
+    if of_biases is not None:
+        decay |= {own: of_biases for name in names if "bias" in (own := name.rpartition(".")[2])}
+    decay |= dict.fromkeys(none, 0.0)
+    return {name: {"weight_decay": value} for name, value in decay.items()}
 
-    def __init__(self, factors: dict[str, float]) -> None:
-        self._factors = factors
+
+class _LearningRateFactor:
+    """Learning-rate factor of a parameter: by the beginning of its name, and of biases."""
+
+    def __init__(self, by_prefix: dict[str, float], of_biases: float) -> None:
+        self._by_prefix = by_prefix
+        self._of_biases = of_biases
 
     def __call__(self, name: str) -> float:
-        matching = (f for prefix, f in self._factors.items() if name.startswith(prefix))
-        return next(matching, 1.0)
+        name = name.removeprefix(".")  # Detectron2 puts one before those of the model itself
+        matching = (f for prefix, f in self._by_prefix.items() if name.startswith(prefix))
+        is_bias = "bias" in name.rpartition(".")[2]
+        return next(matching, 1.0) * (self._of_biases if is_bias else 1.0)

@@ -27,10 +27,11 @@ from ovd_d2.files.atomic import (
     remove_empty,
     write_json,
 )
+from ovd_d2.language import ConceptDictionary
 from ovd_d2.modeling import get_vocabulary
 
 from .arguments import check_score_threshold
-from .model_folders import CONFIG, FACTS, PROMPTS, VOCABULARY, WEIGHTS
+from .model_folders import CONCEPTS, CONFIG, DICTIONARY_KEY, FACTS, PROMPTS, VOCABULARY, WEIGHTS
 from .predictor import OpenVocabPredictor
 from .score_threshold import LOWEST, choose_score_threshold
 
@@ -140,6 +141,9 @@ def _write(
         if (source := Path(_get(cfg, key))).is_file():
             shutil.copyfile(source, folder / file)
             dropped = (*dropped, key)  # the file in the folder stands for it
+    if spec := _get(cfg, DICTIONARY_KEY):
+        ConceptDictionary.load(spec).save(folder / CONCEPTS)
+        dropped = (*dropped, DICTIONARY_KEY)
     (folder / CONFIG).write_text(_inference_yaml(cfg, dropped), encoding="utf-8")
     facts = {
         "ovd_d2": __version__,

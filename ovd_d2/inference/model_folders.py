@@ -2,7 +2,8 @@
 
 A folder holds ``model.safetensors``, ``config.yaml``, ``facts.json`` (how it was trained, what it
 reaches, digest of the weights), ``vocabulary.json`` (the classes it was trained on) and, if its
-prompts are its own, ``prompts.txt`` or ``name_prompts.json``. Of the facts these decide what a user
+prompts are its own, ``prompts.txt`` or ``name_prompts.json``, and ``concepts.json`` if it has a
+concept dictionary. Of the facts these decide what a user
 gets: ``score_threshold``, the default below which detections are dropped; ``learned_from``, what
 kind of pictures it knows; ``attributes``, how far attributes can be relied on.
 """
@@ -23,7 +24,8 @@ from .arguments import check_score_threshold
 MODELS = Path(__file__).with_name("models")
 DEFAULT_MODEL = "mini"
 WEIGHTS, CONFIG, FACTS = "model.safetensors", "config.yaml", "facts.json"
-VOCABULARY = "vocabulary.json"
+VOCABULARY, CONCEPTS = "vocabulary.json", "concepts.json"
+DICTIONARY_KEY = "MODEL.DETCLIP.DICTIONARY"
 # Files in a folder that stand for what the keys named where the model was trained.
 PROMPTS = {
     "prompts.txt": "MODEL.OPEN_VOCAB.PROMPTS",
@@ -90,9 +92,10 @@ def weights_of(folder: Path) -> Path:
 
 
 def config_of(folder: Path) -> CfgNode:
-    """The config in ``folder``, its vocabulary and prompts being the files beside it."""
+    """The config in ``folder``; its vocabulary, prompts and dictionary are the files beside it."""
     cfg = load_config(os.fspath(folder / CONFIG))
-    for file, key in {VOCABULARY: "MODEL.OPEN_VOCAB.VOCABULARY", **PROMPTS}.items():
+    files = {VOCABULARY: "MODEL.OPEN_VOCAB.VOCABULARY", CONCEPTS: DICTIONARY_KEY, **PROMPTS}
+    for file, key in files.items():
         if (folder / file).is_file():
             cfg.merge_from_list([key, str(folder / file)])
     return cfg

@@ -15,11 +15,13 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from ovd_d2.checkpoint import check_trusted, load_weights, read_weights_file, state_dict_in
+from ovd_d2.data.named_datasets import register_named_files
 from ovd_d2.errors import OVDError
 from ovd_d2.files.images import COLOUR_ORDERS
-from ovd_d2.language import LATER
+from ovd_d2.language import LATER, Vocabulary, configured_vocabulary
 from ovd_d2.modeling.batch_norm import finish_model
 from ovd_d2.modeling.build import explained_build
+from ovd_d2.modeling.open_vocabulary import part_with
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors")
 
@@ -52,12 +54,31 @@ def _forget_weights(node: CfgNode) -> None:
             node[key] = ""
 
 
-def open_detector(cfg: CfgNode, weights: str | os.PathLike) -> nn.Module:
+def trained_vocabulary(cfg: CfgNode) -> Vocabulary | None:
+    """The classes that a model of ``cfg`` was trained with; None if they cannot be had here.
+
+    Args:
+        cfg: as the model was trained with, before :func:`inference_config`.
+    """
+    spec, train = cfg.MODEL.OPEN_VOCAB.VOCABULARY, cfg.DATASETS.TRAIN[:1]
+    try:
+        for name in () if spec else train:
+            register_named_files(name)
+        return configured_vocabulary(spec, train, cfg.DATASETS.NOVEL_NAMES)
+    except OVDError:
+        return None
+
+
+def open_detector(
+    cfg: CfgNode, weights: str | os.PathLike, trained: Vocabulary | None = None
+) -> nn.Module:
     """The model of ``cfg`` with all of its weights, in eval mode, without gradients.
 
     Args:
         cfg: of :func:`inference_config`; frozen here.
         weights: ``.pth`` (nothing in it is run) or ``.safetensors``.
+        trained: :func:`trained_vocabulary`, for models that read other words by what it says of
+            them (DetCLIP: definitions).
 
     Raises:
         OVDError: a part that cannot be built, or a file that cannot be read or is not of the model.
@@ -68,6 +89,8 @@ def open_detector(cfg: CfgNode, weights: str | os.PathLike) -> nn.Module:
         model = build_model(cfg)
     model = finish_model(model.eval(), cfg)
     load_weights(model, state, os.fspath(weights)).check_whole()
+    if trained is not None and (reader := part_with(model, "set_trained_vocabulary")):
+        reader.set_trained_vocabulary(trained)
     return model.requires_grad_(False)
 
 

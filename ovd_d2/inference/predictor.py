@@ -18,10 +18,9 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from ovd_d2.config_file import load_config
-from ovd_d2.data.named_datasets import register_named_files
 from ovd_d2.errors import OVDError
 from ovd_d2.files.images import COLOUR_ORDERS, Picture, list_images, to_rgb
-from ovd_d2.language import Vocabulary, VocabularyLike, configured_vocabulary
+from ovd_d2.language import Vocabulary, VocabularyLike
 from ovd_d2.modeling import get_vocabulary, set_vocabulary
 from ovd_d2.modeling.open_vocabulary import part_with
 from ovd_d2.structures.grounding import Span, TokenSpans
@@ -36,7 +35,7 @@ from .arguments import (
 from .attributes import AttributeExpansion
 from .grounding import Grounding, as_caption, check_reads_captions
 from .model_folders import config_of, model_folder, read_facts, weights_of
-from .open_detector import inference_config, open_detector, to_sample
+from .open_detector import inference_config, open_detector, to_sample, trained_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -121,14 +120,14 @@ class OpenVocabPredictor:
         weights = os.fspath(weights) or cfg.MODEL.WEIGHTS
         if not weights:
             raise OVDError("No weights: give the checkpoint, or set MODEL.WEIGHTS in the config.")
-        self._trained = _own_vocabulary(cfg)
+        self._trained = trained_vocabulary(cfg)
         classes = self._trained
         if vocabulary is not None:
             classes = wanted_vocabulary(vocabulary, self._trained)
         self._attributes: AttributeExpansion | None = None
         self.cfg = _inference_config(cfg, self.device, score_threshold, topk)
         self._score_threshold = score_threshold
-        self.model = open_detector(self.cfg, weights)
+        self.model = open_detector(self.cfg, weights, self._trained)
         set_vocabulary(self.model, classes)
 
     @classmethod
@@ -336,17 +335,6 @@ class OpenVocabPredictor:
         if self._score_threshold is None:
             return instances
         return instances[instances.scores >= self._score_threshold]
-
-
-def _own_vocabulary(cfg: CfgNode) -> Vocabulary | None:
-    """What ``cfg`` names as classes; None if that cannot be had here."""
-    spec, train = cfg.MODEL.OPEN_VOCAB.VOCABULARY, cfg.DATASETS.TRAIN[:1]
-    try:
-        for name in () if spec else train:
-            register_named_files(name)
-        return configured_vocabulary(spec, train, cfg.DATASETS.NOVEL_NAMES)
-    except OVDError:
-        return None
 
 
 def _inference_config(

@@ -82,7 +82,9 @@ class ConceptDictionary:
 
         Args:
             spec: "" (no concepts); "lvis" (names, synonyms and definitions of LVIS v1, part of
-                Detectron2); "imagenet21k" (those of ImageNet-21K's synsets, part of timm);
+                Detectron2); "imagenet21k" (those of ImageNet-21K's synsets, part of timm, of a
+                word's meanings the one it names first in, then the most usual, as
+                ``imagenet_names.synsets_usual_first`` guesses it);
                 "wordnet" (WordNet's nouns, by nltk); "dataset:NAME" (classes of a registered data
                 set); a .json file that :meth:`save` wrote; or several with "+" between, of which
                 the first that defines a name counts.
@@ -235,9 +237,9 @@ def _read_part(part: str, spec: str) -> Iterable[tuple[str, str]]:
     if part == "lvis":
         return _lvis()
     if part == "imagenet21k":
-        from ovd_d2.language.imagenet_names import synsets
+        from ovd_d2.language.imagenet_names import synsets_usual_first
 
-        return _words_and_definitions(synsets())
+        return _words_and_definitions(synsets_usual_first())
     if part == "wordnet":
         return _wordnet()
     if part.startswith(_DATASET):

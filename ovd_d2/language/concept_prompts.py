@@ -13,6 +13,7 @@ from torch import Tensor
 from ovd_d2.language.concept_dictionary import ConceptDictionary
 from ovd_d2.language.prompts import clean_name
 from ovd_d2.language.vocabulary import Vocabulary
+from ovd_d2.structures.grounding import TokenSpans
 
 _LONGEST_NAME = 6  # words of a dictionary's name that is looked for in captions
 Concepts = dict[str, str]  # cleaned name -> text that the encoder reads; in order
@@ -110,6 +111,11 @@ class ConceptPrompts:
         for name, text in pairs:
             found.setdefault(clean_name(name), text)
         return found
+
+
+def names_in(caption: TokenSpans) -> set[str]:
+    """Cleaned names that a caption says: its phrases, its words and runs of some words."""
+    return {clean_name(phrase) for phrase in caption.phrases()} | _word_runs(caption.caption)
 
 
 def _word_runs(text: str) -> set[str]:

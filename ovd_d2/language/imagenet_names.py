@@ -2,12 +2,16 @@
 
 import hashlib
 import re
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 from ovd_d2.errors import OVDError
 from ovd_d2.language.vocabulary import Vocabulary
 
 PREFIX = "imagenet21k:"
+# WordNet's numbers of acts and games, of attributes such as colours, and of thoughts
+_NO_THINGS = ((37396, 1317541), (4616000, 5217168), (5611302, 6252138))
 
 
 def extend_with_imagenet21k(vocabulary: Vocabulary, count: str | int) -> Vocabulary:
@@ -74,21 +78,54 @@ def _key(word: str) -> str:
     return " ".join(re.sub(r"[_\-/.'’]", " ", plain).split()) or word.lower()
 
 
-@cache
 def synsets() -> tuple[tuple[tuple[str, ...], str], ...]:
     """(lemmas, definition) of the 21,843 synsets, in the order of the sha256 of their ids."""
+    return _in_order(lambda label: hashlib.sha256(label.encode()).hexdigest())
+
+
+def synsets_usual_first() -> tuple[tuple[tuple[str, ...], str], ...]:
+    """(lemmas, definition) of the 21,843 synsets, a word's usual meanings before its rarer ones.
+
+    Neither timm nor ImageNet say how usual a meaning is. First come the synsets of ImageNet-12K,
+    which have many images; among them what can be seen before acts, attributes and thoughts
+    ("ball": not the game; "lemon": not the flavour); then WordNet's numbers, which rise with the
+    number of a word's sense. Of 193 words with several meanings that are LVIS classes 154 get
+    LVIS's first, with numbers alone 146, in the order of :func:`synsets` 78.
+
+    Raises:
+        OVDError: timm is not there.
+    """
+    many_images = set(_info("imagenet12k").label_names())
+    return _in_order(lambda label: (label not in many_images, not _is_thing(label), label))
+
+
+def _is_thing(label: str) -> bool:
+    return not any(start <= int(label[1:]) < end for start, end in _NO_THINGS)
+
+
+def _in_order(key: Callable[[str], Any]) -> tuple[tuple[tuple[str, ...], str], ...]:
+    found = _lemmas_and_definitions()
+    return tuple(found[label] for label in sorted(found, key=key))
+
+
+@cache
+def _lemmas_and_definitions() -> dict[str, tuple[tuple[str, ...], str]]:
+    """WordNet id -> (lemmas, definition) of the synsets."""
+    info, found = _info("imagenet21k"), {}
+    for label in info.label_names():
+        lemmas = info.label_name_to_description(label)
+        definition = info.label_name_to_description(label, detailed=True)[len(lemmas) + 2 :]
+        words = tuple(word.strip() for word in lemmas.split(",") if word.strip())
+        found[label] = (words, definition)
+    return found
+
+
+def _info(subset: str) -> Any:
+    """Names of a subset of ImageNet, by timm."""
     try:
         from timm.data import ImageNetInfo
     except ImportError as error:
         raise OVDError(
             f"ImageNet's names come with timm, which is missing ({error}): pip install timm"
         ) from error
-    info = ImageNetInfo("imagenet21k")
-    ids = sorted(info.label_names(), key=lambda i: hashlib.sha256(i.encode()).hexdigest())
-    found = []
-    for label in ids:
-        lemmas = info.label_name_to_description(label)
-        definition = info.label_name_to_description(label, detailed=True)[len(lemmas) + 2 :]
-        words = tuple(word.strip() for word in lemmas.split(",") if word.strip())
-        found.append((words, definition))
-    return tuple(found)
+    return ImageNetInfo(subset)

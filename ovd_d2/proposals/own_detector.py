@@ -21,7 +21,13 @@ from ovd_d2.data.mixing import training_datasets
 from ovd_d2.data.model_kind import has_open_vocabulary
 from ovd_d2.errors import OVDError
 from ovd_d2.files.digests import file_digest
-from ovd_d2.inference.open_detector import inference_config, open_detector, run_files, to_sample
+from ovd_d2.inference.open_detector import (
+    inference_config,
+    open_detector,
+    run_files,
+    to_sample,
+    trained_vocabulary,
+)
 from ovd_d2.language import Vocabulary
 from ovd_d2.modeling import set_vocabulary
 from ovd_d2.modeling.open_vocabulary import part_with
@@ -61,14 +67,15 @@ class DetectedLabels:
         asked: str = "",
     ) -> None:
         path, config = run_files(checkpoint, config_file, asked=asked)
-        self._cfg = inference_config(load_config(str(config)), device)
+        cfg = load_config(str(config))
+        self._cfg = inference_config(cfg, device)
         self._cfg.MODEL.MASK_ON = self._cfg.MODEL.KEYPOINT_ON = False
         if not has_open_vocabulary(self._cfg):
             raise OVDError(
                 f"{asked or checkpoint} has a fixed set of classes and cannot be asked for labels: "
                 "give an open-vocabulary detector"
             )
-        self._model = open_detector(self._cfg, path)
+        self._model = open_detector(self._cfg, path, trained_vocabulary(cfg))
         set_vocabulary(self._model, vocabulary)
         self.name = model_name(path, config, config_file)
 

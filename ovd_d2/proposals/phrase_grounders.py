@@ -12,7 +12,13 @@ from torchvision.ops import nms
 from ovd_d2.config_file import load_config
 from ovd_d2.data.model_kind import reads_captions
 from ovd_d2.errors import OVDError
-from ovd_d2.inference.open_detector import inference_config, open_detector, run_files, to_sample
+from ovd_d2.inference.open_detector import (
+    inference_config,
+    open_detector,
+    run_files,
+    to_sample,
+    trained_vocabulary,
+)
 from ovd_d2.modeling.open_vocabulary import part_with
 from ovd_d2.pseudo_labelling import Found
 from ovd_d2.structures import TokenSpans
@@ -74,7 +80,8 @@ class CaptionReader:
         asked: str = "",
     ) -> None:
         path, config = run_files(checkpoint, config_file, asked=asked)
-        self._cfg = inference_config(load_config(str(config)), device)
+        cfg = load_config(str(config))
+        self._cfg = inference_config(cfg, device)
         if not reads_captions(self._cfg):
             raise OVDError(
                 f"{asked or checkpoint} is a {self._cfg.MODEL.META_ARCHITECTURE}, which finds "
@@ -83,7 +90,7 @@ class CaptionReader:
             )
         for keys in (self._cfg.MODEL.GLIP, self._cfg.MODEL.DETCLIP):
             keys.SCORE_THRESH_TEST = min(keys.SCORE_THRESH_TEST, least)
-        self._model = open_detector(self._cfg, path)
+        self._model = open_detector(self._cfg, path, trained_vocabulary(cfg))
         self._cuts = part_with(self._model, "cut_to_fit")
         self.name = model_name(path, config, config_file)
 

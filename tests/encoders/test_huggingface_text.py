@@ -196,6 +196,16 @@ def test_minilm_knows_what_words_mean(minilm):
     assert nearest["banana"] == "mango" and nearest["violin"] == "cello"
 
 
+def test_a_vector_does_not_depend_on_what_it_is_encoded_with(minilm):
+    """Bit by bit, for texts of any length: a training that goes on reads them in other batches."""
+    words = ["owl", "cat", "mug", "red mug", "a tall green tree", "one two three four five " * 3]
+    alone = torch.cat([minilm.encode([text]) for text in words])
+    assert torch.equal(minilm.encode(words), alone)
+    many = [f"{text}{end}" for text in words for end in ("", "s", " of old", " a b c d e f g")]
+    assert torch.equal(minilm.encode(many)[::4], alone)
+    assert torch.equal(minilm.encode(words[::-1] * 20)[:6], alone.flip(0))
+
+
 @torch.no_grad()
 def test_minilm_is_mean_pooled(minilm):
     from transformers import BertModel, BertTokenizerFast

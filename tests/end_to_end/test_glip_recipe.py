@@ -1,19 +1,13 @@
 """The mini GLIP by commands: trained on boxes and captions, killed in between, evaluated, used."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "tests"))
-
-from test_readme import small_mini  # noqa: E402
+from recipe_commands import ROOT, run, weights
 
 pytestmark = pytest.mark.slow
 SMALL = [
@@ -22,31 +16,9 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def folder(mini_root, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("glip_recipe")
-    small_mini(mini_root, folder / "datasets/mini-v1")
-    shutil.copytree(ROOT / "configs", folder / "configs")
-    return folder
-
-
-def run(folder, *words, expect=0):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DETECTRON2_DATASETS": "datasets"}
-    done = subprocess.run(
-        [str(word) for word in words], cwd=folder, env=environment, capture_output=True, text=True,
-        timeout=280,
-    )  # fmt: skip
-    assert done.returncode == expect, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
 def train(folder, out, *words, expect=0):
     command = (sys.executable, ROOT / "train_net.py", "--config-file", "configs/mini/glip.yaml")
     return run(folder, *command, *words, *SMALL, "OUTPUT_DIR", out, expect=expect)
-
-
-def weights(folder, out):
-    return torch.load(folder / out / "model_final.pth", weights_only=True)["model"]
 
 
 def test_training_goes_on_where_it_stopped_and_both_kinds_of_data_are_evaluated(folder):

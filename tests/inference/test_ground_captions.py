@@ -75,6 +75,29 @@ def test_the_vocabulary_is_predicted_by_the_same_model(run, predictor):
     assert predictor.encoder_id[:15] == own
 
 
+@pytest.mark.parametrize("names", ["owl", "red_mug, Red mug", "mug, mug., a mug of the colour red"])
+def test_one_name_and_names_that_are_read_alike(run, predictor, names):
+    """Every class is there, and those of one text score alike."""
+    predictor.set_vocabulary(names)
+    instances = predictor.predict(run / "photo.png")
+    words = predictor.vocabulary.names
+    predictor.set_vocabulary("cat, chair")
+    best = [instances.scores[instances.pred_classes == k].max() for k in range(len(words))]
+    assert len(words) == len(names.split(", "))
+    if len(words) > 1 and hasattr(predictor.model, "class_embedder"):
+        torch.testing.assert_close(best[0], best[1], rtol=0, atol=0)
+
+
+def test_a_picture_does_not_depend_on_its_batch(run, predictor):
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 90, 160, 3), dtype=np.uint8)
+    pictures = [run / "photo.png", pixels[0], pixels[1][:, :90], pixels[2]]
+    together = predictor.predict(pictures)
+    for picture, found in zip(pictures, together):
+        alone = predictor.predict(picture)
+        torch.testing.assert_close(found.scores, alone.scores, rtol=1e-4, atol=1e-6)
+        assert found.image_size == alone.image_size
+
+
 @pytest.mark.parametrize(
     ("caption", "spans", "message"),
     [

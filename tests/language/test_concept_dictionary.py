@@ -201,11 +201,37 @@ def test_lvis_has_all_names_and_synonyms_with_their_definitions():
     assert not taken & set(lvis.sample(2000, exclude=["spray can"]))
 
 
-def test_imagenet21k_comes_with_timm():
-    concepts = ConceptDictionary.load("imagenet21k")
+@pytest.fixture(scope="module")
+def imagenet21k():
+    return ConceptDictionary.load("imagenet21k")
+
+
+def test_imagenet21k_comes_with_timm(imagenet21k):
+    concepts = imagenet21k
     assert len(concepts) > 30_000
     assert concepts.definition("polar bear") == "white bear of Arctic regions"
     assert concepts.definition("Ursus Maritimus") == "white bear of Arctic regions"
+
+
+USUAL = {
+    "chair": "a seat for one person", "ball": "round object that is hit", "bed": "a piece of furn",
+    "orange": "round yellow to orange fruit", "apple": "fruit with red", "lemon": "yellow oval",
+    "drill": "a tool with a sharp point", "cup": "a small open container", "dog": "a member of the",
+    "bat": "nocturnal mouselike mammal", "table": "a piece of furniture having a smooth",
+    "horse": "solid-hoofed", "car": "a motor vehicle", "glass": "a container for holding liquids",
+    "bottle": "a glass or plastic vessel", "bowl": "a dish", "box": "a (usually rectangular)",
+    "book": "a number of sheets", "bow": "a weapon", "bar": "a counter", "bolt": "a screw",
+    "bridge": "a structure that allows", "case": "a portable container", "door": "a swinging or",
+    "duck": "small wild or domesticated", "fan": "a device for creating", "tree": "a tall peren",
+    "hammer": "a hand tool", "house": "a dwelling", "iron": "home appliance", "key": "metal device",
+    "knife": "edge tool", "lock": "a fastener fitted", "window": "a framework", "pitcher": "an op",
+    "seal": "any of numerous marine", "star": "any celestial", "clasp": "a fastener",
+}  # fmt: skip
+
+
+def test_imagenet21k_gives_a_word_its_usual_meaning(imagenet21k):
+    wrong = {w: d for w in USUAL if not (d := imagenet21k.definition(w)).startswith(USUAL[w])}
+    assert not wrong
 
 
 def test_classes_of_a_registered_data_set():

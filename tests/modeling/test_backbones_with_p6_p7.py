@@ -26,6 +26,54 @@ def test_swin():
     check_levels(build_backbone(small_config()).eval())
 
 
+def swin(checkpoint, **keys):
+    cfg = small_config()
+    for name, value in {"DEPTHS": [2, 1, 2, 1], "CHECKPOINT": checkpoint, **keys}.items():
+        cfg.MODEL.SWIN[name] = value
+    torch.manual_seed(0)
+    return build_backbone(cfg)
+
+
+@pytest.mark.filterwarnings("error:.*(checkpoint|requires_grad)")
+@pytest.mark.parametrize("keys", [{}, {"DROP_PATH_RATE": 0.5}, {"FREEZE_STAGES": 2}])
+def test_swin_with_recomputed_activations_has_the_same_gradients(keys):
+    """Of two batches of different size too, of which the first is computed again last."""
+    gradients = []
+    for checkpoint in (False, True):
+        backbone = swin(checkpoint, **keys).train()
+        torch.manual_seed(1)
+        images = torch.randn(2, 3, 64, 96), torch.randn(1, 3, 32, 64)
+        sum(level.square().sum() for image in images
+            for level in backbone(image).values()).backward()  # fmt: skip
+        gradients.append({name: p.grad for name, p in backbone.named_parameters()})
+    plain, recomputed = gradients
+    frozen = {name for name, gradient in plain.items() if gradient is None}
+    assert frozen == {n for n, p in backbone.named_parameters() if not p.requires_grad}
+    for name in plain.keys() - frozen:
+        torch.testing.assert_close(recomputed[name], plain[name], rtol=1e-5, atol=1e-5, msg=name)
+    assert all(recomputed[name] is None for name in frozen)
+
+
+def test_swin_keeps_less_with_recomputed_activations():
+    kept = []
+    for checkpoint in (False, True):
+        backbone, sizes = swin(checkpoint).train(), []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda saved, sizes=sizes: (sizes.append(saved.numel()), saved)[1], lambda saved: saved
+        ):
+            backbone(torch.randn(1, 3, 64, 96))
+        kept.append(sum(sizes))
+    assert kept[1] < 0.5 * kept[0]
+
+
+@pytest.mark.filterwarnings("error:.*(checkpoint|requires_grad)")
+def test_swin_with_recomputed_activations_evaluates_as_without():
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        plain, other = (swin(checkpoint).eval()(image) for checkpoint in (False, True))
+    assert all(torch.equal(plain[level], other[level]) for level in plain)
+
+
 def timm_config(**keys):
     cfg = small_config()
     cfg.MODEL.BACKBONE.NAME = "build_retinanet_timm_fpn_backbone"

@@ -134,7 +134,8 @@ def test_losses_of_phrases(monkeypatch, localize):
     batch = grounding_batch()
     texts = {**TEXTS, "a cat": "a cat", "a tall tree": "a tall tree"}
     names = [["cat", "cat"], ["a tall tree", "a cat"], []]
-    hidden = [{"red mug"}, set(), {"cat", "red mug"}]
+    # What a caption says without a box: "a cat" is said with the phrase "cat", "cat" with "a cat".
+    hidden = [{"red mug", "a cat"}, {"cat"}, {"cat", "a cat", "red mug"}]
     wanted = plain_losses_of_boxes(model, batch, names, texts, hidden)
     if not localize:
         wanted = {"loss_alignment": wanted["loss_alignment"]}
@@ -307,6 +308,30 @@ def test_a_word_of_the_caption_is_no_negative_of_its_image(monkeypatch):
     assert_equal_with_gradients(model, model(batch), {"loss_alignment": wanted["loss_alignment"]})
 
 
+def test_what_a_caption_says_is_no_negative_of_its_image_from_another(monkeypatch):
+    """ "owl" and "tree" are concepts of the second image: the first one's caption says "tree"."""
+    model = training(monkeypatch, Vocabulary(("cat",)))
+    first = TokenSpans("a cat below a tall tree", (((2, 5),),))
+    second = TokenSpans("owl, tree", (((0, 3),), ((5, 9),)))
+    batch = [
+        sample(seed=1, instances=double_boxes(gt_phrases=[0, 0]), caption=first),
+        sample(seed=2, instances=double_boxes(gt_phrases=[0, 1]), caption=second),
+    ]
+    texts = {name: name for name in ("cat", "owl", "tree")}
+    names, hidden = [["cat", "cat"], ["owl", "tree"]], [{"tree"}, set()]
+    wanted = plain_losses_of_boxes(model, batch, names, texts, hidden)
+    assert_equal_with_gradients(model, model(batch), {"loss_alignment": wanted["loss_alignment"]})
+
+
+def test_classes_that_are_all_novel_train(monkeypatch):
+    """None is known to be absent, so those of the boxes are the only concepts."""
+    model = training(monkeypatch, Vocabulary(("cat", "owl"), is_novel=(True, True)))
+    batch = [sample(seed=1, instances=double_boxes(gt_classes=[1, 1])),
+             sample(seed=2, instances=no_boxes())]  # fmt: skip
+    wanted = plain_losses_of_boxes(model, batch, [["owl", "owl"], []], {"owl": "owl"})
+    assert_equal_with_gradients(model, model(batch), wanted)
+
+
 def test_pairs_of_equal_captions_are_no_negatives(monkeypatch):
     """With no other pair there is nothing to tell apart."""
     model = training(monkeypatch)
@@ -326,6 +351,10 @@ def test_a_sample_of_no_kind_is_one_sentence():
         model([sample(instances=boxes_of(gt_classes=[0, 3]))])
     with pytest.raises(OVDError, match="set INPUT.MAPPER GroundingMapper"):
         model([sample(instances=boxes_of(gt_classes=[0, 1]), caption=CAPTION)])
+    dots = TokenSpans("a cat ...", (((2, 5),), ((6, 9),)))
+    with pytest.raises(OVDError, match=r"The caption of x.jpg: class name '...' has no letters"):
+        model([{**sample(instances=boxes_of(gt_phrases=[0, 0]), caption=dots),
+                "file_name": "x.jpg"}])  # fmt: skip
 
 
 def test_a_step_on_boxes_learns_them():

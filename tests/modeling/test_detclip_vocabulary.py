@@ -9,6 +9,7 @@ from small_detclip import CAPTION, boxes_of, detclip_config, pair, same, sample,
 
 from ovd_d2.errors import OVDError
 from ovd_d2.language import RandomEmbeddings, TextEmbeddings, Vocabulary
+from ovd_d2.language.concept_prompts import labelled_dictionary
 from ovd_d2.modeling import DetCLIP, OpenVocabularyModel, get_vocabulary, set_vocabulary
 from ovd_d2.structures import TokenSpans
 
@@ -112,6 +113,39 @@ def test_definitions_change_what_is_read_and_are_the_vocabularys():
     model.set_vocabulary(model.vocabulary)
     detect(model, sample())
     assert texts == ["cat", "owl"]
+
+
+def test_phrases_get_the_definitions_that_the_model_was_trained_with():
+    """Opened without classes: by what it is told, unless it has a dictionary of its own."""
+    trained = Vocabulary(("cat", "owl", "hat"), definitions=("a feline.", "a bird", ""),
+                         is_novel=(False, True, False))  # fmt: skip
+    captions = TokenSpans("a Cat, an owl", (((2, 5),), ((10, 13),)))
+    built = DetCLIP(detclip_config("cat, owl, hat")).eval()
+    built.prompts.dictionary = labelled_dictionary(trained)  # as if its data set had defined them
+    model = DetCLIP(detclip_config("later")).eval()
+    model.load_state_dict(built.state_dict())
+    model.set_trained_vocabulary(trained)
+    texts = counted(model)
+    same(detect(model, sample(caption=captions))[0], detect(built, sample(caption=captions))[0])
+    assert texts == ["cat, a feline", "owl"]
+    assert model.vocabulary is None
+    model.set_trained_vocabulary(Vocabulary(("cat",), definitions=("a pet",)))
+    texts.clear()
+    model.set_vocabulary("cat")
+    detect(model, sample())
+    assert texts == ["cat, a feline"]
+
+
+def test_of_a_long_definition_the_beginning_is_read_and_the_name_stays():
+    model = small_detclip()  # 16 tokens with start and end
+    words = ["of"] * 20
+    texts = {"mug": " ".join(words), "cup": " ".join(words), "mug ": " ".join([*words, "tea"])}
+    model.set_vocabulary(Vocabulary(tuple(texts), definitions=tuple(texts.values())))
+    mug, cup, again = model._class_rows()
+    torch.testing.assert_close(mug, again)  # they differ behind the 16th token
+    assert not torch.allclose(mug, cup, atol=1e-3)
+    (found,) = detect(model, sample())
+    assert set(found.pred_classes.tolist()) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("count", [1, 5000])
@@ -304,3 +338,13 @@ def test_parts_that_do_not_fit_are_refused(change, message):
     cfg.merge_from_list([word for key in change for word in (key, change[key])])
     with pytest.raises(OVDError, match=message):
         DetCLIP(cfg)
+
+
+def test_every_part_of_a_trained_text_tower_learns(tmp_path):
+    """From the folder of a whole CLIP, whose image side would wait for a gradient."""
+    from tiny_clip_models import save_hf_clip
+
+    save_hf_clip(tmp_path)
+    model = small_detclip(TEXT_TOWER=f"trained:hf:{tmp_path}").train()
+    sum(model([sample(instances=boxes_of(gt_classes=[0, 2]))]).values()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []

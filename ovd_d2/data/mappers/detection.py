@@ -156,23 +156,16 @@ class OpenVocabDatasetMapper(DatasetMapper):
 
         Returns:
             the record with ``image`` (C, H, W) uint8 in ``INPUT.FORMAT`` and, in training,
-            ``instances`` in the frame of the augmented image. None for a training image that had
-            nothing but image labels, the boxes of which the augmentations have cut off: without
-            them it would pass for an image with nothing on it.
+            ``instances`` in the frame of the augmented image, and ``absent_classes`` (n,) int64,
+            numbered as ``gt_classes``, if the record has such a list. None for a training image
+            that had nothing but image labels, the boxes of which the augmentations have cut off:
+            without them it would pass for an image with nothing on it.
 
         Raises:
             UnreadableImageError: naming the file and the reason.
         """
-        if self.is_train and not self.reads_captions and has_phrases(dataset_dict):
-            raise OVDError(
-                f"The boxes of {dataset_dict['file_name']} are of phrases of a caption, not of "
-                "classes: set INPUT.MAPPER GroundingMapper."
-            )
-        if self.is_train and not dataset_dict.keys().isdisjoint(("label_values", "sem_seg_masks")):
-            raise OVDError(
-                f"The label map of {dataset_dict['file_name']} cannot be read as it is: set "
-                "INPUT.MAPPER SemanticSegmentationMapper."
-            )
+        if self.is_train:
+            self._check_record(dataset_dict)
         sample = copy.deepcopy(dataset_dict)
         aug_input = T.AugInput(self._read_pixels(sample), sem_seg=self._read_sem_seg(sample))
         transforms = self.augmentations(aug_input)
@@ -195,6 +188,9 @@ class OpenVocabDatasetMapper(DatasetMapper):
                 return None
             if self.class_map is not None:
                 targets.gt_classes = self.class_map[targets.gt_classes]
+        if "absent_classes" in sample:
+            absent = torch.tensor(sample["absent_classes"], dtype=torch.int64)
+            sample["absent_classes"] = absent if self.class_map is None else self.class_map[absent]
         if self.teacher_regions is not None:
             targets = sample.get("instances")
             if targets is None:
@@ -205,6 +201,19 @@ class OpenVocabDatasetMapper(DatasetMapper):
         if self.numbering is not None and "instances" in sample:
             mark_numbering(sample["instances"], self.numbering)
         return sample
+
+    def _check_record(self, record: dict[str, Any]) -> None:
+        """Raises OVDError for a training image that is for another mapper."""
+        if not self.reads_captions and has_phrases(record):
+            raise OVDError(
+                f"The boxes of {record['file_name']} are of phrases of a caption, not of "
+                "classes: set INPUT.MAPPER GroundingMapper."
+            )
+        if not record.keys().isdisjoint(("label_values", "sem_seg_masks")):
+            raise OVDError(
+                f"The label map of {record['file_name']} cannot be read as it is: set "
+                "INPUT.MAPPER SemanticSegmentationMapper."
+            )
 
     def _transform_annotations(
         self, sample: dict[str, Any], transforms: T.Transform, image_shape: tuple[int, int]

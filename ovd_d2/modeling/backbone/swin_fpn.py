@@ -9,12 +9,34 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, SwinTransformer
+from detectron2.modeling.backbone.swin import SwinTransformerBlock
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ovd_d2.errors import OVDError
 from ovd_d2.layers.timm_weights import read_state_file
 from ovd_d2.modeling.backbone.timm_fpn import with_p6_p7
 
 logger = logging.getLogger(__name__)
+
+
+class RecomputedBlock(SwinTransformerBlock):
+    """A block whose activations are computed again in the backward pass instead of kept.
+
+    Detectron2's own way is the older kind of checkpoint, which warns, and gives no gradients where
+    the input has none. It also reads the block's size H, W in the backward pass, when another
+    batch may have passed.
+    """
+
+    def forward(self, x: Tensor, mask_matrix: Tensor) -> Tensor:
+        """(N, H * W, C) -> the same; H and W are attributes, as in the base class."""
+        if not torch.is_grad_enabled():
+            return super().forward(x, mask_matrix)
+        return checkpoint(self._of_size, x, mask_matrix, self.H, self.W, use_reentrant=False)
+
+    def _of_size(self, x: Tensor, mask_matrix: Tensor, height: int, width: int) -> Tensor:
+        self.H, self.W = height, width
+        return super().forward(x, mask_matrix)
 
 
 @BACKBONE_REGISTRY.register()
@@ -34,8 +56,11 @@ def build_retinanet_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> F
         drop_path_rate=keys.DROP_PATH_RATE,
         out_indices=(1, 2, 3),
         frozen_stages=keys.FREEZE_STAGES,
-        use_checkpoint=keys.CHECKPOINT,
     )
+    if keys.CHECKPOINT:
+        for layer in net.layers:
+            for block in layer.blocks:
+                block.__class__ = RecomputedBlock
     if keys.WEIGHTS:
         _load(net, keys.WEIGHTS)
     return with_p6_p7(cfg, net)

@@ -30,7 +30,13 @@ from ovd_d2.language import (
     as_vocabulary,
 )
 from ovd_d2.language.concept_dictionary import ConceptDictionary
-from ovd_d2.language.concept_prompts import ConceptPrompts, Concepts, labelled_dictionary, merged
+from ovd_d2.language.concept_prompts import (
+    ConceptPrompts,
+    Concepts,
+    labelled_dictionary,
+    merged,
+    names_in,
+)
 from ovd_d2.language.prompts import clean_name
 from ovd_d2.modeling.concept_text import ConceptText, OwnTextTower
 from ovd_d2.modeling.dense_heads import (
@@ -44,7 +50,7 @@ from ovd_d2.modeling.target_checks import TargetChecks
 from ovd_d2.modeling.word_region_learning import WordRegionLearning
 from ovd_d2.structures.grounding import TokenSpans
 
-from .one_stage import OneStageDetector, labelled_classes, one_stage_parts
+from .one_stage import OneStageDetector, one_stage_parts
 
 DETECTION, GROUNDING, PAIRS = "boxes of classes", "boxes of phrases", "pairs"
 _KINDS = (DETECTION, GROUNDING, PAIRS)
@@ -57,7 +63,8 @@ class DetCLIP(OneStageDetector):
     Input: Detectron2's list of dicts. In training there are three kinds of samples, each told by
     its fields:
 
-    * boxes of classes: ``instances`` with ``gt_boxes`` and ``gt_classes`` (Gi,) int64;
+    * boxes of classes: ``instances`` with ``gt_boxes`` and ``gt_classes`` (Gi,) int64, and, if
+      classes without a box may be there, ``absent_classes`` (n,) int64, those that are not;
     * boxes of phrases: ``instances`` with ``gt_boxes`` and ``gt_phrases`` (Gi,) int64, and
       ``caption``, a :class:`TokenSpans`;
     * pairs: no ``instances``, but ``concepts``, a list of the caption and its noun phrases.
@@ -181,6 +188,13 @@ class DetCLIP(OneStageDetector):
         self._set_vocabulary(vocabulary)
         self._chosen_by_caller()
 
+    def set_trained_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Gives the definitions that the model was trained with to a model that was built without
+        classes and a dictionary, for phrases and names that bring none."""
+        if not len(self.prompts.dictionary):
+            self.prompts.dictionary = labelled_dictionary(vocabulary)
+            self._encoded.clear()
+
     def _set_vocabulary(self, vocabulary: VocabularyLike | None) -> None:
         classes = None if vocabulary is None else as_vocabulary(vocabulary)
         given = None
@@ -226,32 +240,41 @@ class DetCLIP(OneStageDetector):
 
     def _box_targets(
         self, kind: str, samples: list[dict[str, Any]]
-    ) -> tuple[list[Instances], list[Concepts], list[list[str]]]:
-        """Per image its targets, its concepts, and the concept of each target."""
-        targets = [sample["instances"].to(self.device) for sample in samples]
+    ) -> tuple[list[Instances], list[Concepts], list[list[str]], list[set[str] | None]]:
+        """Per image its targets, its concepts, the concept of each target, and the names of which
+        it is known whether the image shows them; None: all, but for unboxed phrases of its own."""
+        known: list[set[str] | None] = [None] * len(samples)
         if kind == DETECTION:
             vocabulary = self._present_vocabulary()
-            targets = self._class_targets(targets)
-            labelled = labelled_classes(vocabulary)
+            targets, negatives = self._class_targets(samples)
             concepts = [
                 self.prompts.of_classes(
-                    t.gt_classes, vocabulary, negatives=labelled, most=self.detection_concepts
+                    t.gt_classes, vocabulary, negatives=absent, most=self.detection_concepts
                 )
-                for t in targets
+                for t, absent in zip(targets, negatives)
             ]
             names = [[vocabulary.names[k] for k in t.gt_classes.tolist()] for t in targets]
+            for image, (sample, absent) in enumerate(zip(samples, negatives)):
+                if "absent_classes" in sample:
+                    listed = (vocabulary.names[k] for k in absent.tolist())
+                    known[image] = {clean_name(name) for name in (*names[image], *listed)}
         else:
+            targets = [sample["instances"].to(self.device) for sample in samples]
             self._check_phrases(samples, targets)
             captions = [self._caption_of(sample) for sample in samples]
             phrases = [caption.phrases() for caption in captions]
-            concepts = [
-                self.prompts.of_phrases(
-                    of_image, most=self.grounding_concepts, caption=caption.caption
-                )
-                for of_image, caption in zip(phrases, captions)
-            ]
+            concepts = [self._phrase_concepts(*pair) for pair in zip(samples, captions)]
             names = [[p[k] for k in t.gt_phrases.tolist()] for p, t in zip(phrases, targets)]
-        return targets, concepts, [[clean_name(name) for name in row] for row in names]
+        return targets, concepts, [[clean_name(name) for name in row] for row in names], known
+
+    def _phrase_concepts(self, sample: dict[str, Any], caption: TokenSpans) -> Concepts:
+        try:
+            return self.prompts.of_phrases(
+                caption.phrases(), most=self.grounding_concepts, caption=caption.caption
+            )
+        except OVDError as error:  # nothing is left of a phrase
+            name = sample.get("file_name", "an image")
+            raise OVDError(f"The caption of {name}: {error}") from error
 
     def _box_losses(
         self,
@@ -260,27 +283,33 @@ class DetCLIP(OneStageDetector):
         targets: list[Instances],
         concepts: list[Concepts],
         names: list[list[str]],
+        known: list[set[str] | None],
     ) -> dict[str, Tensor]:
         of_batch = merged(comm.all_gather(merged(concepts)))
         places = {name: place for place, name in enumerate(of_batch)}
-        rows = self.text.of_all_processes(list(of_batch.values()))
+        # Without any concept the text side still needs its gradient.
+        rows = self.text.of_all_processes(list(of_batch.values()) or ["a"])
         counted = torch.ones(len(samples), len(places), dtype=torch.bool)
-        if kind == GROUNDING:  # a phrase without a box may still be visible
+        for image, of_image in enumerate(known):
+            if of_image is not None:
+                counted[image] = False
+                counted[image, [places[name] for name in of_image & places.keys()]] = True
+        if kind == GROUNDING:  # what a caption says may be visible without a box
             for image, (sample, boxed) in enumerate(zip(samples, names)):
-                own = {clean_name(phrase) for phrase in self._caption_of(sample).phrases()}
-                counted[image, [places[name] for name in own.difference(boxed)]] = False
+                said = names_in(self._caption_of(sample)).difference(boxed)
+                counted[image, [places[name] for name in said & places.keys()]] = False
         images = self._preprocess([sample["image"] for sample in samples])
         features = self._features(images)
         outputs = self.head(features)
         columns = [[places[name] for name in of_image] for of_image in names]
         losses = self.loss(
-            self.anchor_generator(features), outputs, rows, self.head.bias,
+            self.anchor_generator(features), outputs, rows[: len(places)], self.head.bias,
             [t.gt_boxes.tensor for t in targets],
             [torch.tensor(c, dtype=torch.int64, device=self.device) for c in columns],
             counted.to(self.device),
             localize=kind == DETECTION or self.localize_grounding,
         )  # fmt: skip
-        return _with_gradient_path(losses, outputs)
+        return _with_gradient_path(losses, outputs, rows)
 
     def _pair_losses(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
         texts = [list(dict.fromkeys(map(clean_name, s["concepts"]))) for s in samples]

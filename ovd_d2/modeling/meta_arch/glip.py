@@ -25,7 +25,7 @@ from ovd_d2.modeling.target_checks import TargetChecks
 from ovd_d2.modeling.text_backbone import build_text_backbone
 from ovd_d2.structures.grounding import TokenSpans
 
-from .one_stage import OneStageDetector, labelled_classes, one_stage_parts
+from .one_stage import OneStageDetector, one_stage_parts
 
 
 @dataclass
@@ -46,7 +46,8 @@ class GLIP(OneStageDetector):
     Input: Detectron2's list of dicts. With ``caption``, a :class:`TokenSpans` of P phrases, an
     image is grounded: ``instances`` has ``gt_phrases`` (Gi,) int64 in [0, P) in training, and
     ``pred_classes`` are phrases. Without it the classes of the vocabulary are looked for:
-    ``gt_classes``, and a caption of class names is made in here. Both kinds may share a batch.
+    ``gt_classes``, and a caption of class names is made in here: those of the boxes, and others,
+    of ``absent_classes`` (n,) int64 where a sample has that list. Both kinds may share a batch.
 
     Training returns ``loss_token``, ``loss_box_reg`` and ``loss_centerness``; inference
     ``[{"instances": ...}]`` with ``pred_boxes``, ``scores`` in 0..1 and ``pred_classes``, best
@@ -208,9 +209,10 @@ class GLIP(OneStageDetector):
         if not plain:
             return captions, targets
         vocabulary = self._present_vocabulary()
-        for i, boxes in zip(plain, self._class_targets([targets[i] for i in plain])):
+        of_classes = self._class_targets([batched_inputs[i] for i in plain])
+        for i, boxes, negatives in zip(plain, *of_classes):
             prompt, kept = self.prompts.for_training(
-                boxes.gt_classes, vocabulary.names, negatives=labelled_classes(vocabulary),
+                boxes.gt_classes, vocabulary.names, negatives=negatives,
                 max_negatives=self.max_negatives,
                 all_negatives_probability=self.all_negatives_probability,
             )  # fmt: skip

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ovd_d2.errors import OVDError
 from ovd_d2.language import Vocabulary, configured_vocabulary
 from ovd_d2.modeling.target_checks import EVALUATION, TargetChecks
+from ovd_d2.structures.class_numbering import CLASS_NUMBERING
 from ovd_d2.structures.grounding import TokenSpans
 
 
@@ -122,11 +123,33 @@ class OneStageDetector(nn.Module):
         maps = self.backbone(images.tensor)
         return [maps[name] for name in self.in_features]
 
-    def _class_targets(self, targets: Sequence[Instances]) -> list[Instances]:
-        """Targets of images of classes, their numbers those of the vocabulary."""
+    def _class_targets(
+        self, samples: Sequence[dict[str, Any]]
+    ) -> tuple[list[Instances], list[Tensor]]:
+        """Targets of images of classes, their numbers those of the vocabulary; and per image the
+        classes that are known to be absent where it has no box of them, int64, ascending.
+
+        Those are all but the novel ones, or, where a sample has ``absent_classes``, of them what
+        that list or a box names.
+        """
         vocabulary = self._present_vocabulary()
-        self.target_checks.before_training(list(targets), vocabulary, {})
-        return self.target_checks.class_numbers.of_vocabulary(list(targets), vocabulary)
+        given = [sample["instances"].to(self.device) for sample in samples]
+        self.target_checks.before_training(given, vocabulary, {})
+        numbers = self.target_checks.class_numbers
+        targets = numbers.of_vocabulary(given, vocabulary)
+        known = [k for k, novel in enumerate(vocabulary.is_novel) if not novel]
+        labelled = torch.tensor(known, dtype=torch.int64)
+        negatives = []
+        for sample, before, rows in zip(samples, given, targets):
+            known = labelled
+            if "absent_classes" in sample:
+                absent = torch.as_tensor(sample["absent_classes"], dtype=torch.int64)
+                if not before.has(CLASS_NUMBERING):
+                    named = Instances(rows.image_size, gt_classes=absent.to(self.device))
+                    absent = numbers.of_vocabulary([named], vocabulary)[0].gt_classes.cpu()
+                known = labelled[torch.isin(labelled, torch.cat([absent, rows.gt_classes.cpu()]))]
+            negatives.append(known)
+        return targets, negatives
 
     def _present_vocabulary(self) -> Vocabulary:
         if self.vocabulary is None:
@@ -158,11 +181,6 @@ class OneStageDetector(nn.Module):
                 "An image has a caption, but its boxes do not say of which phrase they are "
                 "(gt_phrases): set INPUT.MAPPER GroundingMapper for data sets of captions."
             )
-
-
-def labelled_classes(vocabulary: Vocabulary) -> Tensor:
-    """Places of the classes known to be absent where they have no box: novel ones may be there."""
-    return torch.tensor([k for k, novel in enumerate(vocabulary.is_novel) if not novel])
 
 
 def one_stage_parts(

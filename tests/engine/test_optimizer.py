@@ -1,0 +1,61 @@
+"""Learning rate and weight decay of every parameter of the grounded detectors' recipes."""
+
+from pathlib import Path
+
+import pytest
+from detectron2.config import get_cfg
+from small_detclip import small_detclip
+from small_glip import small_glip
+
+from ovd_d2 import add_ovd_config
+from ovd_d2.engine.optimizer import build_optimizer
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def settings_of(recipe, model):
+    """Name of a parameter -> its learning rate and weight decay under the recipe's SOLVER."""
+    cfg = get_cfg()
+    add_ovd_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / recipe))
+    groups = build_optimizer(cfg, model).param_groups
+    found = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    return {name: found[id(p)] for name, p in model.named_parameters()}
+
+
+def test_glip_as_its_public_code(monkeypatch):
+    """Text 0.1 x lr; whatever has "bias" in its name 2 x that and no decay; norms decay."""
+    found = settings_of("glip/Base-glip_t.yaml", small_glip(monkeypatch))
+    for name, settings in found.items():
+        rate, decay = (1e-5 if name.startswith("text_backbone.") else 1e-4), 1e-4
+        if "bias" in name:
+            rate, decay = 2 * rate, 0.0
+        elif name.endswith(("log_scale", "level_scales")):
+            decay = 0.0
+        assert settings == pytest.approx((rate, decay), rel=1e-9), name
+    seen = " ".join(found)
+    for part in ("relative_position_bias_table", "in_proj_bias", "text_bias", "log_scale",
+                 "visual_scale", "text_backbone.model.encoder", "level_scales"):  # fmt: skip
+        assert part in seen
+
+
+def test_detclip_decays_kernels_and_tables_of_words_alone():
+    model = small_detclip()
+    found = settings_of("detclip/Base-detclip_t.yaml", model)
+    for name, parameter in model.named_parameters():
+        rate = 2.8e-5 if name.startswith("text.") else 2.8e-4
+        decay = 0.05 if parameter.ndim > 1 and "position_bias" not in name else 0.0
+        assert found[name] == pytest.approx((rate, decay), rel=1e-9), name
+    assert found["head.log_scale"][1] == found["head.level_scales"][1] == 0
+    assert found["head.bias"][1] == 0
+
+
+def test_without_a_key_for_biases_they_are_as_any_parameter():
+    model = small_detclip()
+    cfg = get_cfg()
+    add_ovd_config(cfg)
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY = 0.5, 0.25
+    groups = build_optimizer(cfg, model).param_groups
+    found = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert found[id(model.head.bias)] == (0.5, 0.25)
+    assert found[id(model.head.log_scale)] == (0.5, 0.0)
