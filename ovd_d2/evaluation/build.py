@@ -14,7 +14,6 @@ from detectron2.evaluation import (
     DatasetEvaluator,
     DatasetEvaluators,
     PascalVOCDetectionEvaluator,
-    SemSegEvaluator,
 )
 
 from ovd_d2.data.held_out import novel_mask
@@ -171,7 +170,7 @@ def _stock_evaluators(
     kind = MetadataCatalog.get(dataset_name).evaluator_type
     evaluators: list[DatasetEvaluator] = []
     if kind in ("coco_panoptic_seg", "ade20k_panoptic_seg"):
-        evaluators.append(SemSegEvaluator(dataset_name, output_dir=output_folder))
+        evaluators.append(_of_label_maps(cfg, dataset_name, output_folder, None))
     if kind in ("coco", "coco_panoptic_seg", "ade20k_panoptic_seg"):
         evaluators.append(
             CheckedCOCOEvaluator(
@@ -200,6 +199,12 @@ def _label_map_evaluator(
     own = kind == "cityscapes_sem_seg" and not is_novel
     if own and importlib.util.find_spec(_CITYSCAPES_SCRIPTS[0]) is not None:
         return CityscapesSemSegEvaluator(dataset_name)
+    return _of_label_maps(cfg, dataset_name, output_folder, is_novel)
+
+
+def _of_label_maps(
+    cfg: CfgNode, dataset_name: str, output_folder: str, is_novel: tuple[bool, ...] | None
+) -> OpenVocabSemSegEvaluator:
     return OpenVocabSemSegEvaluator(
         dataset_name,
         output_dir=output_folder,

@@ -136,7 +136,7 @@ def test_unknown_data_sets_and_types(cfg, dataset):
     [
         ("sem_seg", None, ["OpenVocabSemSegEvaluator"]),
         ("coco_panoptic_seg", "panopticapi",
-         ["SemSegEvaluator", "CheckedCOCOEvaluator", "COCOPanopticEvaluator"]),
+         ["OpenVocabSemSegEvaluator", "CheckedCOCOEvaluator", "COCOPanopticEvaluator"]),
         ("cityscapes_instance", "cityscapesscripts", ["CityscapesInstanceEvaluator"]),
         ("cityscapes_panoptic_seg", "panopticapi", ["COCOPanopticEvaluator",
          "CityscapesSemSegEvaluator", "CityscapesInstanceEvaluator"]),

@@ -5,14 +5,17 @@ import json
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import Image
 from pycocotools import mask as coco_mask
 from random_models import make_pixels
 
+from ovd_d2.config_file import load_config
 from ovd_d2.data.datasets.semantic import read_label_map
 from ovd_d2.errors import OVDError
 from ovd_d2.inference import OpenVocabPredictor
+from ovd_d2.inference.export import export_model
 from ovd_d2.inference.label_map_files import coco_segments, write_labels
 from ovd_d2.inference.predict_files import predict_files, titles_of, write_side_by_side
 from ovd_d2.inference.score_threshold import match_data_set
@@ -138,3 +141,47 @@ def test_titles():
     assert titles_of(["a/mini", "mini", "b/mini/"]) == {
         "mini": "a/mini", "mini_2": "mini", "mini_3": "b/mini/"
     }  # fmt: skip
+
+
+SMALL = {
+    "LSeg": [
+        "MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "tf_efficientnet_lite0",
+        "MODEL.TIMM.WEIGHTS", "", "MODEL.TIMM.OUT_STRIDES", "[4, 8, 16, 32]",
+        "MODEL.LSEG.WIDTH", "16", "MODEL.OPEN_VOCAB.TEXT_ENCODER", "minilm",
+        "MODEL.OPEN_VOCAB.EMBED_DIM", "384",
+    ],
+    "GroupViT": [
+        "MODEL.GROUPVIT.IMAGE_SIZE", "32", "MODEL.GROUPVIT.PATCH", "8",
+        "MODEL.GROUPVIT.WIDTH", "24", "MODEL.GROUPVIT.HEADS", "3",
+        "MODEL.GROUPVIT.DEPTHS", "[1, 1, 1]",
+        "MODEL.GROUPVIT.GROUP_TOKENS", "[6, 3, 0]", "MODEL.GROUPVIT.OUTPUT_GROUPS", "[6, 3]",
+        "MODEL.GROUPVIT.TEXT.WIDTH", "16", "MODEL.GROUPVIT.TEXT.HEADS", "2",
+        "MODEL.GROUPVIT.TEXT.LAYERS", "1", "MODEL.GROUPVIT.EMBED_DIM", "16",
+        "MODEL.GROUPVIT.PROJECTOR_HIDDEN", "32", "MODEL.GROUPVIT.WINDOW_TEST", "32",
+        "MODEL.GROUPVIT.STRIDE_TEST", "16", "MODEL.OPEN_VOCAB.PROMPTS", "name",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", SMALL)
+def test_models_of_the_papers_are_exported_and_draw_any_words(architecture, images, tmp_path):
+    cfg = load_config("", [
+        "MODEL.META_ARCHITECTURE", architecture, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "",
+        "INPUT.FORMAT", "RGB", "INPUT.MIN_SIZE_TEST", "40", "INPUT.MAX_SIZE_TEST", "90",
+        "DATASETS.TRAIN", "()", "DATASETS.TEST", "()", *SMALL[architecture],
+        "MODEL.OPEN_VOCAB.VOCABULARY", "background, red mug, sea",
+    ])  # fmt: skip
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    torch.manual_seed(0)
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
+    export_model(tmp_path / "model.pth", tmp_path / "config.yaml", tmp_path / "model")
+    predictor = OpenVocabPredictor.from_pretrained(tmp_path / "model", device="cpu")
+    found = predictor.predict(images[0])
+    assert found.shape == (3, 50, 70) and found.dtype == torch.float32
+    predictor.set_vocabulary("sea, red mug, background")
+    torch.testing.assert_close(predictor.predict(images[0]), found[[2, 1, 0]])
+    predictor.set_vocabulary("sea, red mug, tree, zebra crossing")
+    assert predictor.predict(images[0]).shape == (4, 50, 70)
+    predict_files(predictor, images, pictures=tmp_path / "out", json_file=tmp_path / "out/x.json")
+    written = np.asarray(Image.open(tmp_path / "out/0_labels.png"))
+    assert (written == predictor.predict(images[0]).argmax(dim=0).numpy()).all()
