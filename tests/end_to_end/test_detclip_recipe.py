@@ -40,6 +40,7 @@ RECIPE = ["--config-file", "configs/mini/detclip_pairs.yaml"]
 SMALL = [
     "DATASETS.SOURCES", SOURCES, "SOLVER.IMS_PER_BATCH", 2, "MODEL.TIMM.WEIGHTS", "",
     "SOLVER.MAX_ITER", ITERATIONS, "SOLVER.CHECKPOINT_PERIOD", 4,
+    "MODEL.DETCLIP.SCORE_THRESH_TEST", 0.0,
     "INPUT.MIN_SIZE_TRAIN", "(80, 96)", "INPUT.MIN_SIZE_TEST", 96,
     "DATASETS.TEST", "('mini_v1_val', 'mini_v1_grounding_val')",
 ]  # fmt: skip
