@@ -1,5 +1,5 @@
 """The constants of every published recipe of RKD and ViLD, apart from the yamls and by hand:
-key -> value. Those of DetCLIP are in ``published_constants_detclip``.
+key -> value. Those of DetCLIP and GLIP are in ``published_constants_detclip`` and ``_glip``.
 
 A recipe's entry names all keys in which its yaml differs from the defaults, and those published
 values that are defaults. Sources, with the commit that was read:

@@ -1,6 +1,7 @@
-"""Every yaml of configs/detclip, rkd and vild against the constants that were published."""
+"""Every yaml of configs/detclip, glip, rkd and vild against the constants that were published."""
 
 import copy
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,17 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from published_constants import RECIPES as OF_RKD_AND_VILD
 from published_constants_detclip import RECIPES as OF_DETCLIP
+from published_constants_glip import RECIPES as OF_GLIP
 
 from ovd_d2 import add_ovd_config
 from ovd_d2.data.mixing import read_sources
 from ovd_d2.errors import OVDError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-RECIPES = OF_RKD_AND_VILD | OF_DETCLIP
+RECIPES = OF_RKD_AND_VILD | OF_DETCLIP | OF_GLIP
 FILES = {
     str(path.relative_to(CONFIGS).with_suffix("")): path
-    for method in ("detclip", "rkd", "vild")
+    for method in ("detclip", "glip", "rkd", "vild")
     for path in sorted((CONFIGS / method).glob("*.yaml"))
 }
 OURS = ("VERSION", "OUTPUT_DIR")  # no published constants
@@ -114,8 +116,10 @@ def changed(value: Any) -> Any:
     if isinstance(value, int | float):
         return value * 2 + 3
     if isinstance(value, list):
-        return [*value[:-1], changed(value[-1])]
-    return value.replace('")', 'x")').replace('",)', 'x",)') if ")" in value else value + "x"
+        return [*value[:-1], changed(value[-1])] if value else ["x"]
+    if ")" not in value:
+        return value + "x"
+    return re.sub(r"(\d\))$", r"1\1", value.replace('")', 'x")').replace('",)', 'x",)'))
 
 
 def constants_in(content: dict) -> list[tuple]:
