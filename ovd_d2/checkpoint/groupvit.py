@@ -275,8 +275,8 @@ def _shape_of(state: Mapping[str, Tensor], rows: list[Names], naming: str) -> di
     patch = sizes["image_encoder.patch_embed.proj.weight"]
     stages = range(1 + max(int(f[1]) for f in _matches(r"image_encoder\.stages\.(\d+)", sizes)))
     encoder = "image_encoder.stages.{}."
-    depths = [sum(f"{encoder.format(i)}blocks.{n}.norm1.bias" in sizes for n in range(99))
-              for i in stages]  # fmt: skip
+    block = r"image_encoder\.stages\.%d\.blocks\.\d+\.norm1\.bias"
+    depths = [sum(1 for _ in _matches(block % stage, sizes)) for stage in stages]
     grouping = list(stages)[:-1]
     return {
         "IMAGE_SIZE": round(sizes["image_encoder.pos_embed"][1] ** 0.5) * patch[2],

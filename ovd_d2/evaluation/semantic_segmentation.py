@@ -14,13 +14,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 
 from ovd_d2.data.datasets.semantic import read_label_map
-from ovd_d2.data.datasets.semantic.label_sets import BACKGROUND
+from ovd_d2.data.datasets.semantic.label_sets import BACKGROUND, IGNORE_LABEL
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation.splits import novel_mask, results_table
 
 logger = logging.getLogger(__name__)
 
-IGNORE_LABEL = 255  # of data sets whose metadata do not say
 # What becomes of a class that no evaluated pixel has; see class_iou.
 ABSENT = ("no_truth", "nan", "zero")
 

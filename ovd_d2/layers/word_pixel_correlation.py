@@ -7,6 +7,7 @@ Source: Li et al. 2022, "Language-driven Semantic Segmentation", section 3 and i
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 EPSILON = 1e-6  # smallest norm that is divided by
 
@@ -34,20 +35,21 @@ def word_pixel_correlation(
         pixels, words = pixels.float(), words.float()
         if half:
             words = _rounded(words)
-            words = _rounded(words / _rounded(_norm(words, -1)))
+            norms = torch.linalg.vector_norm(words, dim=-1, keepdim=True).clamp(min=EPSILON)
+            words = _rounded(words / _rounded(norms))
             rounded_scale = float(torch.tensor(scale, dtype=torch.float16))
-            pixels = _rounded(_rounded(pixels / _norm(pixels, 1)) * rounded_scale)
+            pixels = _rounded(_rounded(_unit(pixels)) * rounded_scale)
             return _rounded(_products(words, pixels))
-        words = words / _norm(words, -1)
-        return _products(words, pixels / _norm(pixels, 1)) * scale
+        words, pixels = F.normalize(words, dim=-1, eps=EPSILON), _unit(pixels)
+        return _products(words, pixels) * scale
 
 
 def _products(words: Tensor, pixels: Tensor) -> Tensor:
     return (words @ pixels.flatten(2)).unflatten(2, pixels.shape[2:])
 
 
-def _norm(x: Tensor, dim: int) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=dim, keepdim=True).clamp(min=EPSILON)
+def _unit(pixels: Tensor) -> Tensor:
+    return F.normalize(pixels, dim=1, eps=EPSILON)
 
 
 def _rounded(x: Tensor) -> Tensor:

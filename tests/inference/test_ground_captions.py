@@ -171,6 +171,12 @@ def test_the_command(run):
     assert content["phrases"][1]["spans"] == [[11, 20]] and len(content["boxes"]) == 7
     assert Image.open(run / "out.jpg").size[0] == 800
 
+    done = command("photo.png", CAPTION, "--out", "one.jpg", "--json", "one.json",
+                   "--score-threshold", "0", "--per-phrase", "1")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    of_phrases = [box["phrase"] for box in json.loads((run / "one.json").read_text())["boxes"]]
+    assert sorted(of_phrases) == [0, 1]
+
     bad = command("photo.png", CAPTION, "--phrase", "dog")
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr == f"error: --phrase 'dog' is not in the caption {CAPTION!r}.\n"

@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 
 from ovd_d2.data.datasets.semantic import read_label_map
+from ovd_d2.data.datasets.semantic.label_sets import IGNORE_LABEL
 from ovd_d2.data.held_out import novel_mask
 from ovd_d2.data.mappers.detection import (
     DATASET_MAPPER_REGISTRY,
@@ -23,7 +24,6 @@ from ovd_d2.data.mappers.detection import (
 from ovd_d2.errors import OVDError
 from ovd_d2.language.dataset_classes import class_names
 
-IGNORE_LABEL = 255  # of data sets whose metadata do not say
 _BYTE = 255
 # Entries of records that only say where a map comes from.
 _SOURCES = ("sem_seg_file_name", "sem_seg_masks", "label_values", "annotations")

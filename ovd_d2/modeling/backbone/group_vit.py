@@ -187,11 +187,11 @@ class GroupViTEncoder(nn.Module):
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """(1, h * w, C), the learned ones, bicubic (``align_corners=False``) on another grid."""
-        if grid == (self.side, self.side):
-            return self.pos_embed
-        square = self.pos_embed.unflatten(1, (self.side, self.side)).permute(0, 3, 1, 2)
-        resized = nn.functional.interpolate(square.float(), grid, mode="bicubic")
-        return resized.flatten(2).transpose(1, 2)
+        from timm.layers import resample_abs_pos_embed
+
+        return resample_abs_pos_embed(
+            self.pos_embed, list(grid), num_prefix_tokens=0, antialias=False, align_corners=False
+        )
 
 
 def _check(

@@ -135,12 +135,14 @@ def fpn_over(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module | None) -> 
     )
 
 
-def import_timm() -> ModuleType:
-    """timm; raises OVDError if it is missing."""
+def timm_that_has(name: str) -> ModuleType:
+    """timm; raises OVDError if it is missing, or has no such model."""
     try:
         import timm
     except ImportError as error:
         raise OVDError("MODEL.TIMM needs timm: run `pip install timm`.") from error
+    if name not in timm.list_models():
+        raise OVDError(f"MODEL.TIMM.NAME {name} is not a timm model: see timm.list_models().")
     return timm
 
 
@@ -152,9 +154,8 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     Raises:
         OVDError: timm missing, unknown model, or weights that do not fit.
     """
-    timm, keys = import_timm(), cfg.MODEL.TIMM
-    if keys.NAME not in timm.list_models():
-        raise OVDError(f"MODEL.TIMM.NAME {keys.NAME} is not a timm model: see timm.list_models().")
+    keys = cfg.MODEL.TIMM
+    timm = timm_that_has(keys.NAME)
     strides = timm.create_model(keys.NAME, features_only=True).feature_info.reduction()
     if not set(keys.OUT_STRIDES) <= set(strides):
         raise OVDError(

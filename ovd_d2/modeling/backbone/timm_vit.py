@@ -19,7 +19,7 @@ from ovd_d2.errors import OVDError
 from ovd_d2.layers.timm_weights import load_timm_weights
 
 from .reassemble import STRIDES, Reassemble
-from .timm_fpn import import_timm
+from .timm_fpn import timm_that_has
 
 logger = logging.getLogger(__name__)
 
@@ -124,12 +124,11 @@ def resized_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
     Returns:
         (1, 1 + h * w, D); bilinear, corners not aligned.
     """
-    side = round((positions.shape[1] - 1) ** 0.5)
-    if tuple(grid) == (side, side):
-        return positions
-    old = positions[:, 1:].transpose(1, 2).unflatten(2, (side, side))
-    new = nn.functional.interpolate(old, size=tuple(grid), mode="bilinear", align_corners=False)
-    return torch.cat([positions[:, :1], new.flatten(2).transpose(1, 2)], dim=1)
+    from timm.layers import resample_abs_pos_embed
+
+    return resample_abs_pos_embed(
+        positions, list(grid), interpolation="bilinear", antialias=False, align_corners=False
+    )
 
 
 @BACKBONE_REGISTRY.register()
@@ -139,9 +138,8 @@ def build_timm_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmViTPyra
     Raises:
         OVDError: timm missing, unknown model, one that is no plain ViT, or weights that do not fit.
     """
-    timm, keys = import_timm(), cfg.MODEL.TIMM
-    if keys.NAME not in timm.list_models():
-        raise OVDError(f"MODEL.TIMM.NAME {keys.NAME} is not a timm model: see timm.list_models().")
+    keys = cfg.MODEL.TIMM
+    timm = timm_that_has(keys.NAME)
     vit = timm.create_model(
         keys.NAME,
         pretrained=keys.WEIGHTS == "timm",

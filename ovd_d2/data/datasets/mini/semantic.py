@@ -9,10 +9,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovd_d2.data.datasets.mini.registration import SECTION, class_metadata, load_mini
 from ovd_d2.data.datasets.mini.splits import VERSION
-from ovd_d2.data.datasets.semantic.label_sets import BACKGROUND
+from ovd_d2.data.datasets.semantic.label_sets import BACKGROUND, IGNORE_LABEL
+from ovd_d2.data.datasets.semantic.registration import EVALUATOR
 
-EVALUATOR = "sem_seg"
-IGNORE_LABEL = 255
 # Annotation set -> annotation file without suffix. train_base needs the outlines of novel objects.
 SOURCES = {
     "train_all": "train_all",

@@ -17,6 +17,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovd_d2.data.datasets.semantic import label_sets
+from ovd_d2.data.datasets.semantic.label_sets import IGNORE_LABEL
 from ovd_d2.errors import OVDError
 from ovd_d2.region_store.restricted_unpickler import read_restricted_pickle
 
@@ -27,7 +28,6 @@ SECTION = "Few-shot segmentation"
 FOLDS = 4
 EPISODES = 1000  # of a test split of Pascal-5i and COCO-20i
 SEED = 0  # of the episodes of COCO-20i
-IGNORE_LABEL = 255
 _SPLITS = "few_shot_splits"
 _FSS_SPLITS = {"train": "trn", "val": "val", "test": "test"}
 Records = list[dict[str, Any]]

@@ -2,6 +2,7 @@
 
 from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES, COCO_CATEGORIES
 
+IGNORE_LABEL = 255  # of pixels without a class, where the metadata do not say otherwise
 BACKGROUND = "background"
 OTHERS = "others"  # what a few-shot class is told apart from
 

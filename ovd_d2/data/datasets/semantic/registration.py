@@ -13,11 +13,11 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovd_d2.data.datasets.semantic import label_sets
+from ovd_d2.data.datasets.semantic.label_sets import IGNORE_LABEL
 from ovd_d2.errors import OVDError
 
 logger = logging.getLogger(__name__)
 
-IGNORE_LABEL = 255
 EVALUATOR = "sem_seg"
 
 
