@@ -84,7 +84,12 @@ ROWS = {
     "detclip_pairs": Row("DetCLIPv2 + pairs, best match"),
     "detclip_pairs_softmax": Row("DetCLIPv2 + pairs, softmax match"),
     "detclip_pairs_enriched": Row("DetCLIPv2 + pairs + definitions"),
+    "lseg": Row("LSeg"),
+    "lseg_all": Row("LSeg, all label maps (oracle)"),
+    "groupvit": Row("GroupViT, captions alone"),
 }
+# Task -> a table of the rows that were evaluated on it: its first metric, and its picture.
+TABLES = (("box", "AP", "average_precision.png"), ("sem_seg", "mIoU", "mean_iou.png"))
 
 
 def command(
@@ -94,7 +99,7 @@ def command(
     rows: str = typer.Option(",".join(ROWS), help="Which rows, separated by commas."),
     jobs: int = typer.Option(0, min=0, help="Trainings at once; 0: as many as there are cores."),
 ) -> None:
-    """Train and evaluate every row of ViLD, RKD, GLIP and DetCLIP on mini; write their means."""
+    """Train and evaluate every row of every system on mini; write their means and ranges."""
     from ovd_d2.benchmarks.recipes import runs as recipe_runs
     from ovd_d2.errors import OVDError
     from ovd_d2.files.atomic import check_output_folder
@@ -222,44 +227,55 @@ def _boxes_captions_and(found: Path) -> list[dict[str, Any]]:
 
 
 def _report(done: "Mapping[str, Sequence[Run]]", out: Path, root: Path, seconds: float) -> None:
-    """Writes summary.json, table.md and average_precision.png; prints the table."""
+    """Writes summary.json, table.md and the pictures; prints the tables."""
     from ovd_d2.benchmarks.recipes.runs import collect
-    from ovd_d2.benchmarks.recipes.seeds import markdown_table, mean_and_spread
-    from ovd_d2.benchmarks.recipes.summary import GROUNDING
+    from ovd_d2.benchmarks.recipes.seeds import markdown_table
     from ovd_d2.files.atomic import atomic_write, write_json
     from ovd_d2.visualization.training_plots import plot_average_precision
 
-    rows: dict[str, dict[str, Any]] = {}
-    for name, runs in done.items():
-        summaries = [collect(run, root) for run in runs]
-        rows[name] = {
-            "title": ROWS[name].title,
-            "seeds": len(runs),
-            "box": mean_and_spread([summary["box"] for summary in summaries]),
-            "runs": summaries,
-        }
-        if all("grounding" in found for found in summaries):
-            of_runs = [found["grounding"] for found in summaries]
-            rows[name]["grounding"] = mean_and_spread(of_runs, GROUNDING)
+    found = {name: [collect(run, root) for run in runs] for name, runs in done.items()}
+    rows = {name: _summary(name, runs) for name, runs in found.items()}
     dataset = next(iter(rows.values()))["runs"][0]["dataset"]
     summary = {"dataset": dataset, "rows": rows, "seconds": round(seconds, 1)}
     write_json(root / out / "summary.json", {**summary, "ovd_d2": __version__})
-    titled = {row["title"]: {**row["box"], **row.get("grounding", {})} for row in rows.values()}
+    tables, files = [], [f"{out}/summary.json", f"{out}/table.md"]
+    for task, metric, picture in TABLES:
+        chosen = [row for row in rows.values() if task in row]
+        if not chosen:
+            continue
+        dataset = chosen[0]["runs"][0]["dataset"]
+        titled = {row["title"]: {**row[task], **row.get("grounding", {})} for row in chosen}
+        plot_average_precision(titled, dataset, root / out / picture, metric)
+        seeds = max(row["seeds"] for row in chosen)
+        _print_table(titled, f"{metric} in percent on {dataset}, mean of {seeds} seed(s) (range)")
+        tables.append(markdown_table(titled))
+        files.append(f"{out}/{picture}")
     with atomic_write(root / out / "table.md") as file:
-        file.write(markdown_table(titled).encode())
-    plot_average_precision(titled, dataset, root / out / "average_precision.png")
-    _print_table(titled, dataset, max(row["seeds"] for row in rows.values()))
-    say(f"{out}/summary.json, {out}/table.md, {out}/average_precision.png")
+        file.write("\n".join(tables).encode())
+    say(", ".join(files))
 
 
-def _print_table(rows: Mapping[str, Any], dataset: str, seeds: int) -> None:
+def _summary(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A row of summary.json: what all its seeds have been evaluated on, and each of them."""
+    from ovd_d2.benchmarks.recipes.seeds import mean_and_spread
+    from ovd_d2.benchmarks.recipes.summary import GROUNDING, METRICS, SEGMENTATION
+
+    tasks = {"box": METRICS, "grounding": GROUNDING, "sem_seg": SEGMENTATION}
+    of_all = {
+        task: mean_and_spread([run[task] for run in runs], metrics)
+        for task, metrics in tasks.items()
+        if all(task in run for run in runs)
+    }
+    return {"title": ROWS[name].title, "seeds": len(runs), **of_all, "runs": runs}
+
+
+def _print_table(rows: Mapping[str, Any], title: str) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from ovd_d2.benchmarks.recipes.seeds import cell, columns
 
-    title = f"Box AP in percent on {dataset}, mean of {seeds} seed(s) (range)"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("model", no_wrap=True)
     for metric in columns(rows):

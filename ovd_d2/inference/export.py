@@ -36,8 +36,8 @@ from .predictor import OpenVocabPredictor
 from .score_threshold import LOWEST, choose_score_threshold
 
 # What of a config decides how pictures are predicted.
-_KEPT = ("VERSION", "MODEL", "INPUT.FORMAT", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST",
-         "INPUT.MAX_PIXELS", "TEST.DETECTIONS_PER_IMAGE")  # fmt: skip
+_KEPT = ("VERSION", "MODEL", "INPUT.FORMAT", "INPUT.SQUARE", "INPUT.MIN_SIZE_TEST",
+         "INPUT.MAX_SIZE_TEST", "INPUT.MAX_PIXELS", "TEST.DETECTIONS_PER_IMAGE")  # fmt: skip
 # Parts of MODEL that point to files, or that only training reads.
 _DROPPED = (
     "MODEL.DEVICE", "MODEL.TIMM.FREEZE_STAGES",

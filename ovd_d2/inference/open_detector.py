@@ -117,14 +117,16 @@ def to_sample(image: np.ndarray, cfg: CfgNode) -> dict[str, Any]:
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        cfg: reads ``INPUT.FORMAT``, ``MIN_SIZE_TEST`` and ``MAX_SIZE_TEST``.
+        cfg: reads ``INPUT.FORMAT``, ``SQUARE``, ``MIN_SIZE_TEST`` and ``MAX_SIZE_TEST``.
     """
     height, width = image.shape[:2]
     pixels = image if cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1]
-    if cfg.INPUT.MIN_SIZE_TEST > 0:
+    new_height = new_width = cfg.INPUT.SQUARE
+    if not cfg.INPUT.SQUARE and cfg.INPUT.MIN_SIZE_TEST > 0:
         new_height, new_width = T.ResizeShortestEdge.get_output_shape(
             height, width, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
         )
+    if cfg.INPUT.SQUARE or cfg.INPUT.MIN_SIZE_TEST > 0:
         resize = T.ResizeTransform(height, width, max(new_height, 1), max(new_width, 1))
         pixels = resize.apply_image(np.ascontiguousarray(pixels))
     tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))

@@ -38,18 +38,33 @@ def word_pixel_correlation(
             norms = torch.linalg.vector_norm(words, dim=-1, keepdim=True).clamp(min=EPSILON)
             words = _rounded(words / _rounded(norms))
             rounded_scale = float(torch.tensor(scale, dtype=torch.float16))
-            pixels = _rounded(_rounded(_unit(pixels)) * rounded_scale)
+            pixels = _rounded(_rounded(unit_pixels(pixels)) * rounded_scale)
             return _rounded(_products(words, pixels))
-        words, pixels = F.normalize(words, dim=-1, eps=EPSILON), _unit(pixels)
-        return _products(words, pixels) * scale
+        return unit_pixel_correlation(unit_pixels(pixels), words, scale)
+
+
+def unit_pixels(pixels: Tensor) -> Tensor:
+    """(N, D, h, w) of any norm -> the same, fp32, of norm 1 (or shorter, see above)."""
+    return F.normalize(pixels.float(), dim=1, eps=EPSILON)
+
+
+def unit_pixel_correlation(pixels: Tensor, words: Tensor, scale: float) -> Tensor:
+    """As :func:`word_pixel_correlation`, of pixels that have their norm: linear in them.
+
+    Args:
+        pixels: (N, D, h, w) fp32, of :func:`unit_pixels`, or resized, or sums of such.
+        words: see there.
+        scale: see there.
+
+    Returns:
+        (N, K, h, w) fp32.
+    """
+    with torch.autocast(pixels.device.type, enabled=False):
+        return _products(F.normalize(words.float(), dim=-1, eps=EPSILON), pixels) * scale
 
 
 def _products(words: Tensor, pixels: Tensor) -> Tensor:
     return (words @ pixels.flatten(2)).unflatten(2, pixels.shape[2:])
-
-
-def _unit(pixels: Tensor) -> Tensor:
-    return F.normalize(pixels, dim=1, eps=EPSILON)
 
 
 def _rounded(x: Tensor) -> Tensor:

@@ -101,14 +101,15 @@ class TargetChecks:
 
     def before_training(
         self,
-        targets: Sequence[Instances],
+        targets: Sequence[Instances] | None,
         vocabulary: Vocabulary,
         expected: Mapping[Supervision, Sequence[Instances]],
     ) -> None:
         """To be called with every training batch.
 
         Args:
-            targets: all rows per image.
+            targets: all rows per image; None: they are label maps, which bear no mark of who has
+                read them.
             vocabulary: the present classes.
             expected: kinds of rows that the heads learn from -> those rows per image.
 
@@ -117,11 +118,11 @@ class TargetChecks:
         """
         if not self._has_trained:
             self._has_trained = True
-            self._warn_of_keys(any(t.has(CLASS_NUMBERING) for t in targets))
+            self._warn_of_keys(targets is None or any(t.has(CLASS_NUMBERING) for t in targets))
             self._warn_of_evaluation(vocabulary)
         for kind, rows in expected.items():
             if kind not in self._seen:
-                self._note(kind, any(map(len, rows)), any(map(len, targets)))
+                self._note(kind, any(map(len, rows)), any(map(len, targets or ())))
 
     def before_inference(self, vocabulary: Vocabulary) -> None:
         """To be called before every inference: class numbers of detections are places in

@@ -95,6 +95,7 @@ def plot_average_precision(
     models: Mapping[str, Mapping[str, Mapping[str, float | None]]],
     dataset_name: str,
     file: str | os.PathLike,
+    metric: str = "AP",
 ) -> None:
     """Draws the box AP on base and on novel categories, a pair of bars per model.
 
@@ -103,10 +104,12 @@ def plot_average_precision(
             the range.
         dataset_name: what they were evaluated on; for the caption.
         file: the PNG to write.
+        metric: "AP", or "mIoU" for the mean IoU of label maps.
     """
     figure = _new_figure(8.0, 0.62 * len(models) + 1.1)
     axes = figure.subplots()
-    for row, (key, colour) in enumerate((("AP_base", BASE_COLOUR), ("AP_novel", NOVEL_COLOUR))):
+    keys = {f"{metric}_base": BASE_COLOUR, f"{metric}_novel": NOVEL_COLOUR}
+    for row, (key, colour) in enumerate(keys.items()):
         values = np.array(
             [
                 [metrics[key][part] or 0.0 for part in ("mean", "min", "max")]
@@ -122,7 +125,8 @@ def plot_average_precision(
     axes.invert_yaxis()
     axes.margins(x=0.08)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel(f"box AP in percent on {dataset_name}", fontsize=9)
+    what = {"AP": "box AP"}.get(metric, metric)
+    axes.set_xlabel(f"{what} in percent on {dataset_name}", fontsize=9)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     figure.savefig(file)
 

@@ -39,6 +39,8 @@ detections = [{"image_id": 10001, "category_id": 1, "bbox": [10, 20, 50, 60], "s
 (folder / "inference/lvis_instances_results.json").write_text(json.dumps(detections))
 bbox = {"AP": 12.5, "AP_base": 20.0, "AP_novel": None, "AP50_base": 30.0, "AP50_novel": 4.0}
 tasks = {"bbox": bbox, "segm": bbox} if "mask" in config else {"bbox": bbox}
+if "lseg" in config:
+    tasks = {"sem_seg": {"mIoU": 21.5, "mIoU_base": 25.0, "mIoU_novel": 2.5, "IoU-owl": 3.0}}
 content = {"iteration": 20, "results": {"mini_v1_test": tasks}}
 (folder / "results.json").write_text(json.dumps(content))
 """

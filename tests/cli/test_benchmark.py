@@ -81,6 +81,23 @@ def test_rows_go_on_from_their_parents(checkout, no_mini_build, capsys):
         assert min(image.size) > 200
 
 
+def test_label_maps_have_a_table_of_their_own(checkout, no_mini_build, capsys):
+    words = ("--rows", "vild_text,lseg", "--seeds", "2", "--out", "here")
+    assert run(*words) == 0
+    row = json.loads((checkout / "here/summary.json").read_text())["rows"]["lseg"]
+    assert row["seeds"] == 2 and "box" not in row
+    assert row["sem_seg"]["mIoU_novel"] == {"mean": 2.5, "min": 2.5, "max": 2.5}
+    boxes, maps = (checkout / "here/table.md").read_text().split("\n\n")
+    assert "mIoU" not in boxes and boxes.splitlines()[2].startswith("| ViLD-text | 12.5 | 20.0 |")
+    assert maps.splitlines()[0] == "| model | mIoU | mIoU_base | mIoU_novel |"
+    assert maps.splitlines()[2] == "| LSeg | 21.5 | 25.0 | 2.5 |"
+    shown = capsys.readouterr().out
+    assert "AP in percent on mini_v1_test, mean of 2 seed(s)" in shown
+    assert "mIoU in percent on mini_v1_test" in shown
+    with Image.open(checkout / "here/mean_iou.png") as image:
+        assert image.size[0] > 200
+
+
 def test_finished_rows_are_kept_and_a_changed_parent_changes_its_children(
     checkout, no_mini_build, capsys
 ):

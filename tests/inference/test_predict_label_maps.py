@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import Image
@@ -45,6 +46,17 @@ def test_the_predictor_gives_score_maps(predictor, images):
     both = predictor.predict(images)
     assert [scores.shape for scores in both] == [(3, 50, 70), (3, 90, 60)]
     assert (both[0] == found).all()  # whatever it is batched with
+
+
+def test_a_model_of_squares_sees_squares(label_map_config, label_map_checkpoint, images, tmp_path):
+    export_model(label_map_checkpoint, label_map_config, tmp_path / "m", ["INPUT.SQUARE", "24"])
+    squares = OpenVocabPredictor.from_pretrained(tmp_path / "m", device="cpu")
+    seen = []
+    squares.model.register_forward_pre_hook(lambda model, args: seen.extend(args[0]))
+    found = squares.predict(images[0])
+    pixels = T.Resize((24, 24)).get_transform(make_pixels(50, 70, 0))
+    expected = pixels.apply_image(make_pixels(50, 70, 0)).transpose(2, 0, 1)
+    assert (seen[0]["image"].numpy() == expected).all() and found.shape == (3, 50, 70)
 
 
 def test_other_words_are_other_maps(label_map_model, images):

@@ -63,6 +63,19 @@ def test_3000_labels_hold_nothing_larger_than_the_result():
     assert largest.elements == found.numel()
 
 
+def test_more_labels_than_channels_by_windows_hold_nothing_larger_either(windowed):
+    few = [f"thing {i}" for i in range(30)]  # fewer than the 32 of an embedding
+    many = [f"thing {i}" for i in range(3000)]
+    set_vocabulary(windowed, few)
+    expected = scores(windowed, sample((40, 56)))[0]
+    set_vocabulary(windowed, many)
+    with LargestTensor() as largest:
+        found = scores(windowed, sample((40, 56)))[0]
+    set_vocabulary(windowed, list(NAMES))
+    assert largest.elements == found.numel() == 3000 * 40 * 56
+    torch.testing.assert_close(found[:30], expected, atol=1e-3, rtol=1e-4)
+
+
 @pytest.mark.parametrize("size", [(33, 50), (1, 70), (64, 64), (95, 31)])
 @pytest.mark.parametrize("which", ["model", "windowed"])
 def test_sizes_and_frames(request, which, size):
@@ -95,7 +108,7 @@ def test_the_loss_counts_the_labelled_pixels_of_the_image_alone():
     one = sample((50, 70))
     with torch.no_grad():
         loss = model.losses([one])["loss_sem_seg"]
-        logits = model._window_scores(one["image"][None].float(), model.head.class_embeddings)
+        logits = model._window_maps(one["image"][None].float(), model.head)
     assert logits.shape[-2:] == (50, 70)
     expected = F.cross_entropy(logits, one["sem_seg"][None], ignore_index=255)
     assert torch.allclose(loss, expected, atol=1e-5)

@@ -8,7 +8,11 @@ Source: Li et al. 2022, "Language-driven Semantic Segmentation", section 3.
 from torch import Tensor, nn
 
 from ovd_d2.layers.spatial_regulariser import SpatialRegulariser
-from ovd_d2.layers.word_pixel_correlation import word_pixel_correlation
+from ovd_d2.layers.word_pixel_correlation import (
+    unit_pixel_correlation,
+    unit_pixels,
+    word_pixel_correlation,
+)
 
 from .embedding_classifier import EmbeddingClassifier
 
@@ -64,3 +68,24 @@ class PixelClassifier(EmbeddingClassifier):
             self.projection(x), words, self.logit_scale, half=self.half_precision
         )
         return logits if self.regulariser is None else self.regulariser(logits)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether logits are linear in :meth:`unit_pixels`."""
+        return self.regulariser is None and not self.half_precision
+
+    def unit_pixels(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) features -> (N, D, h, w) fp32, projected, of norm 1."""
+        return unit_pixels(self.projection(x))
+
+    def logits_of(self, pixels: Tensor, classes: Tensor) -> Tensor:
+        """Logits where :attr:`is_linear`.
+
+        Args:
+            pixels: (N, D, h, w) fp32: :meth:`unit_pixels`, or resized, or sums of such.
+            classes: (K, D).
+
+        Returns:
+            (N, K, h, w) fp32.
+        """
+        return unit_pixel_correlation(pixels, classes, self.logit_scale)

@@ -5,7 +5,7 @@ Letters: N images, K classes, D embedding width, C channels, H and W sides of th
 Source: Li et al. 2022, "Language-driven Semantic Segmentation"; details as in its public code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -61,7 +61,7 @@ class LSeg(nn.Module):
 
     A label set in another order gives the same maps in that order. At test, what is held at once
     is the result and maps of half its sides; with ``multi_scale``, several maps of all classes at
-    the size of every scale.
+    the size of every scale, or of D channels where there are more classes than that.
     """
 
     @configurable
@@ -135,8 +135,6 @@ class LSeg(nn.Module):
             multi_scale = MultiScaleScores(
                 tuple(test.SCALES), test.BASE_SIZE, test.WINDOW, test.STRIDE, test.FLIP
             )
-        checks = TargetChecks(cfg)
-        checks.data_keys.clear()  # label maps bear no mark of who has read them
         return {
             "backbone": backbone,
             "decoder": DPTDecoder([level.channels for level in levels], keys.WIDTH, keys.NORM),
@@ -159,7 +157,7 @@ class LSeg(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "multi_scale": multi_scale,
-            "target_checks": checks,
+            "target_checks": TargetChecks(cfg),
         }  # fmt: skip
 
     @property
@@ -219,7 +217,7 @@ class LSeg(nn.Module):
                 targets, len(own[0]), self.ignore_value, "class_names of an image"
             )
         vocabulary = self._present_vocabulary()
-        self.target_checks.before_training([], vocabulary, {})
+        self.target_checks.before_training(None, vocabulary, {})
         words = self.head.class_embeddings
         return words, numbers.map_of_vocabulary(targets, vocabulary, self.ignore_value)
 
@@ -248,19 +246,30 @@ class LSeg(nn.Module):
         self, images: Tensor, words: Tensor, frames: Sequence[tuple[int, int]]
     ) -> list[Tensor]:
         """(K, *frame) per image of one size, (N, C, H, W)."""
-        if self.multi_scale is not None:
-            network = partial(self._window_scores, words=words)
-            return [self.multi_scale(network, x[None], f)[0] for x, f in zip(images, frames)]
-        return [
-            self._in_frame(logits, images.shape[-2:], frame)
-            for logits, frame in zip(self._logits(images, words), frames)
-        ]
+        if self.multi_scale is None:
+            return [
+                self._in_frame(logits, images.shape[-2:], frame)
+                for logits, frame in zip(self._logits(images, words), frames)
+            ]
+        many = len(words) > self.head.embed_dim and self.head.is_linear
+        head = self.head.unit_pixels if many else partial(self.head, classes=words)
+        network = partial(self._window_maps, head=head)
+        maps = (self.multi_scale(network, x[None], frame)[0] for x, frame in zip(images, frames))
+        return [self._many_words(pixels, words) if many else pixels for pixels in maps]
 
-    def _window_scores(self, images: Tensor, words: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, K, H, W)."""
+    def _many_words(self, pixels: Tensor, words: Tensor) -> Tensor:
+        """(K, H, W) logits of (D, H, W) sums of unit vectors: what windows, flips and scales do to
+        logits is linear, so it may be done to the vectors instead."""
+        result = pixels.new_empty(len(words), *pixels.shape[1:])
+        for part, out in zip(words.split(_CLASSES_AT_ONCE), result.split(_CLASSES_AT_ONCE)):
+            out.copy_(self.head.logits_of(pixels[None], part)[0])
+        return result
+
+    def _window_maps(self, images: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+        """(N, C, H, W) -> what ``head`` makes of the decoder's map, (N, *, H, W)."""
         height, width = images.shape[-2:]
-        logits = self._logits(images, words)
-        return _enlarged(logits, self._padded(height, width))[..., :height, :width]
+        maps = head(self._decoded(images))
+        return _enlarged(maps, self._padded(height, width))[..., :height, :width]
 
     def _in_frame(self, logits: Tensor, size: tuple[int, int], frame: tuple[int, int]) -> Tensor:
         """Logits of a padded image of ``size``, (K, h, w), in the frame: (K, *frame)."""
@@ -272,11 +281,15 @@ class LSeg(nn.Module):
 
     def _logits(self, images: Tensor, words: Tensor) -> Tensor:
         """(N, C, H, W), 0-255 -> (N, K, H' / 2, W' / 2) fp32, for the padded sides H' and W'."""
+        return self.head(self._decoded(images), words)
+
+    def _decoded(self, images: Tensor) -> Tensor:
+        """The decoder's map of the padded images, (N, C, H' / 2, W' / 2)."""
         height, width = images.shape[-2:]
         below, right = (p - s for p, s in zip(self._padded(height, width), (height, width)))
         pixels = (F.pad(images, (0, right, 0, below)) - self.pixel_mean) / self.pixel_std
         maps = self.backbone(pixels)
-        return self.head(self.decoder([maps[name] for name in self.in_features]), words)
+        return self.decoder([maps[name] for name in self.in_features])
 
     def _padded(self, height: int, width: int) -> tuple[int, int]:
         return tuple(-(-side // self.divisor) * self.divisor for side in (height, width))
