@@ -87,6 +87,9 @@ class OpenVocabSemSegEvaluator(SemSegEvaluator):
         if metadata.get("ignore_label") is None:
             metadata.set(ignore_label=IGNORE_LABEL)
         super().__init__(dataset_name, distributed, output_dir)
+        # The parent's means are others, and it logs the numbers of all classes in one line.
+        self._logger = logging.getLogger(f"{__name__}.detectron2")
+        self._logger.setLevel(logging.WARNING)
         # The parent's process() asks for the map of what it finds here.
         self.input_file_to_gt_file = {record["file_name"]: record for record in records}
         self.sem_seg_loading_fn = self._label_map

@@ -46,6 +46,16 @@ def test_a_failure_does_not_stop_the_others(tmp_path):
     assert [j.exit_code for j in jobs] == [3, 0]
 
 
+def test_each_end_is_told_at_once(tmp_path):
+    jobs = [job(tmp_path, "slow", "import time; time.sleep(1)"), job(tmp_path, "bad", "exit(3)")]
+    told = []
+    run(
+        jobs, tmp_path, 2,
+        ended=lambda one: told.append((one.name, one.exit_code, jobs[0].running)),
+    )  # fmt: skip
+    assert told == [("bad", 3, True), ("slow", 0, False)]
+
+
 def test_an_interrupt_leaves_no_process(tmp_path):
     endless = job(
         tmp_path, "endless", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"

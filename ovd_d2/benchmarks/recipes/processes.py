@@ -74,6 +74,7 @@ def run_side_by_side(
     folder: str | os.PathLike,
     environment: Mapping[str, str],
     watch: Callable[[], None] = lambda: None,
+    ended: Callable[[Job], None] = lambda job: None,
     period: float = 0.5,
 ) -> None:
     """Runs all ``jobs``, in order, ``at_once`` at a time; returns when the last has ended.
@@ -87,6 +88,7 @@ def run_side_by_side(
         folder: their working folder.
         environment: variables added to this process's.
         watch: called every ``period`` seconds and once at the end, to show progress.
+        ended: called with every job as soon as it has ended.
         period: seconds.
     """
     waiting = list(jobs)
@@ -96,8 +98,10 @@ def run_side_by_side(
                 waiting.pop(0).start(folder, environment)
             watch()
             time.sleep(period)
-            for job in jobs:
+            for job in [job for job in jobs if job.running]:
                 job.poll()
+                if not job.running:
+                    ended(job)
         watch()
     finally:
         for job in jobs:

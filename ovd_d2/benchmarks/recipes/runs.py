@@ -182,6 +182,12 @@ def perform(
         (root / run.folder).mkdir(parents=True, exist_ok=True)
         before[run.name] = run.record(root).get("seconds", 0)
         run.note(root, before[run.name], finished=False)
+    named = {run.name: run for run in todo}
+
+    def note(job: Job) -> None:
+        seconds = before[job.name] + job.seconds
+        named[job.name].note(root, seconds, finished=job.exit_code == 0)
+
     say(f"{at_once} at once, {threads} thread(s) each; output in {logs}")
     try:
         with watch(jobs, {run.name: root / run.folder for run in todo}) as look:
@@ -191,11 +197,12 @@ def perform(
                 folder=root,
                 environment={"OMP_NUM_THREADS": threads},
                 watch=look,
+                ended=note,
             )
     finally:
-        for run in todo:
-            job = jobs[run.name]
-            run.note(root, before[run.name] + job.seconds, finished=job.exit_code == 0)
+        for job in jobs.values():
+            if job.exit_code is None:
+                note(job)
     _explain_failures(list(jobs.values()))
 
 
