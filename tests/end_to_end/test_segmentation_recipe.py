@@ -73,7 +73,7 @@ def test_two_processes_train(folder, trained):
 def test_an_exported_model_draws_other_words(folder, trained):
     image = next((folder / "datasets/mini-v1/images/test").iterdir())
     out = f"{trained}_model"
-    config = ("--config-file", f"{trained}/config.yaml")
+    config = ("--config-file", f"{trained}/config.yaml", "MODEL.OPEN_VOCAB.VOCABULARY", "owl")
     run_copy(folder, "ovd", "export", f"{trained}/model_final.pth", *config, "--out", out)
     words = ("--vocab", "background, owl, red mug", "--out", f"{trained}_found")
     run_copy(folder, "ovd", "predict", image, "--model", out, *words)
