@@ -20,7 +20,7 @@ from ovd_d2.files.atomic import (
 from ovd_d2.files.digests import file_digest
 from ovd_d2.inference.model_folders import CONFIG, FACTS, WEIGHTS
 from ovd_d2.model_zoo import EMBEDDINGS, Entry, download_path, fetch, model_path
-from ovd_d2.model_zoo.fetch import OnBytes
+from ovd_d2.model_zoo.download import OnBytes
 
 from .convert_checkpoint import (
     Conversion,
@@ -62,7 +62,7 @@ def download_model(
         entry: which one.
         out: folder of the converted model, new or empty; None: that of ``--model NAME``.
         accept_licence: needed where the licence forbids commercial use.
-        on_bytes: see :data:`~ovd_d2.model_zoo.fetch.OnBytes`.
+        on_bytes: see :data:`~ovd_d2.model_zoo.download.OnBytes`.
 
     Raises:
         OVDError: the licence is not accepted, the file cannot be had or is another, or it cannot

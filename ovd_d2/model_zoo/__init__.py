@@ -3,8 +3,8 @@
 Nothing is downloaded but by :func:`~ovd_d2.jobs.download_model.download_model`.
 """
 
+from .download import fetch
 from .entries import Entry, Result, find_entry, read_entries, zoo_names
-from .fetch import fetch
 from .places import (
     EMBEDDINGS,
     convert_command,

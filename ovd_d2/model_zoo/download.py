@@ -176,7 +176,7 @@ class _Download:
         done = start
         with open(self.partial, "ab") as file:
             self.on_bytes(done, total)
-            while block := response.read(_BLOCK):
+            while block := response.read1(_BLOCK):  # what has come, however little
                 file.write(block)
                 done += len(block)
                 if total is not None and done > total:
