@@ -101,7 +101,7 @@ def download(name: str = _NAME, out: Path | None = _OUT, accept_licence: bool = 
 
         done = download_model(entry, out, accept_licence=accept_licence, on_bytes=on_bytes)
     if done.file is not None:
-        print(f"{done.file}: downloaded{', its sha256 is right' if entry.sha256 else ''}")
+        print(f"{done.file}: here{', its sha256 is right' if entry.sha256 else ''}")
     if done.folder is not None:
         print(f"{done.folder}: for --model {out or entry.name}")
     elif entry.use:

@@ -129,6 +129,11 @@ def _convert(entry: Entry, source: Path, out: Path) -> tuple[str, ...]:
         if out.is_dir():
             out.rmdir()
         partial.rename(out)
+    except OVDError as error:
+        raise OVDError(
+            f"{str(error).rstrip('.')}: {source} is kept; remove it if it is not what "
+            f"{entry.where} gives."
+        ) from error
     except OSError as error:
         raise OVDError(f"Cannot write {out}: {error.strerror or error}.") from error
     finally:
