@@ -53,12 +53,13 @@ def model_folder(name: str | os.PathLike) -> Path:
         return path
     if path.is_dir():
         raise OVDError(f"{path} is no exported model, it lacks {FACTS}: make one by `ovd export`.")
-    if os.fspath(name) in zoo_names():
-        return _downloaded(find_entry(os.fspath(name)))
+    entry = find_entry(os.fspath(name)) if os.fspath(name) in zoo_names() else None
+    if entry is not None and (entry.use or not entry.packaged):
+        return _downloaded(entry)
     known = ", ".join(packaged_models()) or "none"
     raise OVDError(
-        f"There is no model '{name}' (packaged: {known}; `ovd models list` shows others): give one "
-        "of these, or a folder that `ovd export` wrote, or a config and weights."
+        f"There is no model '{name}' (packaged: {known}): give one of these or of `ovd models "
+        "list`, or a folder that `ovd export` wrote, or a config and weights."
     )
 
 
@@ -67,7 +68,7 @@ def _downloaded(entry: Entry) -> Path:
     folder = model_path(entry)
     if (folder / FACTS).is_file():
         return folder
-    if not entry.config:
+    if entry.use:
         raise OVDError(
             f"{entry.name} is no model that can be opened by its name: `ovd models info "
             f"{entry.name}` says how it is used."

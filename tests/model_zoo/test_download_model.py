@@ -182,5 +182,5 @@ def test_what_ships_and_what_cannot_be_opened_by_name(cache):
     for name in ("clip-vit-b-32", "owlv2-base", "detic-lvis-swin-b", "mini-teacher"):
         with pytest.raises(OVDError, match=rf"{name} is no model.*`ovd models info {name}`"):
             model_folder(name)
-    with pytest.raises(OVDError, match="There is no model 'nonsense'.*ovd models list"):
+    with pytest.raises(OVDError, match="There is no model 'nonsense'.*`ovd models list`"):
         model_folder("nonsense")

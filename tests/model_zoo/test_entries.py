@@ -47,6 +47,11 @@ def test_every_config_is_there_and_every_file_has_a_place_of_its_own():
     load_config(str(ROOT / "configs" / find_entry("glip-t").config))
 
 
+def test_every_model_is_opened_by_its_name_or_says_how_it_is_used():
+    for entry in read_entries().values():
+        assert bool(entry.use) != bool(entry.config), entry.name
+
+
 def test_non_commercial_ones_are_those_of_nvlabs():
     flagged = {entry.name for entry in read_entries().values() if entry.non_commercial}
     assert flagged == {name for name in zoo_names() if name.startswith("groupvit")}
