@@ -65,6 +65,7 @@ def info(name: str = _NAME, as_json: bool = _JSON) -> None:
         "convert": convert_command(entry),
         "config": f"configs/{entry.config}" if entry.config else "",
         "use": entry.use or f"--model {entry.name}",
+        "needs": entry.needs,
         "note": entry.note,
         "facts": entry.source,
     }
@@ -106,6 +107,8 @@ def download(name: str = _NAME, out: Path | None = _OUT, accept_licence: bool = 
         print(f"{done.folder}: for --model {out or entry.name}")
     elif entry.use:
         print(f"{entry.name}: {entry.use}")
+    if done.folder is not None and entry.needs:
+        print(f"  its first use downloads {entry.needs}")
     for fact in done.facts:
         print(f"  {fact}")
 

@@ -64,6 +64,7 @@ class Entry:
         vocabulary: names of its class embeddings, as ``ovd convert --vocabulary`` takes them.
         config: yaml of the whole converted model, below ``configs/``; "": none.
         results: numbers of the authors, not of this project.
+        needs: what its first use downloads besides; "": nothing.
         use: how it is used, where ``--model`` does not take it.
         note: what else to know.
         verified: whether the file at ``url`` has been downloaded and compared.
@@ -85,6 +86,7 @@ class Entry:
     vocabulary: str = ""
     config: str = ""
     results: tuple[Result, ...] = field(default=())
+    needs: str = ""
     use: str = ""
     note: str = ""
     verified: bool = False

@@ -115,6 +115,7 @@ def test_download_of_a_file_that_was_put_there_by_hand(ovd, tmp_path, monkeypatc
     assert code == 0 and out.splitlines() == [
         f"{file}: here",
         f"{folder}: for --model lseg-fss1000-r101",
+        "  its first use downloads CLIP's ViT-B/32 (clip-vit-b-32)",
         "  3 tensors",
     ]
     assert ovd("models", "download", "mini")[:2] == (
