@@ -104,7 +104,7 @@ def download(name: str = _NAME, out: Path | None = _OUT, accept_licence: bool = 
     if done.file is not None:
         print(f"{done.file}: here{', its sha256 is right' if entry.sha256 else ''}")
     if done.folder is not None:
-        print(f"{done.folder}: for --model {out or entry.name}")
+        print(f"{done.folder}: {entry.use or f'for --model {out or entry.name}'}")
     elif entry.use:
         print(f"{entry.name}: {entry.use}")
     if done.folder is not None and entry.needs:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ovd_d2.cli import app, predict
-from ovd_d2.model_zoo import find_entry, read_entries
+from ovd_d2.model_zoo import download_path, find_entry, read_entries
 
 OVD = str(Path(sys.executable).with_name("ovd"))
 
@@ -118,6 +118,12 @@ def test_download_of_a_file_that_was_put_there_by_hand(ovd, tmp_path, monkeypatc
         "  its first use downloads CLIP's ViT-B/32 (clip-vit-b-32)",
         "  3 tensors",
     ]
+    entry = find_entry("detic-in21k-swin-b")  # a part of a detector
+    file = download_path(entry)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"something")
+    out = ovd("models", "download", entry.name)[1]
+    assert f"{entry.name}: {entry.use}" in out and "--model" not in out
     assert ovd("models", "download", "mini")[:2] == (
         0,
         "  it ships with ovd_d2: there is nothing to download\n",
