@@ -11,7 +11,7 @@ EVERYBODY = {"errors", "config", "config_file", "__init__"}
 # Floors of the house, lowest first: a room imports rooms of lower floors, none of its own.
 FLOORS = [
     {"files", "structures", "layers", "losses"},
-    {"encoders", "region_store", "checkpoint"},
+    {"encoders", "region_store", "checkpoint", "model_zoo"},
     {"language"},
     {"modeling", "data"},
     {"evaluation", "pseudo_labelling"},

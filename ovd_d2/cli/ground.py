@@ -28,7 +28,7 @@ _TOPK = typer.Option(None, min=1, help="Boxes; default: the config's.")
 def command(
     image: Path = _IMAGE,
     caption: str = _CAPTION,
-    model: str = typer.Option("", help="A folder that `ovd export` wrote."),
+    model: str = typer.Option("", help="A model of the zoo, or a folder `ovd export` wrote."),
     config_file: Path | None = _YAML,
     weights: str = typer.Option("", help="Checkpoint for --config-file."),
     phrases: list[str] = _PHRASES,

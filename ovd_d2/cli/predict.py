@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ovd_d2.inference.predictor import OpenVocabPredictor
 
 SCORE_THRESHOLD = 0.3  # of models that do not say theirs
+FOR_PHOTOGRAPHS = "glip-t"  # of the model zoo
 SURE = 0.3  # images without a detection of this score are spoken about
 ROWS = 20  # images listed one by one; of more a summary must do
 WORDS = 8  # names per image in that list
@@ -33,7 +34,8 @@ _ATTRIBUTES = typer.Option(
 _MODELS = typer.Option(
     [],
     "--model",
-    help="A packaged model, or a folder that `ovd export` wrote; default: mini. Several times: all "
+    help="A packaged model, one that `ovd models download` has brought, or a folder that "
+    "`ovd export` wrote; default: mini. Several times: all "
     "of them, side by side in one picture per image; what each has found is in OUT/MODEL.",
 )
 _CONFIG = typer.Option(None, help="The yaml a model was trained with, instead of --model.")
@@ -228,8 +230,9 @@ def _note(report: "Report", predictor: "OpenVocabPredictor", model: str) -> str:
     if learned:
         remedy = (
             f"the model {model} knows {learned} and nothing else. For other "
-            "pictures, such as photographs, train a detector on their kind, export it "
-            f"(`ovd export`) and name its folder with --model; else {remedy}"
+            f"pictures, such as photographs, `ovd models download {FOR_PHOTOGRAPHS}` and add "
+            f"--model {FOR_PHOTOGRAPHS}, or train a detector on their kind and export it "
+            f"(`ovd export`); else {remedy}"
         )
     return (
         f"in {len(unsure)} of {len(report.found)} images no detection scores {SURE} or more: "

@@ -144,6 +144,22 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     _flush_folder(folder)
 
 
+def put_in_place(partial: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Gives a whole file its name, so that it outlives a power cut.
+
+    Args:
+        partial: the file, in the folder of ``path``.
+        path: its name from now on; what was there is gone.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with open(partial, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    _flush_folder(os.path.dirname(os.path.abspath(path)))
+
+
 def _flush_folder(folder: str) -> None:
     """Makes a rename survive a power cut, where folders can be flushed: not on Windows, and not on
     some network file systems."""

@@ -18,6 +18,7 @@ from detectron2.config import CfgNode
 from ovd_d2.config_file import load_config
 from ovd_d2.errors import OVDError
 from ovd_d2.files.digests import file_digest
+from ovd_d2.model_zoo import Entry, find_entry, model_path, zoo_names
 
 from .arguments import check_score_threshold
 
@@ -39,10 +40,11 @@ def packaged_models() -> list[str]:
 
 
 def model_folder(name: str | os.PathLike) -> Path:
-    """The folder of a packaged model, or ``name`` itself if it is the folder of an exported one.
+    """The folder of a packaged model or of a downloaded one of the model zoo, or ``name`` itself if
+    it is the folder of an exported one.
 
     Raises:
-        OVDError: neither.
+        OVDError: none of these, or a model of the zoo that is not here yet.
     """
     if os.fspath(name) in packaged_models():
         return MODELS / name
@@ -51,10 +53,28 @@ def model_folder(name: str | os.PathLike) -> Path:
         return path
     if path.is_dir():
         raise OVDError(f"{path} is no exported model, it lacks {FACTS}: make one by `ovd export`.")
+    entry = find_entry(os.fspath(name)) if os.fspath(name) in zoo_names() else None
+    if entry is not None and (entry.use or not entry.packaged):
+        return _downloaded(entry)
     known = ", ".join(packaged_models()) or "none"
     raise OVDError(
-        f"There is no model '{name}' (packaged: {known}): give one of these, or a folder that "
-        "`ovd export` wrote, or a config and weights."
+        f"There is no model '{name}' (packaged: {known}): give one of these or of `ovd models "
+        "list`, or a folder that `ovd export` wrote, or a config and weights."
+    )
+
+
+def _downloaded(entry: Entry) -> Path:
+    """The folder that ``ovd models download`` has made of a model of the zoo."""
+    folder = model_path(entry)
+    if (folder / FACTS).is_file():
+        return folder
+    if entry.use:
+        raise OVDError(
+            f"{entry.name} is no model that can be opened by its name: `ovd models info "
+            f"{entry.name}` says how it is used."
+        )
+    raise OVDError(
+        f"The model {entry.name} is not here yet: run `ovd models download {entry.name}`."
     )
 
 
