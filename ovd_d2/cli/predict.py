@@ -33,8 +33,9 @@ _ATTRIBUTES = typer.Option(
 _MODELS = typer.Option(
     [],
     "--model",
-    help="A packaged model, or a folder that `ovd export` wrote; default: mini. Several times: all "
-    "of them, side by side in one picture per image; what each has found is in OUT/MODEL.",
+    help="A packaged model, a folder that `ovd export` wrote, or hf: and a zero-shot detector of "
+    "transformers (name or folder); default: mini. Several times: all of them, side by side in one "
+    "picture per image; what each has found is in OUT/MODEL.",
 )
 _CONFIG = typer.Option(None, help="The yaml a model was trained with, instead of --model.")
 _JSON = typer.Option(
@@ -199,11 +200,11 @@ def _silence_torch() -> None:
 def _load(
     model: str, config_file: Path | None, weights: str, options: dict[str, Any]
 ) -> "OpenVocabPredictor":
-    from ovd_d2.inference.model_folders import DEFAULT_MODEL, model_folder, read_facts
+    from ovd_d2.inference.model_folders import DEFAULT_MODEL, facts_of
     from ovd_d2.inference.predictor import OpenVocabPredictor
 
     if options["score_threshold"] is None:
-        facts = {} if config_file else read_facts(model_folder(model or DEFAULT_MODEL))
+        facts = {} if config_file else facts_of(model or DEFAULT_MODEL)
         options["score_threshold"] = facts.get("score_threshold", SCORE_THRESHOLD)
     if config_file:
         predictor = OpenVocabPredictor(config_file, weights, **options)

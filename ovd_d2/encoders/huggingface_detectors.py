@@ -54,14 +54,15 @@ def zero_shot_facts(name_or_folder: str, asked: str) -> tuple[Path, ZeroShotFact
     """The folder of a zero-shot detector, downloaded if need be, and the facts of its family.
 
     Args:
-        name_or_folder: a model on the hub, or a folder that transformers saved.
+        name_or_folder: a model on the hub, or a folder that transformers saved, with or without
+            "hf:" before it.
         asked: what named it, for messages.
 
     Raises:
         OVDError: there is no such model, or it is of no family of :data:`ZERO_SHOT`.
     """
     try:
-        folder = model_folder(name_or_folder)
+        folder = model_folder(name_or_folder.removeprefix(SCHEME))
     except OVDError as error:
         raise OVDError(f"{asked} cannot be opened: {error}") from error
     model_type = model_type_of(folder)

@@ -11,7 +11,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "every", "cat", "red", "d
          "objects", "object", "mug", "zebra", "crossing", "bow", "traffic", "light"]  # fmt: skip
 # Where BERT has them: the models know these numbers.
 SPECIAL = {"[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}
-IMAGES = {"shortest_edge": 64, "longest_edge": 96}
+IMAGES = {"shortest_edge": 80, "longest_edge": 128}
 
 
 def tiny_backbone(*stages):
@@ -84,8 +84,8 @@ def save_dino(folder: Path, mm=False, **more):
     return model
 
 
-def save_mm_dino(folder: Path):
-    return save_dino(folder, mm=True)
+def save_mm_dino(folder: Path, **more):
+    return save_dino(folder, mm=True, **more)
 
 
 def save_owl(folder: Path, version=2):

@@ -172,7 +172,7 @@ def test_words_are_read_once_and_images_once_for_all_prompts(kind_and_folder):
         parts = dual.vision_model, dual.text_model
     else:
         parts = inner.model.backbone, inner.model.text_backbone
-    calls = {part: 0 for part in parts}
+    calls = dict.fromkeys(parts, 0)
 
     def count(part, *_):
         calls[part] += 1

@@ -28,8 +28,8 @@ _CLASS_COST = 2.0  # weight of the loss on tokens, fixed in transformers
 
 @dataclass
 class _Captions:
-    """P captions: ``tokens``, the place of each token's name ``owners`` (P, L) int64 in [0, Kp] (Kp:
-    none), ``names`` Kp, and what the text backbone has made of them, once it has."""
+    """P captions: ``tokens``; ``owners`` (P, L) int64 in [0, Kp], the place of each token's name,
+    Kp for none; ``names`` Kp; ``hidden``: what the text backbone has made of them, once it has."""
 
     tokens: CaptionTokens
     owners: Tensor
@@ -50,6 +50,9 @@ class GroundingDinoFamily(ZeroShotFamily):
         super().__init__(model, processor, **options)
         most = model.config.max_text_len
         self.tokenizer = CaptionTokenizer(processor.tokenizer, most)
+        inner = model.model  # transformers' losses do not reach what proposes the queries
+        for part in (inner.enc_output, inner.enc_output_norm, inner.encoder_output_bbox_embed):
+            part.requires_grad_(False)
         # A full stop follows the last name too: phrases that none ends are read differently.
         self.captions = CaptionPrompts(CaptionTokenizer(processor.tokenizer, most - 1))
 
