@@ -1,4 +1,4 @@
-"""``train_net.py`` with a zero-shot detector of transformers: it is evaluated as it is, and fine-tuned."""
+"""``train_net.py`` evaluates zero-shot detectors of transformers as they are, and trains some."""
 
 import logging
 import sys

@@ -185,10 +185,8 @@ class HuggingFaceDetector(WordDetector):
         groups = self._vocabulary_in_groups(max(self.pairs_at_once // len(pixels), 1))
         found = [self._candidates(images, group) for group in groups]
         joined = [Candidates(*map(torch.cat, zip(*of_image))) for of_image in zip(*found)]
-        sizes = [tuple(image.shape[-2:]) for image in pixels]
-        if self.nms_threshold < 1:
-            return without_duplicates(joined, sizes, self.nms_threshold, self.max_detections)
-        return [self._best(candidates, size) for candidates, size in zip(joined, sizes)]
+        size = tuple(pixels[0].shape[-2:])
+        return [self._select(candidates, size) for candidates in joined]
 
     def _vocabulary_in_groups(self, size: int) -> list[TextGroup]:
         """The prompts of the vocabulary, ``size`` at a time, encoded once."""
@@ -214,10 +212,15 @@ class HuggingFaceDetector(WordDetector):
             for i in range(n)
         ]
 
-    def _best(self, candidates: Candidates, size: tuple[int, int]) -> Instances:
-        """All of one image, best first, cut to the most that it may have."""
-        order = candidates.scores.argsort(descending=True, stable=True)
-        if self.max_detections >= 0:
-            order = order[: self.max_detections]
-        boxes, scores, classes = (values[order] for values in candidates)
-        return Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
+    def _select(self, candidates: Candidates, size: tuple[int, int]) -> Instances:
+        """The best of one image, best first. What lies beyond its border, in OWLv2's padding, takes
+        no other's place."""
+        if self.nms_threshold < 1:
+            (found,) = without_duplicates([candidates], [size], self.nms_threshold, -1)
+        else:
+            order = candidates.scores.argsort(descending=True, stable=True)
+            boxes, scores, classes = (values[order] for values in candidates)
+            found = Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
+        found.pred_boxes.clip(size)
+        found = found[found.pred_boxes.nonempty()]
+        return found if self.max_detections < 0 else found[: self.max_detections]
