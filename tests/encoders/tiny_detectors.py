@@ -114,7 +114,7 @@ def save_owlvit(folder: Path):
     return save_owl(folder, version=1)
 
 
-def save_omdet(folder: Path):
+def save_omdet(folder: Path, words_differ=True):
     from tiny_clip_models import save_clip_tokenizer
     from transformers import (
         AutoTokenizer,
@@ -138,8 +138,8 @@ def save_omdet(folder: Path):
         decoder_num_heads=2, decoder_dim_feedforward=16, decoder_num_layers=1,
     )  # fmt: skip
     model = OmDetTurboForObjectDetection(config).eval()
-    with torch.no_grad():  # zero at first: all names would be one
-        model.language_backbone.text_projection.normal_()
+    if words_differ:  # at first the projection is zero: tasks differ, names do not
+        torch.nn.init.normal_(model.language_backbone.text_projection)
     model.save_pretrained(folder)
     save_clip_tokenizer(folder)
     images = DetrImageProcessor(size={"height": 64, "width": 64})
