@@ -38,6 +38,7 @@ def ovd(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_as_a_process(tmp_path, picture, ovd):
     torch.manual_seed(0)
     folder = tmp_path / "grounding-dino"
@@ -57,6 +58,7 @@ def test_as_a_process(tmp_path, picture, ovd):
     (tmp_path / "out/picture.png").unlink(missing_ok=True)
 
 
+@pytest.mark.slow
 def test_what_the_command_says_of_no_model_and_no_words(tmp_path, picture, ovd):
     done = ovd(picture, "--vocab", "cat", "--model", "hf:no/such")
     assert done.returncode == 2 and done.stderr.count("\n") == 1

@@ -59,4 +59,7 @@ def test_a_family_without_a_loss_says_so(tmp_path, run, capsys):
     assert 0 <= run(tmp_path / "model", "--eval-only")["bbox"]["AP"] <= 100
     with pytest.raises(SystemExit):
         run(tmp_path / "model", "--num-gpus=0")
-    assert "A owlv2 cannot be trained: transformers has no loss for it" in capsys.readouterr().err
+    assert (
+        "owlv2 models cannot be trained: transformers has no loss for them"
+        in capsys.readouterr().err
+    )

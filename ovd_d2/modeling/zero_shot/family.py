@@ -133,8 +133,8 @@ class ZeroShotFamily(nn.Module):
 
     def _no_loss(self) -> OVDError:
         return OVDError(
-            f"A {self.model.config.model_type} cannot be trained: transformers has no loss for "
-            "it; take a Grounding DINO, or evaluate it as it is (--eval-only)."
+            f"{self.model.config.model_type} models cannot be trained: transformers has no loss "
+            "for them; take a Grounding DINO, or evaluate it as it is (--eval-only)."
         )
 
     def _process(self, pixels: Sequence[Tensor], **options: Any) -> dict[str, Tensor]:
