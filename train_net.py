@@ -16,6 +16,7 @@ from typing import Any
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
+from ovd_d2.data.model_kind import brings_weights
 from ovd_d2.engine import (
     AtomicCheckpointer,
     OpenVocabTrainer,
@@ -43,7 +44,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     cfg = setup(args)
     OpenVocabTrainer.check_evaluators(cfg)
     model = OpenVocabTrainer.build_model(cfg)
-    checkpointer = AtomicCheckpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True)
+    whole = bool(cfg.MODEL.WEIGHTS) or not brings_weights(cfg)
+    checkpointer = AtomicCheckpointer(model, save_dir=cfg.OUTPUT_DIR, whole=whole)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     open_output_dir(cfg, args)
     results = OpenVocabTrainer.test_at_the_end(cfg, model)

@@ -13,6 +13,7 @@ from detectron2.utils.events import EventStorage
 
 from ovd_d2 import add_ovd_config
 from ovd_d2.data.mappers.teacher_regions import TeacherRegions
+from ovd_d2.errors import OVDError
 from ovd_d2.language import RandomEmbeddings
 from ovd_d2.modeling import is_open_vocabulary, set_vocabulary
 from ovd_d2.region_store import RegionStoreWriter, StoreFacts
@@ -26,6 +27,13 @@ SMALLER = {
     "resnet101": "resnet26",
 }
 RECIPES = sorted(p for p in CONFIGS.rglob("*.yaml") if not p.name.startswith("Base-"))
+OF_TRANSFORMERS = [p for p in RECIPES if p.parent.name == "huggingface"]
+FAMILY_OF = {
+    "grounding-dino": ("grounding_dino_tiny", "grounding_dino_base"),
+    "mm-grounding-dino": ("mm_grounding_dino_tiny", "llmdet_tiny"),
+    "owlv2": ("owlv2_base", "owlv2_large"),
+    "omdet-turbo": ("omdet_turbo_tiny",),
+}
 
 
 @cache
@@ -45,6 +53,8 @@ def distinct_models() -> list[Path]:
     first = {}
     for path in RECIPES:
         cfg = plain_config(path)
+        if cfg.MODEL.META_ARCHITECTURE == "HuggingFaceDetector":
+            continue  # evaluated as they are, see below
         learns = bool(cfg.DATASETS.REGION_STORE)
         cfg.MODEL.WEIGHTS, cfg.MODEL.GLIP.NAMES_PER_CAPTION = "", 0
         cfg.MODEL.GROUPVIT.BACKGROUND_THRESH_TEST = 0.0
@@ -201,6 +211,22 @@ def test_config_builds_and_trains_a_step(path, tmp_path):
     model.eval()
     with torch.no_grad():
         assert len(model(data)) == 2
+
+
+@pytest.mark.parametrize("path", OF_TRANSFORMERS, ids=lambda p: p.stem)
+def test_zero_shot_recipe_detects(path, tmp_path):
+    """With a tiny model of the same family; the model itself is on the hub, which is not there."""
+    from tiny_detectors import SAVE
+
+    cfg = load(path, tmp_path)
+    with pytest.raises(OVDError, match=f"MODEL.HUGGINGFACE.MODEL {cfg.MODEL.HUGGINGFACE.MODEL} "):
+        build_model(cfg)
+    (kind,) = [k for k, stems in FAMILY_OF.items() if path.stem in stems]
+    SAVE[kind](tmp_path)
+    cfg.MODEL.HUGGINGFACE.MODEL = str(tmp_path)
+    cfg.MODEL.OPEN_VOCAB.VOCABULARY = "cat, red mug, zebra crossing"
+    found = build_model(cfg).eval()(batch(with_mask=False))
+    assert len(found) == 2 and len(found[0]["instances"]) > 2
 
 
 def test_readme_tables_every_recipe():

@@ -29,7 +29,7 @@ MAY_IMPORT = {
 # Inside modeling, lower floors never import higher ones.
 MODELING_FLOORS = [
     {"backbone", "classifiers", "decoders", "fusion", "text_backbone"},
-    {"dense_heads", "proposal_generator", "roi_heads"},
+    {"dense_heads", "proposal_generator", "roi_heads", "zero_shot"},
     {"meta_arch"},
 ]
 # import ovd_d2 needs torch and detectron2 (and what they import: PIL, numpy, yaml, tqdm) alone.

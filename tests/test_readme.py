@@ -28,7 +28,12 @@ CHANGES = {  # this for that: no model hub is asked, no GPU
     "EMBED_DIM: 512": "EMBED_DIM: 384",
     "model = build_model(cfg)": 'cfg.MODEL.DEVICE = "cpu"\nmodel = build_model(cfg)',
 }
-NOT_RUN = {"Install": 1, "Two commands": 1, "Models": 1}  # heading: blocks left out; no others
+NOT_RUN = {  # heading: blocks left out; no others
+    "Install": 1,
+    "Two commands": 1,
+    "Models": 1,
+    "Detectors of transformers": 1,
+}
 
 
 class Block(NamedTuple):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ovd_d2.inference.predictor import OpenVocabPredictor
 
 SCORE_THRESHOLD = 0.3  # of models that do not say theirs
-FOR_PHOTOGRAPHS = "glip-t"  # of the model zoo
+FOR_PHOTOGRAPHS = "grounding-dino-tiny"  # of the model zoo
 SURE = 0.3  # images without a detection of this score are spoken about
 ROWS = 20  # images listed one by one; of more a summary must do
 WORDS = 8  # names per image in that list
@@ -34,9 +34,9 @@ _ATTRIBUTES = typer.Option(
 _MODELS = typer.Option(
     [],
     "--model",
-    help="A packaged model, one that `ovd models download` has brought, or a folder that "
-    "`ovd export` wrote; default: mini. Several times: all "
-    "of them, side by side in one picture per image; what each has found is in OUT/MODEL.",
+    help="A packaged model, one of `ovd models list`, a folder that `ovd export` wrote, or hf: and a "
+    "zero-shot detector of transformers (name or folder); default: mini. Several times: all of "
+    "them, side by side in one picture per image; what each has found is in OUT/MODEL.",
 )
 _CONFIG = typer.Option(None, help="The yaml a model was trained with, instead of --model.")
 _JSON = typer.Option(
@@ -201,11 +201,11 @@ def _silence_torch() -> None:
 def _load(
     model: str, config_file: Path | None, weights: str, options: dict[str, Any]
 ) -> "OpenVocabPredictor":
-    from ovd_d2.inference.model_folders import DEFAULT_MODEL, model_folder, read_facts
+    from ovd_d2.inference.model_folders import DEFAULT_MODEL, facts_of
     from ovd_d2.inference.predictor import OpenVocabPredictor
 
     if options["score_threshold"] is None:
-        facts = {} if config_file else read_facts(model_folder(model or DEFAULT_MODEL))
+        facts = {} if config_file else facts_of(model or DEFAULT_MODEL)
         options["score_threshold"] = facts.get("score_threshold", SCORE_THRESHOLD)
     if config_file:
         predictor = OpenVocabPredictor(config_file, weights, **options)
@@ -230,9 +230,9 @@ def _note(report: "Report", predictor: "OpenVocabPredictor", model: str) -> str:
     if learned:
         remedy = (
             f"the model {model} knows {learned} and nothing else. For other "
-            f"pictures, such as photographs, `ovd models download {FOR_PHOTOGRAPHS}` and add "
-            f"--model {FOR_PHOTOGRAPHS}, or train a detector on their kind and export it "
-            f"(`ovd export`); else {remedy}"
+            f"pictures, such as photographs, add --model {FOR_PHOTOGRAPHS} (it comes from the "
+            "Hugging Face hub), or train a detector on their kind and export it (`ovd export`); "
+            f"else {remedy}"
         )
     return (
         f"in {len(unsure)} of {len(report.found)} images no detection scores {SURE} or more: "

@@ -10,6 +10,7 @@ from ovd_d2.config import (
     evaluation,
     glip,
     groupvit,
+    huggingface,
     image_branch,
     layers,
     lseg,
@@ -23,7 +24,7 @@ from ovd_d2.config import (
 
 GROUPS = (
     open_vocab, region_tasks, image_branch, timm, swin, text_backbone, clip, glip, detclip, lseg,
-    groupvit, layers, solver, data, evaluation,
+    groupvit, huggingface, layers, solver, data, evaluation,
 )  # fmt: skip
 
 

@@ -35,6 +35,12 @@ def reads_captions(cfg: CfgNode) -> bool:
     return arch is None or getattr(arch, "reads_captions", False)
 
 
+def brings_weights(cfg: CfgNode) -> bool:
+    """Whether the model is a trained one without MODEL.WEIGHTS: the meta-architecture says so."""
+    arch = _registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE)
+    return getattr(arch, "brings_weights", False)
+
+
 def check_heads_are_used(cfg: CfgNode) -> None:
     """Raises OVDError if the config names open-vocabulary ROI heads for a meta-architecture that
     has no ROI heads, such as RetinaNet: its classes would be a fixed set without a word."""

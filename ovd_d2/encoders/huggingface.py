@@ -96,7 +96,7 @@ def encoder_id(folder: Path, kind: str = "") -> str:
     Raises:
         OVDError: config.json is damaged, or there are no weights.
     """
-    kind = kind or f"hf:{_read_json(folder / 'config.json').get('model_type', 'unknown')}"
+    kind = kind or f"hf:{read_json(folder / 'config.json').get('model_type', 'unknown')}"
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not weights:
         raise OVDError(f"{folder} holds no weights (*.safetensors or pytorch_model*.bin)")
@@ -127,7 +127,7 @@ def load_model(folder: Path) -> nn.Module:
     """
     transformers = _import_transformers()
     options = {"trust_remote_code": False, "local_files_only": True}
-    with _as_ovd_error(folder), _no_progress_bar(transformers):
+    with _as_ovd_error(folder), no_progress_bar(transformers):
         config = transformers.AutoConfig.from_pretrained(folder, **options)
         loader = transformers.AutoModel
         if config.model_type == "clip_text_model":
@@ -240,7 +240,7 @@ def _pools_first_token(folder: Path) -> bool:
     Raises:
         OVDError: it asks for something else than these two.
     """
-    modules = _read_json(folder / "modules.json") if (folder / "modules.json").is_file() else []
+    modules = read_json(folder / "modules.json") if (folder / "modules.json").is_file() else []
     kinds = {str(module.get("type", "")).rpartition(".")[2] for module in modules}
     if kinds - _SENTENCE_MODULES:
         raise OVDError(
@@ -250,7 +250,7 @@ def _pools_first_token(folder: Path) -> bool:
     path = folder / "1_Pooling" / "config.json"
     if not path.is_file():
         return False
-    modes = {key for key, value in _read_json(path).items() if key.startswith("pooling") and value}
+    modes = {key for key, value in read_json(path).items() if key.startswith("pooling") and value}
     if modes not in ({"pooling_mode_mean_tokens"}, {"pooling_mode_cls_token"}):
         raise OVDError(f"{path} asks for {sorted(modes)}; only mean or first token is supported")
     return modes == {"pooling_mode_cls_token"}
@@ -261,7 +261,7 @@ def _max_tokens(model: nn.Module, tokenizer: Any, folder: Path) -> int:
     limits = [512, tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512)]
     path = folder / "sentence_bert_config.json"
     if path.is_file():
-        limits.append(_read_json(path).get("max_seq_length") or 512)
+        limits.append(read_json(path).get("max_seq_length") or 512)
     return min(limits)
 
 
@@ -291,7 +291,7 @@ def _image_preprocessing(folder: Path) -> ImagePreprocessing:
     if not path.is_file() and (folder / "processor_config.json").is_file():
         path = folder / "processor_config.json"  # where transformers 5 saves a whole processor
     try:
-        settings = _read_json(path)
+        settings = read_json(path)
         settings = settings.get("image_processor", settings)
         size = settings.get("size", 224)
         if not isinstance(size, dict):  # configurations of old versions
@@ -322,7 +322,12 @@ def _image_preprocessing(folder: Path) -> ImagePreprocessing:
         ) from error
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """What a json file of a model folder holds.
+
+    Raises:
+        OVDError: it is missing or damaged.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -349,7 +354,8 @@ def _as_ovd_error(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _no_progress_bar(transformers: Any) -> Iterator[None]:
+def no_progress_bar(transformers: Any) -> Iterator[None]:
+    """Inside, transformers draws no bar while it reads weights."""
     log = transformers.utils.logging
     was_on = log.is_progress_bar_enabled()
     log.disable_progress_bar()

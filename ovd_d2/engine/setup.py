@@ -21,7 +21,7 @@ from ovd_d2.config_file import load_config
 from ovd_d2.data.build import check_registered
 from ovd_d2.data.held_out import check_novel_names
 from ovd_d2.data.mixing import read_sources, training_datasets
-from ovd_d2.data.model_kind import check_heads_are_used
+from ovd_d2.data.model_kind import brings_weights, check_heads_are_used
 from ovd_d2.data.user_code import run_registration
 from ovd_d2.errors import OVDError
 from ovd_d2.files.atomic import atomic_write
@@ -84,7 +84,7 @@ def check_config(cfg: CfgNode, *, train: bool = True, resume: bool = False) -> N
         check_trusted(path)
     if not (resume and AtomicCheckpointer(torch.nn.Module(), cfg.OUTPUT_DIR).has_checkpoint()):
         check_trusted(cfg.MODEL.WEIGHTS)
-        if not (train or cfg.MODEL.WEIGHTS):
+        if not (train or cfg.MODEL.WEIGHTS or brings_weights(cfg)):
             raise OVDError(
                 "MODEL.WEIGHTS is empty, so --eval-only would score an untrained model: add "
                 "MODEL.WEIGHTS and the checkpoint, or --resume for the newest one in OUTPUT_DIR."

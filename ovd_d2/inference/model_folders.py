@@ -13,9 +13,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 
+from ovd_d2.config import add_ovd_config
 from ovd_d2.config_file import load_config
+from ovd_d2.encoders.huggingface_detectors import SCHEME, zero_shot_facts
 from ovd_d2.errors import OVDError
 from ovd_d2.files.digests import file_digest
 from ovd_d2.model_zoo import Entry, find_entry, model_path, zoo_names
@@ -59,7 +61,8 @@ def model_folder(name: str | os.PathLike) -> Path:
     known = ", ".join(packaged_models()) or "none"
     raise OVDError(
         f"There is no model '{name}' (packaged: {known}): give one of these or of `ovd models "
-        "list`, or a folder that `ovd export` wrote, or a config and weights."
+        "list`, a folder that `ovd export` wrote, hf: and a detector of transformers, or a config "
+        "and weights."
     )
 
 
@@ -119,3 +122,46 @@ def config_of(folder: Path) -> CfgNode:
         if (folder / file).is_file():
             cfg.merge_from_list([key, str(folder / file)])
     return cfg
+
+
+def facts_of(name: str | os.PathLike) -> dict[str, Any]:
+    """What is known about the model that ``name`` means, as in :func:`config_and_weights`.
+
+    Raises:
+        OVDError: there is none, or its facts are damaged.
+    """
+    if (of_hub := _of_transformers(name)) is None:
+        return read_facts(model_folder(name))
+    return {"score_threshold": zero_shot_facts(of_hub, f"--model {name}")[1].score_threshold}
+
+
+def config_and_weights(name: str | os.PathLike) -> tuple[CfgNode, Path | str]:
+    """The config, and the weights, "" where the model brings its own.
+
+    Args:
+        name: of a packaged model, the folder of an exported one, or "hf:" and a zero-shot detector
+            of transformers.
+
+    Raises:
+        OVDError: there is no such model, or it is damaged.
+    """
+    if (of_hub := _of_transformers(name)) is None:
+        folder = model_folder(name)
+        return config_of(folder), weights_of(folder)
+    cfg = get_cfg()
+    add_ovd_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "HuggingFaceDetector"
+    cfg.MODEL.HUGGINGFACE.MODEL = of_hub
+    cfg.MODEL.HUGGINGFACE.SCORE_THRESH_TEST = 0.0  # the caller's threshold counts
+    cfg.MODEL.OPEN_VOCAB.VOCABULARY = "later"
+    cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TEST = "RGB", 0
+    return cfg, ""
+
+
+def _of_transformers(name: str | os.PathLike) -> str | None:
+    """The hub name or folder of a detector of transformers; None: ``name`` means another model."""
+    text = os.fspath(name)
+    if text.startswith(SCHEME):
+        return text.removeprefix(SCHEME)
+    entry = find_entry(text) if text in zoo_names() and not (Path(text) / FACTS).is_file() else None
+    return entry.hub if entry is not None and not entry.converter and entry.hub else None

@@ -76,19 +76,20 @@ def open_detector(
 
     Args:
         cfg: of :func:`inference_config`; frozen here.
-        weights: ``.pth`` (nothing in it is run) or ``.safetensors``.
+        weights: ``.pth`` (nothing in it is run) or ``.safetensors``; "": the model brings its own.
         trained: :func:`trained_vocabulary`, for models that read other words by what it says of
             them (DetCLIP: definitions).
 
     Raises:
         OVDError: a part that cannot be built, or a file that cannot be read or is not of the model.
     """
-    state = read_state(weights)  # a bad file is found before the model is built
+    state = read_state(weights) if weights else None  # a bad file is found before building
     cfg.freeze()
     with explained_build(cfg):
         model = build_model(cfg)
     model = finish_model(model.eval(), cfg)
-    load_weights(model, state, os.fspath(weights)).check_whole()
+    if state is not None:
+        load_weights(model, state, os.fspath(weights)).check_whole()
     if trained is not None and (reader := part_with(model, "set_trained_vocabulary")):
         reader.set_trained_vocabulary(trained)
     return model.requires_grad_(False)

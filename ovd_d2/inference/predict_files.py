@@ -177,7 +177,7 @@ def titles_of(models: Sequence[str]) -> dict[str, str]:
     """Title -> model: the last part of its name, with a number where there are several of one."""
     titles: dict[str, str] = {}
     for model in models:
-        name, number = Path(model).resolve().name or "model", 1
+        name, number = Path(model.removeprefix("hf:")).resolve().name or "model", 1
         title = name
         while title in titles:
             number += 1

@@ -18,6 +18,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from ovd_d2.config_file import load_config
+from ovd_d2.data.model_kind import brings_weights
 from ovd_d2.errors import OVDError
 from ovd_d2.files.images import COLOUR_ORDERS, Picture, list_images, to_rgb
 from ovd_d2.language import Vocabulary, VocabularyLike
@@ -34,7 +35,7 @@ from .arguments import (
 )
 from .attributes import AttributeExpansion
 from .grounding import Grounding, as_caption, check_reads_captions
-from .model_folders import config_of, model_folder, read_facts, weights_of
+from .model_folders import config_and_weights, facts_of
 from .open_detector import inference_config, open_detector, to_sample, trained_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ class OpenVocabPredictor:
         self.facts: dict[str, Any] = {}
         cfg = config.clone() if isinstance(config, CfgNode) else load_config(os.fspath(config))
         weights = os.fspath(weights) or cfg.MODEL.WEIGHTS
-        if not weights:
+        if not (weights or brings_weights(cfg)):
             raise OVDError("No weights: give the checkpoint, or set MODEL.WEIGHTS in the config.")
         self._trained = trained_vocabulary(cfg)
         classes = self._trained
@@ -132,21 +133,21 @@ class OpenVocabPredictor:
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> "OpenVocabPredictor":
-        """A model that ships with ovd_d2, or one that ``ovd export`` wrote.
+        """A model that ships with ovd_d2, one that ``ovd export`` wrote, or one of transformers.
 
         Args:
-            name: "mini" or another of :func:`packaged_models`, or the folder of an exported model.
+            name: "mini" or another of :func:`packaged_models`, the folder of an exported model, or
+                "hf:" and a zero-shot detector of transformers, by its name or folder.
             kwargs: of the constructor, from ``vocabulary`` on. A ``score_threshold`` of None is
                 that of the model's facts, if they have one.
 
         Raises:
             OVDError: no such model, or it is damaged.
         """
-        folder = model_folder(name)
-        facts = read_facts(folder)
+        facts = facts_of(name)
         if kwargs.get("score_threshold") is None:
             kwargs["score_threshold"] = facts.get("score_threshold")
-        predictor = cls(config_of(folder), weights_of(folder), **kwargs)
+        predictor = cls(*config_and_weights(name), **kwargs)
         predictor.facts = facts
         return predictor
 

@@ -9,7 +9,7 @@ from ovd_d2.modeling.open_vocabulary import (
 
 from . import test_time_augmentation
 from .backbone import build_timm_fpn_backbone
-from .meta_arch import CLIP, GLIP, DetCLIP, GroupViT, LSeg
+from .meta_arch import CLIP, GLIP, DetCLIP, GroupViT, HuggingFaceDetector, LSeg
 from .proposal_generator import MixedSupervisionRPN
 from .roi_heads import (
     OpenVocabBoxPredictor,
@@ -25,6 +25,7 @@ __all__ = [
     "GLIP",
     "DetCLIP",
     "GroupViT",
+    "HuggingFaceDetector",
     "LSeg",
     "MixedSupervisionRPN",
     "OpenVocabBoxPredictor",

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from ovd_d2.encoders.huggingface import encoder_id, model_folder
-from ovd_d2.errors import OVDError, reason
+from ovd_d2.encoders.huggingface_detectors import ZERO_SHOT_CLASSES, dino_phrase, load_detector
+from ovd_d2.errors import OVDError
 from ovd_d2.proposals.proposer import best
 from ovd_d2.pseudo_labelling import Found
 
@@ -36,7 +37,7 @@ class HuggingFaceDetector:
     """
 
     takes_queries = True
-    auto_classes = ("AutoModelForZeroShotObjectDetection", "AutoProcessor")
+    auto_classes = ZERO_SHOT_CLASSES
 
     def __init__(self, model: nn.Module, processor: Any, name: str, batch: int) -> None:
         self._model, self._processor, self._batch = model, processor, batch
@@ -191,23 +192,12 @@ def open_huggingface_detector(
             f"{asked} is a {model_type}, which cannot be asked for words; give a zero-shot "
             "detector such as Grounding DINO, OWLv2 or OmDet-Turbo"
         )
-    try:
-        import transformers
-
-        model_class, processor_class = (getattr(transformers, c) for c in family.auto_classes)
-        processor = processor_class.from_pretrained(folder, trust_remote_code=False)
-        model = model_class.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises anything on what it does not know
-        raise OVDError(
-            f"{asked} cannot be used ({reason(error)}); give a folder with model and processor of "
-            "an object detector, as transformers saves them"
-        ) from error
-    model = model.eval().requires_grad_(False).to(device)
+    model, processor = load_detector(folder, asked, family.auto_classes)
+    model = model.requires_grad_(False).to(device)
     batch = batch or (CPU_QUERIES if device == "cpu" else GPU_QUERIES)
     return family(model, processor, name, batch)
 
 
 def dino_text(query: str) -> str:
-    """A query as Grounding DINO was trained: lower case, one phrase, closed by a full stop."""
-    phrase = " ".join(query.lower().replace(".", " ").split())
-    return f"{phrase}."
+    """A query as a caption of one phrase, closed by a full stop."""
+    return f"{dino_phrase(query)}."

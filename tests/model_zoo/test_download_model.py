@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ovd_d2.errors import OVDError
-from ovd_d2.inference.model_folders import config_of, model_folder, weights_of
+from ovd_d2.inference.model_folders import config_and_weights, config_of, model_folder, weights_of
 from ovd_d2.jobs import download_model as job
 from ovd_d2.jobs.download_model import download_model
 from ovd_d2.model_zoo import download_path, find_entry, state
@@ -184,3 +184,8 @@ def test_what_ships_and_what_cannot_be_opened_by_name(cache):
             model_folder(name)
     with pytest.raises(OVDError, match="There is no model 'nonsense'.*`ovd models list`"):
         model_folder("nonsense")
+
+
+def test_a_detector_of_the_hub_opens_by_its_name_in_the_zoo():
+    cfg, weights = config_and_weights("owlv2-base")
+    assert cfg.MODEL.HUGGINGFACE.MODEL == "google/owlv2-base-patch16-ensemble" and not weights

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from small_glip import small_config, small_glip
-from test_huggingface_detector import save_grounding_dino
+from tiny_detectors import save_dino
 
 from ovd_d2.inference.open_detector import inference_config, to_sample
 from ovd_d2.proposals.phrase_grounders import (
@@ -77,7 +77,7 @@ def test_phrases_behind_what_glip_reads_get_no_box(glip):
 
 def test_grounding_dino_is_asked_for_each_phrase(tmp_path):
     torch.manual_seed(0)
-    save_grounding_dino(tmp_path)
+    save_dino(tmp_path)
     teacher = build_phrase_grounder(f"hf:{tmp_path}", 0.5)
     assert teacher.name.startswith("hf:grounding-dino@")
     image = make_image()

@@ -2,13 +2,13 @@
 
 import json
 import logging
-from pathlib import Path
 
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 from tiny_detector import TRAIN, register, tiny_config, write_dataset
+from tiny_detectors import save_detr, save_dino, save_owl
 
 from ovd_d2.engine import OpenVocabTrainer
 from ovd_d2.errors import OVDError
@@ -186,84 +186,7 @@ def test_weights_of_another_detector_are_refused(run_folder):
         build_region_proposer(f"rpn:{folder / 'model_final.pth'}", RECORDS, 7)
 
 
-def tiny_backbone(*stages):
-    from transformers import ResNetConfig
-
-    return ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 16, 16], depths=[1, 1, 1, 1],
-                        layer_type="basic", out_features=list(stages))  # fmt: skip
-
-
-def save_detr(folder: Path):
-    from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessor
-
-    config = DetrConfig(backbone_config=tiny_backbone("stage4"), use_timm_backbone=False,
-                        backbone=None, use_pretrained_backbone=False, d_model=16, encoder_layers=1,
-                        decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
-                        encoder_ffn_dim=16, decoder_ffn_dim=16, num_queries=12,
-                        num_labels=3)  # fmt: skip
-    model = DetrForObjectDetection(config).eval()
-    model.save_pretrained(folder)
-    DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
-    return model
-
-
-def save_owlv2(folder: Path):
-    import sys
-
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "language"))
-    from tiny_clip_models import save_clip_tokenizer
-    from transformers import (
-        AutoTokenizer,
-        Owlv2Config,
-        Owlv2ForObjectDetection,
-        Owlv2ImageProcessor,
-        Owlv2Processor,
-    )
-
-    layers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-              "num_attention_heads": 2}  # fmt: skip
-    config = Owlv2Config(
-        text_config={**layers, "vocab_size": 49408},
-        vision_config={**layers, "image_size": 64, "patch_size": 16}, projection_dim=16,
-    )  # fmt: skip
-    model = Owlv2ForObjectDetection(config).eval()
-    model.save_pretrained(folder)
-    save_clip_tokenizer(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    images = Owlv2ImageProcessor(size={"height": 64, "width": 64})
-    Owlv2Processor(images, tokenizer).save_pretrained(folder)
-    return model
-
-
-def save_grounding_dino(folder: Path):
-    from transformers import (
-        BertConfig,
-        BertTokenizerFast,
-        GroundingDinoConfig,
-        GroundingDinoForObjectDetection,
-        GroundingDinoImageProcessor,
-        GroundingDinoProcessor,
-    )
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "object"]
-    tokenizer = BertTokenizerFast(vocab={word: place for place, word in enumerate(words)})
-    text = BertConfig(vocab_size=len(words), hidden_size=16, num_hidden_layers=1,
-                      num_attention_heads=2, intermediate_size=16)  # fmt: skip
-    backbone = tiny_backbone("stage2", "stage3", "stage4")
-    config = GroundingDinoConfig(
-        backbone_config=backbone, backbone=None, use_timm_backbone=False,
-        use_pretrained_backbone=False, text_config=text.to_dict(), d_model=32, encoder_layers=1,
-        decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16,
-        decoder_ffn_dim=16, num_queries=10,
-    )  # fmt: skip
-    model = GroundingDinoForObjectDetection(config).eval()
-    model.save_pretrained(folder)
-    images = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
-    GroundingDinoProcessor(images, tokenizer).save_pretrained(folder)
-    return model
-
-
-@pytest.mark.parametrize("save", [save_detr, save_owlv2, save_grounding_dino])
+@pytest.mark.parametrize("save", [save_detr, save_owl, save_dino])
 def test_detectors_of_transformers(tmp_path, save):
     pytest.importorskip("transformers")
     save(tmp_path)

@@ -4,6 +4,7 @@ from .clip import CLIP
 from .detclip import DetCLIP
 from .glip import GLIP
 from .groupvit import GroupViT
+from .huggingface_detector import HuggingFaceDetector
 from .lseg import LSeg
 
-__all__ = ["CLIP", "GLIP", "DetCLIP", "GroupViT", "LSeg"]
+__all__ = ["CLIP", "GLIP", "DetCLIP", "GroupViT", "HuggingFaceDetector", "LSeg"]

@@ -1,7 +1,6 @@
-"""What one-stage open-vocabulary detectors share: pixels to features, images of one size together,
-boxes in the frame of the original image, and a memory of encoded texts.
+"""What one-stage open-vocabulary detectors share: pixels to features of a pyramid.
 
-Letters: N images, R detections, K classes.
+Letters: N images.
 """
 
 from collections.abc import Sequence
@@ -13,27 +12,20 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from detectron2.modeling.anchor_generator import build_anchor_generator
 from detectron2.modeling.backbone import Backbone
-from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
-from ovd_d2.language import Vocabulary, configured_vocabulary
-from ovd_d2.modeling.target_checks import EVALUATION, TargetChecks
-from ovd_d2.structures.class_numbering import CLASS_NUMBERING
-from ovd_d2.structures.grounding import TokenSpans
+from ovd_d2.language import configured_vocabulary
+from ovd_d2.modeling.target_checks import TargetChecks
+
+from .word_detector import WordDetector
 
 
-class OneStageDetector(nn.Module):
-    """Images, and classes or the phrases of a caption -> boxes.
-
-    A subclass gives ``losses(batched_inputs)`` and ``_detect(pixels, caption)``, sets
-    ``vocabulary``, and keeps what it has made of texts in ``_encoded``, which is emptied whenever
-    weights may have changed.
-    """
+class OneStageDetector(WordDetector):
+    """A :class:`WordDetector` with one anchor per location of a feature pyramid."""
 
     reads_captions = True
-    vocabulary: Vocabulary | None
 
     def __init__(
         self,
@@ -54,66 +46,16 @@ class OneStageDetector(nn.Module):
             pixel_std: the same.
             target_checks: knows how the data sets number their classes; None: as the vocabulary.
         """
-        super().__init__()
+        super().__init__(target_checks)
         self.backbone = backbone
         self.anchor_generator = anchor_generator
         self.in_features = list(in_features)
-        self.target_checks = TargetChecks() if target_checks is None else target_checks
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
-        self._encoded: dict[Any, Any] = {}
-        self.register_load_state_dict_post_hook(_forget_encoded)
 
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
-
-    def train(self, mode: bool = True) -> "OneStageDetector":
-        self._encoded.clear()  # texts encoded by weights that may change now
-        return super().train(mode)
-
-    def _apply(self, *args: Any, **kwargs: Any) -> "OneStageDetector":
-        self._encoded.clear()  # they stay where the model was
-        return super()._apply(*args, **kwargs)
-
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        return self.losses(batched_inputs) if self.training else self.inference(batched_inputs)
-
-    @torch.no_grad()
-    def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
-        """``[{"instances": ...}]`` with ``pred_boxes``, ``scores`` in 0..1 and ``pred_classes``,
-        best first, in the frame that ``height`` and ``width`` of a sample name."""
-        groups: dict[Any, list[int]] = {}
-        for i, sample in enumerate(batched_inputs):  # none is padded because of another
-            kind = i if "caption" in sample else "classes"
-            groups.setdefault((kind, tuple(sample["image"].shape)), []).append(i)
-        if any(kind == "classes" for kind, _ in groups):
-            self.target_checks.before_inference(self._present_vocabulary())
-        results: dict[int, Instances] = {}
-        for members in groups.values():
-            samples = [batched_inputs[i] for i in members]
-            caption = self._caption_of(samples[0])
-            found = self._detect([sample["image"] for sample in samples], caption)
-            results.update(zip(members, found))
-        return [
-            {
-                "instances": detector_postprocess(
-                    results[i],
-                    sample.get("height", results[i].image_size[0]),
-                    sample.get("width", results[i].image_size[1]),
-                )
-            }
-            for i, sample in enumerate(batched_inputs)
-        ]
-
-    def _detect(self, pixels: list[Tensor], caption: TokenSpans | None) -> list[Instances]:
-        """Detections in images of one size, in the frame of that size.
-
-        Args:
-            pixels: N of (C, H, W).
-            caption: whose phrases are looked for, N = 1; None: the vocabulary.
-        """
-        raise NotImplementedError
 
     def _preprocess(self, pixels: Sequence[Tensor]) -> ImageList:
         pixels = [(image.to(self.device) - self.pixel_mean) / self.pixel_std for image in pixels]
@@ -122,65 +64,6 @@ class OneStageDetector(nn.Module):
     def _features(self, images: ImageList) -> list[Tensor]:
         maps = self.backbone(images.tensor)
         return [maps[name] for name in self.in_features]
-
-    def _class_targets(
-        self, samples: Sequence[dict[str, Any]]
-    ) -> tuple[list[Instances], list[Tensor]]:
-        """Targets of images of classes, their numbers those of the vocabulary; and per image the
-        classes that are known to be absent where it has no box of them, int64, ascending.
-
-        Those are all but the novel ones, or, where a sample has ``absent_classes``, of them what
-        that list or a box names.
-        """
-        vocabulary = self._present_vocabulary()
-        given = [sample["instances"].to(self.device) for sample in samples]
-        self.target_checks.before_training(given, vocabulary, {})
-        numbers = self.target_checks.class_numbers
-        targets = numbers.of_vocabulary(given, vocabulary)
-        known = [k for k, novel in enumerate(vocabulary.is_novel) if not novel]
-        labelled = torch.tensor(known, dtype=torch.int64)
-        negatives = []
-        for sample, before, rows in zip(samples, given, targets):
-            known = labelled
-            if "absent_classes" in sample:
-                absent = torch.as_tensor(sample["absent_classes"], dtype=torch.int64)
-                if not before.has(CLASS_NUMBERING):
-                    named = Instances(rows.image_size, gt_classes=absent.to(self.device))
-                    absent = numbers.of_vocabulary([named], vocabulary)[0].gt_classes.cpu()
-                known = labelled[torch.isin(labelled, torch.cat([absent, rows.gt_classes.cpu()]))]
-            negatives.append(known)
-        return targets, negatives
-
-    def _present_vocabulary(self) -> Vocabulary:
-        if self.vocabulary is None:
-            raise OVDError(
-                "The model has no classes yet (MODEL.OPEN_VOCAB.VOCABULARY later): call "
-                "set_vocabulary first, or give every image a caption."
-            )
-        return self.vocabulary
-
-    def _chosen_by_caller(self) -> None:
-        """The vocabulary was set on purpose, so an evaluation need not be checked against it."""
-        self.target_checks.honoured.add(EVALUATION)
-
-    def _caption_of(self, sample: dict[str, Any]) -> TokenSpans | None:
-        caption = sample.get("caption")
-        if caption is None or isinstance(caption, TokenSpans):
-            return caption
-        raise OVDError(
-            f"The caption of {sample.get('file_name', 'an image')} is a {type(caption).__name__}, "
-            f"but {type(self).__name__} needs one whose phrases are marked (TokenSpans): set "
-            "INPUT.MAPPER GroundingMapper."
-        )
-
-    @staticmethod
-    def _check_phrases(samples: Sequence[dict[str, Any]], targets: Sequence[Instances]) -> None:
-        """Raises OVDError if boxes of an image with a caption belong to no phrase."""
-        if any("caption" in s and not t.has("gt_phrases") for s, t in zip(samples, targets)):
-            raise OVDError(
-                "An image has a caption, but its boxes do not say of which phrase they are "
-                "(gt_phrases): set INPUT.MAPPER GroundingMapper for data sets of captions."
-            )
 
 
 def one_stage_parts(
@@ -230,8 +113,3 @@ def one_stage_parts(
         ),
     }
     return parts, levels
-
-
-def _forget_encoded(model: OneStageDetector, _: Any) -> None:
-    """A hook: the texts were encoded with other weights."""
-    model._encoded.clear()
