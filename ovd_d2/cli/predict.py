@@ -34,8 +34,8 @@ _ATTRIBUTES = typer.Option(
 _MODELS = typer.Option(
     [],
     "--model",
-    help="A packaged model, one of `ovd models list`, a folder that `ovd export` wrote, or hf: and a "
-    "zero-shot detector of transformers (name or folder); default: mini. Several times: all of "
+    help="A packaged model, one of `ovd models list`, a folder that `ovd export` wrote, or hf: and "
+    "a zero-shot detector of transformers (name or folder); default: mini. Several times: all of "
     "them, side by side in one picture per image; what each has found is in OUT/MODEL.",
 )
 _CONFIG = typer.Option(None, help="The yaml a model was trained with, instead of --model.")
