@@ -140,6 +140,6 @@ def test_a_model_that_is_not_here_yet_names_the_command(ovd, tmp_path, command):
     )
 
 
-def test_the_model_for_photographs_can_be_downloaded_and_opened():
+def test_the_model_for_photographs_comes_by_its_name_alone():
     entry = find_entry(predict.FOR_PHOTOGRAPHS)
-    assert entry.url and entry.config and not entry.non_commercial
+    assert entry.hub and not entry.converter and not entry.non_commercial
