@@ -61,8 +61,11 @@ def zero_shot_facts(name_or_folder: str, asked: str) -> tuple[Path, ZeroShotFact
     Raises:
         OVDError: there is no such model, or it is of no family of :data:`ZERO_SHOT`.
     """
+    name = name_or_folder.removeprefix(SCHEME)
+    if not name:
+        raise OVDError(f"{asked} names no model: add its name on the Hugging Face hub or a folder")
     try:
-        folder = model_folder(name_or_folder.removeprefix(SCHEME))
+        folder = model_folder(name)
     except OVDError as error:
         raise OVDError(f"{asked} cannot be opened: {error}") from error
     model_type = model_type_of(folder)

@@ -88,3 +88,8 @@ def test_a_closed_set_detector_is_refused(tmp_path):
     save_detr(tmp_path)
     with pytest.raises(OVDError, match=rf"--model hf:{tmp_path} cannot be asked in words: .* detr"):
         OpenVocabPredictor.from_pretrained(f"hf:{tmp_path}")
+
+
+def test_hf_alone_names_no_model():
+    with pytest.raises(OVDError, match="--model hf: names no model: add its name"):
+        OpenVocabPredictor.from_pretrained("hf:")

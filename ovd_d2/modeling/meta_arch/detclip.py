@@ -175,19 +175,6 @@ class DetCLIP(OneStageDetector):
             "localize_grounding": keys.LOCALIZE_GROUNDING,
         }
 
-    def set_vocabulary(self, vocabulary: VocabularyLike | None) -> None:
-        """Swaps the classes to look for.
-
-        Args:
-            vocabulary: K classes, in any number; None: none.
-
-        Raises:
-            OVDError: names that cannot be had, or that the class embedder does not know; nothing
-                changes then.
-        """
-        self._set_vocabulary(vocabulary)
-        self._chosen_by_caller()
-
     def set_trained_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Gives the definitions that the model was trained with to a model that was built without
         classes and a dictionary, for phrases and names that bring none."""

@@ -145,19 +145,6 @@ class GLIP(OneStageDetector):
             "tune": keys.TUNE,
         }
 
-    def set_vocabulary(self, vocabulary: VocabularyLike | None) -> None:
-        """Swaps the classes to look for.
-
-        Args:
-            vocabulary: K classes, in any number; None: none.
-
-        Raises:
-            OVDError: names that cannot be had, or one that no caption can hold; nothing changes
-                then.
-        """
-        self._set_vocabulary(vocabulary)
-        self._chosen_by_caller()
-
     def _set_vocabulary(self, vocabulary: VocabularyLike | None) -> None:
         classes = None if vocabulary is None else as_vocabulary(vocabulary)
         captions = []

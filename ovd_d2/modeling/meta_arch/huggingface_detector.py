@@ -140,19 +140,6 @@ class HuggingFaceDetector(WordDetector):
         """Where it computes."""
         return self.family.device
 
-    def set_vocabulary(self, vocabulary: VocabularyLike | None) -> None:
-        """Swaps the classes to look for.
-
-        Args:
-            vocabulary: K classes, in any number; None: none.
-
-        Raises:
-            OVDError: names that cannot be had, or one that no prompt can hold; nothing changes
-                then.
-        """
-        self._set_vocabulary(vocabulary)
-        self._chosen_by_caller()
-
     def _set_vocabulary(self, vocabulary: VocabularyLike | None) -> None:
         classes = None if vocabulary is None else as_vocabulary(vocabulary)
         prompts = []

@@ -13,7 +13,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
-from ovd_d2.language import Vocabulary
+from ovd_d2.language import Vocabulary, VocabularyLike
 from ovd_d2.modeling.target_checks import EVALUATION, TargetChecks
 from ovd_d2.structures.class_numbering import CLASS_NUMBERING
 from ovd_d2.structures.grounding import TokenSpans
@@ -22,9 +22,9 @@ from ovd_d2.structures.grounding import TokenSpans
 class WordDetector(nn.Module):
     """Images, and classes or the phrases of a caption -> boxes.
 
-    A subclass gives ``device``, ``losses(batched_inputs)`` and ``_detect(pixels, caption)``, sets
-    ``vocabulary``, and keeps what it has made of texts in ``_encoded``, which is emptied whenever
-    weights may have changed.
+    A subclass gives ``device``, ``losses(batched_inputs)``, ``_detect(pixels, caption)`` and
+    ``_set_vocabulary``, which sets ``vocabulary``, and keeps what it has made of texts in
+    ``_encoded``, which is emptied whenever weights may have changed.
 
     Args:
         target_checks: knows how the data sets number their classes; None: as the vocabulary.
@@ -42,6 +42,22 @@ class WordDetector(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where it computes."""
+        raise NotImplementedError
+
+    def set_vocabulary(self, vocabulary: VocabularyLike | None) -> None:
+        """Swaps the classes to look for.
+
+        Args:
+            vocabulary: K classes, in any number; None: none.
+
+        Raises:
+            OVDError: names that cannot be had, or that the model cannot read; nothing changes then.
+        """
+        self._set_vocabulary(vocabulary)
+        self.target_checks.honoured.add(EVALUATION)  # the caller knows what is asked for
+
+    def _set_vocabulary(self, vocabulary: VocabularyLike | None) -> None:
+        """As :meth:`set_vocabulary`, at building time too: an evaluation is checked against it."""
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> "WordDetector":
@@ -126,10 +142,6 @@ class WordDetector(nn.Module):
                 "set_vocabulary first, or give every image a caption."
             )
         return self.vocabulary
-
-    def _chosen_by_caller(self) -> None:
-        """The vocabulary was set on purpose, so an evaluation need not be checked against it."""
-        self.target_checks.honoured.add(EVALUATION)
 
     def _has_caption(self, sample: dict[str, Any]) -> bool:
         return bool(self.reads_captions) and "caption" in sample
