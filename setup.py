@@ -52,6 +52,12 @@ EXTRAS = {
     "grounding": ["transformers>=4.40"],
     "openclip": ["open_clip_torch>=3"],
     "web": ["gradio>=6.7"],
+    # large images in tiles, and supervision's Detections
+    "tiles": ["supervision>=0.25"],
+    # video files, webcams and streams, with ids that follow an object
+    "video": ["av>=14", "trackers>=2", "supervision>=0.25"],
+    # detectors as ONNX graphs, and what runs them
+    "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"],
     "dev": ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff"],
 }
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})

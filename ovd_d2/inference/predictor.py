@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch import Tensor
 from ovd_d2.config_file import load_config
 from ovd_d2.data.model_kind import brings_weights
 from ovd_d2.errors import OVDError
-from ovd_d2.files.images import COLOUR_ORDERS, Picture, list_images, to_rgb
+from ovd_d2.files.images import COLOUR_ORDERS, Picture, to_rgb
 from ovd_d2.language import Vocabulary, VocabularyLike
 from ovd_d2.modeling import get_vocabulary, set_vocabulary
 from ovd_d2.modeling.open_vocabulary import part_with
@@ -37,10 +36,9 @@ from .attributes import AttributeExpansion
 from .grounding import Grounding, as_caption, check_reads_captions
 from .model_folders import config_and_weights, facts_of
 from .open_detector import inference_config, open_detector, to_sample, trained_vocabulary
+from .pictures import each_picture, is_single
 
 logger = logging.getLogger(__name__)
-
-_SINGLE = (str, os.PathLike, np.ndarray, Tensor)
 
 
 @dataclass(frozen=True)
@@ -232,7 +230,7 @@ class OpenVocabPredictor:
             OVDError: a picture cannot be read, or no vocabulary was set.
         """
         found = [p.found for p in self.stream(images, input_format=input_format)]
-        return found[0] if _is_single(images) else found
+        return found[0] if is_single(images) else found
 
     def ground(
         self,
@@ -283,7 +281,7 @@ class OpenVocabPredictor:
         """
         if self.vocabulary is None:
             raise OVDError("There is nothing to look for: call set_vocabulary first.")
-        return self._stream(_each(images), input_format or self.input_format, on_error)
+        return self._stream(each_picture(images), input_format or self.input_format, on_error)
 
     def _stream(
         self,
@@ -347,26 +345,3 @@ def _inference_config(
     if topk is not None:
         cfg.TEST.DETECTIONS_PER_IMAGE = check_count("topk", topk)
     return cfg
-
-
-def _is_single(images: Any) -> bool:
-    from PIL import Image
-
-    if isinstance(images, str | os.PathLike):
-        return not Path(images).is_dir()
-    return isinstance(images, (*_SINGLE, Image.Image))
-
-
-def _each(images: Any) -> Iterator[tuple[str, Picture]]:
-    """(source, picture) of all pictures, folders opened, lazily."""
-    if isinstance(images, str | os.PathLike) or _is_single(images):
-        images = [images]
-    if not isinstance(images, Iterable):
-        raise OVDError(f"A {type(images).__name__} is no picture and no list of pictures.")
-    number = itertools.count(1)
-    for picture in images:
-        if isinstance(picture, str | os.PathLike):
-            for file in list_images(picture):
-                yield str(file), file
-        else:
-            yield f"image {next(number)}", picture
