@@ -52,3 +52,13 @@ def mini_root() -> Path:
     with FileLock(str(datasets / ".mini-v1.lock")):  # one pytest process builds, the others wait
         folder, _ = build_mini(datasets)
     return folder
+
+
+@pytest.fixture(scope="session")
+def cut_mini(mini_root, tmp_path_factory) -> Path:
+    """mini-v1 with a few images of each split, for pages whose commands are run; read only."""
+    from code_blocks import small_mini
+
+    folder = tmp_path_factory.mktemp("cut") / "mini-v1"
+    small_mini(mini_root, folder)
+    return folder
