@@ -1,4 +1,4 @@
-# make demo | test | benchmark | lint | install | wheelhouse | lock | clean | help. Nothing else to do by hand.
+# make demo | test | coverage | benchmark | lint | install | wheelhouse | lock | clean | help. Nothing else to do by hand.
 # `make demo` and `make test` create the environment in .venv first (Python 3.10 to 3.12); a second
 # run reuses it. VENV=path uses another folder, PYTHON=path another interpreter.
 SHELL := /bin/bash
@@ -19,7 +19,7 @@ LOCKS := requirements/uv.txt requirements/build.txt requirements/all.txt require
 STAMP := $(VENV)/.installed-$(firstword $(shell (cat $(LOCKS) setup.py Makefile; pwd) | cksum))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo benchmark test lint install wheelhouse lock clean
+.PHONY: help demo benchmark test coverage lint install wheelhouse lock clean
 
 help:  ## this list
 	@awk -F':.*##' '/^[a-z]+:.*##/ {printf "make %-11s%s\n", $$1, $$2}' Makefile
@@ -32,6 +32,9 @@ benchmark: $(STAMP)  ## every row of ViLD and RKD on mini, several seeds; resuma
 
 test: lint  ## all checks and tests, slow ones too (PYTEST_ARGS="-k name")
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+coverage: $(STAMP)  ## the lines that tests reach, in up to twice the time (PYTEST_ARGS="-m 'not slow'")
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## ruff format --check, ruff check, import directions
 	$(BIN)/python -m ruff format --check .
@@ -92,5 +95,5 @@ lock:  ## pin requirements/*.in anew, with hashes
 COMPILE := --universal --python-version 3.10 --generate-hashes --custom-compile-command "make lock"
 
 clean:  ## remove the environment and build leftovers (keeps datasets/ and output/)
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
 	find ovd_d2 tests -name __pycache__ -type d -prune -exec rm -rf {} +
