@@ -42,7 +42,9 @@ def test_issue_forms_have_what_they_need(form):
 def test_the_workflow_does_what_ci_does():
     jobs = read(".github/workflows/ci.yml")["jobs"]
     assert jobs["all"]["steps"][-1]["run"] == "bash .ci/run"
-    assert jobs["quick"]["steps"][-1]["run"].startswith("make test")
+    assert jobs["quick"]["steps"][-1]["run"].startswith("make ${{ matrix.target }} ")
+    targets = [row["target"] for row in jobs["quick"]["strategy"]["matrix"]["include"]]
+    assert targets == [name for name in targets if recipe(name)] == ["test", "coverage"]
     artwork = next(step for step in jobs["all"]["steps"] if "cache" in step.get("uses", ""))
     (lock,) = re.findall(r"hashFiles\('(.+)'\)", artwork["with"]["key"])
     assert (ROOT / lock).is_file()
