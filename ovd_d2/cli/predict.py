@@ -25,8 +25,8 @@ _OUT = typer.Option(Path("output/predict"), help="Folder of the pictures and pre
 _VOCABULARY = typer.Option(
     "",
     "--vocab",
-    help='What to look for: "cat, red mug", a .txt or .json file, or dataset:NAME; left out: the '
-    "classes the model was trained on.",
+    help='What to look for: "cat, red mug", a .txt or .json file, dataset:NAME, or everything (the '
+    "1305 names of LVIS and Objects365); left out: the classes the model was trained on.",
 )
 _ATTRIBUTES = typer.Option(
     "", help='"red, striped": every name with the attribute that fits best, as in "red mug".'
