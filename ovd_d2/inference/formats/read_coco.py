@@ -14,8 +14,9 @@ from ovd_d2.data.datasets.record_check import checked_results
 from ovd_d2.errors import OVDError
 
 from .detection_set import DetectedImage, DetectedObject, DetectionSet, below_common_folder
+from .phrases import has_phrases, phrases_as_classes
 
-PREFIX = "labels:"  # of label files, as DATASETS.TRAIN names them
+_PREFIXES = ("labels:", "grounding:")  # of label files, as DATASETS.TRAIN names them
 _KIND = FileKind(image_field="", with_ids=False, boxes_optional=True, for_training=False)
 _REMEDY = (
     "give predictions.json of `ovd predict`, a label file of `ovd pseudo-label`, or COCO's "
@@ -35,7 +36,7 @@ def read_detections(
 
     Args:
         path: a json of images, categories and annotations, "labels:" and a label file, or a list
-            of results.
+            of results. Of grounded captions the phrases become the classes.
         annotations: of a list of results: the json that says which images and classes they are of.
         image_root: the folder that the json's file names count from; None: that of
             ``info.image_root``, else the current one.
@@ -43,7 +44,9 @@ def read_detections(
     Raises:
         OVDError: naming the file and what is wrong with it.
     """
-    path = os.path.expanduser(os.fspath(path).removeprefix(PREFIX))
+    path = os.fspath(path)
+    for prefix in _PREFIXES:
+        path = os.path.expanduser(path.removeprefix(prefix))
     content = _read(path)
     if isinstance(content, list):
         content = _of_results(path, content, annotations)
@@ -56,6 +59,8 @@ def read_detections(
     if image_root is None:
         image_root = _written_root(path, content.get("info"))
     try:
+        if has_phrases(content):
+            content = phrases_as_classes(content)
         return from_coco(content, image_root)
     except OVDError as error:
         raise OVDError(f"{path}: {error}") from error

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from detectron2.structures import BoxMode
 from tricky_detections import IMAGES, NAMES
 
+from ovd_d2.data.datasets.grounding import write_grounding_json
 from ovd_d2.errors import OVDError
 from ovd_d2.inference.formats import (
     FORMATS,
@@ -14,6 +16,7 @@ from ovd_d2.inference.formats import (
     write_detections,
 )
 from ovd_d2.pseudo_labelling import LabelledImage, write_label_file
+from ovd_d2.structures import TokenSpans
 
 
 @pytest.fixture
@@ -65,6 +68,35 @@ def test_a_label_file(tmp_path, content, monkeypatch):
     assert json.loads((out / "tasks.json").read_text())[0]["predictions"][0]["model_version"] == (
         "glip"
     )
+
+
+def test_grounded_captions(tmp_path, content):
+    """Phrases are classes; an image with two captions is one image."""
+    path = tmp_path / "pictures/grounded.json"
+    caption, other = (
+        TokenSpans("A cat, a Red  mug", (((2, 5),), ((9, 17),))),
+        TokenSpans("the cat", (((4, 7),),)),
+    )
+    name = content["images"][0]["file_name"]
+    box = {"bbox_mode": BoxMode.XYWH_ABS, "score": 0.5}
+    records = [
+        {"file_name": name, "image_id": i, "height": 120, "width": 160, "caption": words,
+         "annotations": [{**box, "bbox": [i, 2, 3, 4], "category_id": k} for k in phrases]}
+        for i, words, phrases in ((1, caption, (1, 0)), (2, other, (0,)))
+    ]  # fmt: skip
+    write_grounding_json(path, records, str(path.parent), {})
+    found = read_detections(f"grounding:{path}")
+    assert found.names == ("red mug", "cat") and [image.file for image in found.images] == ["x.png"]
+    objects = found.images[0].objects
+    assert [(one.label, one.box[0], one.score) for one in objects] == [
+        (0, 1, 0.5), (1, 1, 0.5), (1, 2, 0.5)
+    ]  # fmt: skip
+    assert found.images[0].source.is_file()
+    damaged = json.loads(path.read_text())
+    damaged["annotations"][0]["tokens_positive"] = [[2, 50]]
+    path.write_text(json.dumps(damaged))
+    with pytest.raises(OVDError, match=r"grounded\.json: a box of image 1 has the span \[2, 50\]"):
+        read_detections(path)
 
 
 def test_results_and_the_json_they_were_made_for(tmp_path, file, content):
