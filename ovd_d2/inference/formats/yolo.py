@@ -18,7 +18,8 @@ def yolo_files(found: DetectionSet, options: FormatOptions) -> Iterator[tuple[st
     """``labels/NAME.txt`` of every image, ``data.yaml`` and ``classes.txt``. With
     ``options.scores`` the score is the last number of a line; for training there must be none."""
     names = dict(enumerate(found.names))
-    data = {"path": ".", "train": "images", "val": "images", "names": names}
+    # Without "path" these are folders beside data.yaml, from wherever the training starts.
+    data = {"train": "images", "val": "images", "names": names}
     yield "data.yaml", yaml.safe_dump(data, allow_unicode=True, sort_keys=False).encode()
     yield "classes.txt", "".join(f"{name}\n" for name in found.names).encode()
     has_masks = found.has_masks

@@ -6,6 +6,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+import yaml
 from defusedxml import ElementTree
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -57,6 +58,8 @@ def test_yolo_lines(content, write):
     values = [float(word) for word in first.split()]
     middle = [(10.25 + 30.125 / 2) / 160, (20.5 + 40.0625 / 2) / 120]
     assert values == pytest.approx([0, *middle, 30.125 / 160, 40.0625 / 120], abs=1e-8)
+    data = yaml.safe_load((out / "data.yaml").read_text(encoding="utf-8"))
+    assert data == {"train": "images", "val": "images", "names": dict(enumerate(NAMES))}
     out = write(content, "yolo", scores=True)
     first, second = (out / "labels/one/x.txt").read_text().splitlines()
     assert first.split()[5:] == ["0.875000"] and second.split()[5:] == ["0.250000"]
