@@ -1,6 +1,7 @@
 """Writes a folder of detections in any of the formats."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,8 +114,10 @@ def _known(what: str, name: str) -> Format:
 
 def _check_files(name: str, known: Format, files: Sequence[str]) -> None:
     stems: dict[str, str] = {}
-    for file in files:
+    for file, count in Counter(files).items():
         check_printable("file name", file)
+        if count > 1:
+            raise OVDError(f"The image {file} is there twice: name it once.")
         stem = os.path.splitext(file)[0].casefold()
         if known.file_per_image and stem in stems:
             raise OVDError(

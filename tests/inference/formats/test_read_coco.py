@@ -170,6 +170,8 @@ def test_formats_and_images_that_do_not_go_together(tmp_path, file, content):
     for name in ("yolo", "voc"):
         with pytest.raises(OVDError, match=r"a\.jpg and A\.png would have one file in the format"):
             check_formats("--format", [name], tmp_path / "out", twins)
+    with pytest.raises(OVDError, match=r"a\.jpg is there twice: name it once"):
+        check_formats("--format", ["cvat"], tmp_path / "out", [twins[0], tmp_path / "b/../a.jpg"])
     content["images"][1]["file_name"] = str(tmp_path / "pictures/one/x.jpg")
     file.write_text(json.dumps(content))
     found = read_detections(file)
