@@ -25,8 +25,8 @@ _OUT = typer.Option(Path("output/predict"), help="Folder of the pictures and pre
 _VOCABULARY = typer.Option(
     "",
     "--vocab",
-    help='What to look for: "cat, red mug", a .txt or .json file, or dataset:NAME; left out: the '
-    "classes the model was trained on.",
+    help='What to look for: "cat, red mug", a .txt or .json file, dataset:NAME, or everything (the '
+    "1305 names of LVIS and Objects365); left out: the classes the model was trained on.",
 )
 _ATTRIBUTES = typer.Option(
     "", help='"red, striped": every name with the attribute that fits best, as in "red mug".'
@@ -50,6 +50,12 @@ _THRESHOLD = typer.Option(
 )
 _TOPK = typer.Option(None, min=1, help="Detections per image; default: the config's.")
 _DEVICE = typer.Option(None, help="cpu, cuda, cuda:1, ...; default: a GPU if there is one.")
+_FORMATS = typer.Option(
+    [],
+    "--format",
+    help="Also in OUT/FORMAT: yolo, voc, cvat, label-studio, coco (repeatable); predictions.json "
+    "is written anyway.",
+)
 _BATCH = typer.Option(4, min=1, help="Images that go through the model together.")
 
 
@@ -68,6 +74,7 @@ def command(
     device: str | None = _DEVICE,
     batch_size: int = _BATCH,
     registered: list[str] = REGISTER,
+    formats: list[str] = _FORMATS,
 ) -> None:
     """Find what you name in images: pictures with boxes, names and scores, and a COCO json.
 
@@ -87,11 +94,14 @@ def command(
         )
     from ovd_d2 import register
     from ovd_d2.inference.arguments import wanted_vocabulary
-    from ovd_d2.inference.predict_files import check_targets, find_images
+    from ovd_d2.inference.formats import check_formats
+    from ovd_d2.inference.predict_files import check_targets, find_images, titles_of
 
     register()
     _silence_torch()
     files = find_images(images)
+    for title in titles_of(models) if len(models) > 1 else ("",):
+        check_formats("--format", formats, out / title, files)
     if vocabulary:
         wanted_vocabulary(vocabulary)  # a bad one is found before a model is loaded
     options: dict[str, Any] = {
@@ -103,7 +113,7 @@ def command(
     }
     inputs = [str(name) for name in (vocabulary, config_file, weights) if name]
     if len(models) > 1:
-        skipped = _side_by_side(models, files, out, options, attributes, inputs)
+        skipped = _side_by_side(models, files, out, options, attributes, inputs, formats)
     else:
         to_stdout = json_file == "-"
         path = Path(json_file) if json_file else out / "predictions.json"
@@ -114,7 +124,9 @@ def command(
         if weights:
             info["weights"] = weights
         places = (out if pictures else None, None if to_stdout else path)
-        skipped = _predict(predictor, files, places, info, attributes).skipped
+        report = _predict(predictor, files, places, info, attributes)
+        _write_formats(report, formats, out, sys.stderr if to_stdout else sys.stdout)
+        skipped = report.skipped
     for sentence in skipped:
         print(f"skipped: {sentence}", file=sys.stderr)
     if skipped:
@@ -170,6 +182,7 @@ def _side_by_side(
     options: dict[str, Any],
     attributes: str,
     inputs: list[str],
+    formats: list[str],
 ) -> list[str]:
     """Predicts with several models, one after the other, and draws what they have found into one
     picture per image; sentences of images that were left out."""
@@ -184,9 +197,18 @@ def _side_by_side(
         predictor = _load(model, None, "", dict(options))
         print(title)
         reports[title] = _predict(predictor, files, places, {"model": model}, attributes)
+        _write_formats(reports[title], formats, out / title, sys.stdout)
     count = write_side_by_side(files, out, reports)
     print(f"{out}: {count} picture{'s' if count > 1 else ''} of {len(titles)} models side by side")
     return list(dict.fromkeys(text for report in reports.values() for text in report.skipped))
+
+
+def _write_formats(report: "Report", formats: list[str], out: Path, printed_to: Any) -> None:
+    from ovd_d2.inference.formats import from_coco, write_detections
+
+    for name in dict.fromkeys(formats):
+        count = write_detections(from_coco(report.coco), name, out / name, what="--format")
+        print(f"{out / name}: {count} file{'s' if count > 1 else ''}", file=printed_to)
 
 
 def _silence_torch() -> None:

@@ -2,11 +2,19 @@
 
 from typing import Any
 
-__all__ = ["OpenVocabPredictor", "Prediction", "packaged_models"]
+__all__ = [
+    "OpenVocabPredictor",
+    "Prediction",
+    "packaged_models",
+    "to_fiftyone",
+    "to_supervision",
+]
 _HOME = {
     "OpenVocabPredictor": "predictor",
     "Prediction": "predictor",
     "packaged_models": "model_folders",
+    "to_fiftyone": "fiftyone_samples",
+    "to_supervision": "supervision_detections",
 }
 
 

@@ -175,9 +175,10 @@ class OpenVocabPredictor:
         PROMPTS and cached on disk.
 
         Args:
-            vocabulary: "cat, red mug", a .txt or .json file, "dataset:NAME", a list of names, or a
-                :class:`Vocabulary`. Names that the model was trained with get the synonyms it was
-                trained with; those it had no boxes of count as novel where branches vote (see
+            vocabulary: "cat, red mug", a .txt or .json file, "dataset:NAME", "everything" (the
+                names of LVIS and Objects365), a list of names, or a :class:`Vocabulary`. Names that
+                the model was trained with get the synonyms it was trained with; those it had no
+                boxes of count as novel where branches vote (see
                 :func:`~ovd_d2.language.known_names.with_known_names`). A data set's or a
                 :class:`Vocabulary` is taken as it is.
 

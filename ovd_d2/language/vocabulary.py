@@ -184,7 +184,8 @@ class Vocabulary:
 
     @classmethod
     def load(cls, spec: str) -> "Vocabulary":
-        """From "dataset:NAME", the path of a .txt or .json file, or names between commas.
+        """From "dataset:NAME", the path of a .txt or .json file, names between commas, or
+        "everything" alone: the names of LVIS and Objects365 (see :func:`.everything.everything`).
 
         Any of them may be followed by "+imagenet21k:N": N further names, of ImageNet-21K.
 
@@ -196,7 +197,7 @@ class Vocabulary:
         spec = spec.strip()
         if not spec:
             raise OVDError(
-                "empty vocabulary: give 'dataset:NAME', a .txt or .json file, "
+                "empty vocabulary: give 'dataset:NAME', a .txt or .json file, 'everything', "
                 "or class names between commas"
             )
         first, plus, count = spec.rpartition("+imagenet21k:")
@@ -204,6 +205,10 @@ class Vocabulary:
             from ovd_d2.language.imagenet_names import extend_with_imagenet21k
 
             return extend_with_imagenet21k(cls.load(first), count)
+        if spec == "everything":
+            from ovd_d2.language.everything import everything
+
+            return everything()
         if spec.startswith("dataset:"):
             return cls.from_metadata(spec.removeprefix("dataset:").strip())
         if spec.lower().endswith(_LOOKS_LIKE_A_FILE) or _is_file(spec):

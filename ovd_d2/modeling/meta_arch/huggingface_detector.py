@@ -35,6 +35,9 @@ class HuggingFaceDetector(WordDetector):
     class by itself, so a box may come with several classes. Training (Grounding DINO and its kin)
     gives the losses of transformers, ``loss_*``.
 
+    Grounding DINO and its kin read captions too: a sample with a ``caption`` (TokenSpans) is asked
+    for its phrases, and ``pred_classes`` are their places in it.
+
     A vocabulary of any size is split into as many prompts as it needs. What sees the image alone
     runs once per image, what sees the words alone once per vocabulary.
     """
@@ -89,6 +92,7 @@ class HuggingFaceDetector(WordDetector):
         self.family = FAMILIES[facts.family](
             *load_detector(folder, asked), prompt=prompt or facts.prompt, class_score=class_score
         ).to(device)
+        self.reads_captions = self.family.reads_captions or None
         self.names_per_prompt = names_per_prompt
         self.pairs_at_once = pairs_at_once
         self.score_threshold = score_threshold
@@ -163,13 +167,27 @@ class HuggingFaceDetector(WordDetector):
         pixels = [self._rgb(sample["image"]) for sample in batched_inputs]
         return self.family.losses(pixels, prompts, boxes, places)
 
+    def _has_caption(self, sample: dict[str, Any]) -> bool:
+        return bool(self.reads_captions) and isinstance(sample.get("caption"), TokenSpans)
+
+    def _caption_of(self, sample: dict[str, Any]) -> TokenSpans | None:
+        """Captions whose phrases are not marked are nobody's question."""
+        return sample["caption"] if self._has_caption(sample) else None
+
+    def _get_name(self) -> str:
+        """In messages and in ``repr``: which of the families it is."""
+        return f"{type(self).__name__} ({self.family.model.config.model_type})"
+
     def _rgb(self, image: Tensor) -> Tensor:
         return image if self.input_format == "RGB" else image.flip(0)
 
     def _detect(self, pixels: list[Tensor], caption: TokenSpans | None) -> list[Instances]:
         """See the base class."""
         images = self.family.encode_images([self._rgb(image) for image in pixels])
-        groups = self._vocabulary_in_groups(max(self.pairs_at_once // len(pixels), 1))
+        if caption is not None:
+            groups = [self.family.encode_texts([self.family.caption_prompt(caption)])]
+        else:
+            groups = self._vocabulary_in_groups(max(self.pairs_at_once // len(pixels), 1))
         found = [self._candidates(images, group) for group in groups]
         joined = [Candidates(*map(torch.cat, zip(*of_image))) for of_image in zip(*found)]
         size = tuple(pixels[0].shape[-2:])

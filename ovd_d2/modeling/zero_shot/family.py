@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
+from ovd_d2.structures.grounding import TokenSpans
 
 
 class ImageBatch(NamedTuple):
@@ -60,6 +61,7 @@ class ZeroShotFamily(nn.Module):
     """
 
     reads_prompt = True  # whether ``prompt`` may be more than the name
+    reads_captions = False  # whether phrases of a sentence can be looked for
 
     def __init__(
         self, model: nn.Module, processor: Any, *, prompt: str = "{}", class_score: str = "max"
@@ -90,6 +92,17 @@ class ZeroShotFamily(nn.Module):
             OVDError: a name that is empty once cleaned, or too long for the model.
         """
         raise NotImplementedError
+
+    def caption_prompt(self, caption: TokenSpans) -> Any:
+        """A caption as a prompt, whose classes are the places of its phrases.
+
+        Raises:
+            OVDError: the family reads names alone.
+        """
+        raise OVDError(
+            f"{self.model.config.model_type} models read names and no captions; take a Grounding "
+            "DINO, or name what to look for by set_vocabulary."
+        )
 
     def encode_texts(self, prompts: Sequence[Any]) -> TextGroup:
         """P prompts of :meth:`prompts_of`, on the model's device."""
