@@ -57,6 +57,21 @@ _FORMATS = typer.Option(
     "is written anyway.",
 )
 _BATCH = typer.Option(4, min=1, help="Images that go through the model together.")
+_NEGATIVES = typer.Option(
+    "",
+    help="Names that are not looked for but compete, given as in --vocab: what scores more for one "
+    "of them is left out.",
+)
+_THRESHOLDS = typer.Option(
+    None,
+    help='A .json file of least scores per name, {"cat": 0.3}, or of `ovd vocab calibrate`; other '
+    "names have the --score-threshold.",
+)
+_SYNONYMS = typer.Option(
+    "mean",
+    help="mean: the words of a class as one text, as the model was trained; max: each of them is "
+    "looked for.",
+)
 
 
 def command(
@@ -75,6 +90,9 @@ def command(
     batch_size: int = _BATCH,
     registered: list[str] = REGISTER,
     formats: list[str] = _FORMATS,
+    negatives: str = _NEGATIVES,
+    thresholds: Path | None = _THRESHOLDS,
+    synonyms: str = _SYNONYMS,
 ) -> None:
     """Find what you name in images: pictures with boxes, names and scores, and a COCO json.
 
@@ -93,25 +111,28 @@ def command(
             "OUT/MODEL, and the picture is what they are for."
         )
     from ovd_d2 import register
-    from ovd_d2.inference.arguments import wanted_vocabulary
     from ovd_d2.inference.formats import check_formats
     from ovd_d2.inference.predict_files import check_targets, find_images, titles_of
+    from ovd_d2.inference.ruled_detector import check_rules
 
     register()
     _silence_torch()
     files = find_images(images)
     for title in titles_of(models) if len(models) > 1 else ("",):
         check_formats("--format", formats, out / title, files)
-    if vocabulary:
-        wanted_vocabulary(vocabulary)  # a bad one is found before a model is loaded
+    rules = {"negatives": negatives or None, "thresholds": thresholds, "synonyms": synonyms}
+    check_rules(vocabulary, **rules)
     options: dict[str, Any] = {
+        "rules": rules,
         "vocabulary": vocabulary or None,
         "device": device,
         "score_threshold": score_threshold,
         "topk": topk,
         "batch_size": batch_size,
     }
-    inputs = [str(name) for name in (vocabulary, config_file, weights) if name]
+    inputs = [
+        str(name) for name in (vocabulary, config_file, weights, negatives, thresholds) if name
+    ]
     if len(models) > 1:
         skipped = _side_by_side(models, files, out, options, attributes, inputs, formats)
     else:
@@ -157,6 +178,7 @@ def _predict(
     if attributes:
         predictor.set_attributes(attributes)
     info = {**info, "score_threshold": predictor.score_threshold}
+    info |= predictor.rules.facts if predictor.rules else {}
     with tqdm(total=len(files), unit="image", delay=1, disable=None) as bar:
         report = predict_files(
             predictor, files, pictures=out, json_file=path, info=info, on_image=bar.update
@@ -229,12 +251,15 @@ def _load(
     if options["score_threshold"] is None:
         facts = {} if config_file else facts_of(model or DEFAULT_MODEL)
         options["score_threshold"] = facts.get("score_threshold", SCORE_THRESHOLD)
+    rules = options.pop("rules")
     if config_file:
         predictor = OpenVocabPredictor(config_file, weights, **options)
     else:
         predictor = OpenVocabPredictor.from_pretrained(model or DEFAULT_MODEL, **options)
     if predictor.vocabulary is None:
         raise OVDError('The model does not bring its classes along: add --vocab "cat, red mug".')
+    if any(value not in (None, "mean") for value in rules.values()):
+        predictor.set_vocabulary(options["vocabulary"] or predictor.vocabulary, **rules)
     return predictor
 
 

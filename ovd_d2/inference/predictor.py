@@ -35,8 +35,10 @@ from .arguments import (
 from .attributes import AttributeExpansion
 from .grounding import Grounding, as_caption, check_reads_captions
 from .model_folders import config_and_weights, facts_of
+from .name_thresholds import ThresholdsLike
 from .open_detector import inference_config, open_detector, to_sample, trained_vocabulary
 from .pictures import each_picture, is_single
+from .ruled_detector import RuledDetector, ruled_detector
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +81,7 @@ class OpenVocabPredictor:
 
     Attributes:
         facts: what the folder of the model tells about it (``facts.json``); empty without one.
+        rules: what negatives, thresholds of names or synonyms made of it; None without any.
     """
 
     def __init__(
@@ -124,6 +127,7 @@ class OpenVocabPredictor:
         if vocabulary is not None:
             classes = wanted_vocabulary(vocabulary, self._trained)
         self._attributes: AttributeExpansion | None = None
+        self.rules: RuledDetector | None = None
         self.cfg = _inference_config(cfg, self.device, score_threshold, topk)
         self._score_threshold = score_threshold
         self.model = open_detector(self.cfg, weights, self._trained)
@@ -153,9 +157,8 @@ class OpenVocabPredictor:
     def vocabulary(self) -> Vocabulary | None:
         """The present K classes (names times attributes, if there are any); None before any were
         set."""
-        if self._attributes is not None:
-            return self._attributes.vocabulary
-        return get_vocabulary(self.model)
+        layer = self._attributes or self.rules
+        return get_vocabulary(self.model) if layer is None else layer.vocabulary
 
     @property
     def score_threshold(self) -> float:
@@ -170,7 +173,14 @@ class OpenVocabPredictor:
         owner = part_with(self.model, "class_embedder")
         return "" if owner is None else owner.class_embedder.encoder_id
 
-    def set_vocabulary(self, vocabulary: VocabularyLike) -> None:
+    def set_vocabulary(
+        self,
+        vocabulary: VocabularyLike,
+        *,
+        negatives: VocabularyLike | None = None,
+        thresholds: ThresholdsLike | None = None,
+        synonyms: str = "mean",
+    ) -> None:
         """Swaps the classes to look for. Their embeddings are made by the config's TEXT_ENCODER and
         PROMPTS and cached on disk.
 
@@ -181,12 +191,29 @@ class OpenVocabPredictor:
                 boxes of count as novel where branches vote (see
                 :func:`~ovd_d2.language.known_names.with_known_names`). A data set's or a
                 :class:`Vocabulary` is taken as it is.
+            negatives: names, given in the same ways, that compete and are not reported: what scores
+                more for one of them is no detection (and "dataset:NAME": its other names), see
+                :class:`~ovd_d2.inference.ruled_detector.RuledDetector`. None: none.
+            thresholds: name -> least score, or a .json file of them; other names have the
+                predictor's ``score_threshold``.
+            synonyms: "mean": a class is one text, made of its words as the model was trained to
+                (MODEL.OPEN_VOCAB.USE_SYNONYMS: the mean of their embeddings). "max": each of its
+                words is looked for, see :meth:`~ovd_d2.inference.class_rules.ClassRules.apply`.
 
         Raises:
-            OVDError: no usable names, or the encoder cannot be had; the present classes stay.
+            OVDError: no usable names, a name that is a negative too, a threshold of none of them, a
+                model that cannot, or no encoder; the present classes stay.
         """
-        set_vocabulary(self.model, wanted_vocabulary(vocabulary, self._trained))
-        self._attributes = None
+        names = wanted_vocabulary(vocabulary, self._trained)
+        rules = ruled_detector(
+            self.model, names, negatives, thresholds, synonyms,
+            trained=self._trained,
+            score_threshold=self._score_threshold,
+            default_threshold=self.score_threshold,
+            topk=self.cfg.TEST.DETECTIONS_PER_IMAGE,
+        )  # fmt: skip
+        set_vocabulary(self.model, names if rules is None else rules.scored)
+        self._attributes, self.rules = None, rules
 
     def set_attributes(self, attributes: str | Sequence[str]) -> None:
         """Every name in all of these attributes from now on, until the next ``set_vocabulary``:
@@ -202,6 +229,11 @@ class OpenVocabPredictor:
         names = get_vocabulary(self.model)
         if names is None:
             raise OVDError("There is nothing to describe: call set_vocabulary first.")
+        if self.rules is not None:
+            raise OVDError(
+                "Attributes go with neither negatives, thresholds of names nor synonyms='max': "
+                "call set_vocabulary without them first."
+            )
         self._attributes = AttributeExpansion(self.model, names, as_attributes(attributes))
         if self.facts.get("attributes"):
             logger.warning("Attributes of this model: %s", self.facts["attributes"])
@@ -321,13 +353,16 @@ class OpenVocabPredictor:
         found: dict[int, dict[str, Instances | Tensor]] = {}
         for members in by_size.values():
             with torch.no_grad():
-                detect = self._attributes.detect if self._attributes else self.model
-                outputs = detect([samples[i] for i in members])
+                layer = self._attributes or self.rules
+                outputs = (layer.detect if layer else self.model)([samples[i] for i in members])
             for i, output in zip(members, outputs):
                 if "sem_seg" in output:
                     found[i] = {"sem_seg": output["sem_seg"].cpu()}
                 else:
-                    found[i] = {"instances": self._good_enough(output["instances"].to("cpu"))}
+                    instances = output["instances"].to("cpu")
+                    found[i] = {
+                        "instances": instances if self.rules else self._good_enough(instances)
+                    }
         return [found[i] for i in range(len(images))]
 
     def _good_enough(self, instances: Instances) -> Instances:

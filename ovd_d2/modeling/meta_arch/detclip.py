@@ -182,6 +182,11 @@ class DetCLIP(OneStageDetector):
             self.prompts.dictionary = labelled_dictionary(vocabulary)
             self._encoded.clear()
 
+    @property
+    def detection_choice(self) -> ConceptInference:
+        """See :class:`~ovd_d2.modeling.detection_choice.DetectionChoice`."""
+        return self.detections
+
     def _set_vocabulary(self, vocabulary: VocabularyLike | None) -> None:
         classes = None if vocabulary is None else as_vocabulary(vocabulary)
         given = None

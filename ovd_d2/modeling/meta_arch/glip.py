@@ -20,7 +20,12 @@ from torch import Tensor, nn
 from ovd_d2.errors import OVDError
 from ovd_d2.language import Vocabulary, VocabularyLike, as_vocabulary
 from ovd_d2.language.caption_prompts import CaptionPrompts, Prompt, read_name_prompts
-from ovd_d2.modeling.dense_heads import Candidates, GroundingHead, build_grounding_head
+from ovd_d2.modeling.dense_heads import (
+    Candidates,
+    GroundingHead,
+    GroundingInference,
+    build_grounding_head,
+)
 from ovd_d2.modeling.target_checks import TargetChecks
 from ovd_d2.modeling.text_backbone import build_text_backbone
 from ovd_d2.structures.grounding import TokenSpans
@@ -144,6 +149,11 @@ class GLIP(OneStageDetector):
             "pairs_at_once": keys.PAIRS_AT_ONCE,
             "tune": keys.TUNE,
         }
+
+    @property
+    def detection_choice(self) -> GroundingInference:
+        """See :class:`~ovd_d2.modeling.detection_choice.DetectionChoice`."""
+        return self.head.inference
 
     def _set_vocabulary(self, vocabulary: VocabularyLike | None) -> None:
         classes = None if vocabulary is None else as_vocabulary(vocabulary)

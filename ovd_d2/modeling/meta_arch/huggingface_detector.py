@@ -3,6 +3,7 @@
 Letters: N images, P prompts, Q boxes, Kp classes of a prompt, k candidates, K classes.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ class HuggingFaceDetector(WordDetector):
     """
 
     brings_weights = True  # without MODEL.WEIGHTS it is a trained model all the same
+    word_norm = math.inf  # names are scored one by one
 
     @configurable
     def __init__(
@@ -143,6 +145,15 @@ class HuggingFaceDetector(WordDetector):
     def device(self) -> torch.device:
         """Where it computes."""
         return self.family.device
+
+    @property
+    def detection_choice(self) -> "HuggingFaceDetector":
+        """See :class:`~ovd_d2.modeling.detection_choice.DetectionChoice`."""
+        return self
+
+    def threshold_for(self, score: float) -> float:
+        """See :class:`~ovd_d2.modeling.detection_choice.DetectionChoice`."""
+        return score
 
     def _set_vocabulary(self, vocabulary: VocabularyLike | None) -> None:
         classes = None if vocabulary is None else as_vocabulary(vocabulary)

@@ -27,6 +27,7 @@ from ovd_d2.language import (
 from ovd_d2.modeling.classifiers.embedding_classifier import encoders_differ
 from ovd_d2.modeling.target_checks import EVALUATION, TargetChecks
 
+from .detection_choice import BoxPredictorsChoice
 from .head_checks import check_class_agnostic, check_head_name, check_parts
 from .image_branch import IMAGE_BRANCH_REGISTRY, ImageBranch
 from .image_label_supervision import ImageLabelSupervision
@@ -50,7 +51,8 @@ class OpenVocabROIHeadsMixin(RegionTraining):
     """
 
     __jit_unused_properties__ = (
-        "box_predictors", "vocabulary", "logit_scale", "tasks", "needs_teacher_regions"
+        "box_predictors", "vocabulary", "logit_scale", "tasks", "needs_teacher_regions",
+        "detection_choice",
     )  # fmt: skip
 
     @configurable
@@ -183,6 +185,13 @@ class OpenVocabROIHeadsMixin(RegionTraining):
     def logit_scale(self) -> float:
         """Factor on cosines of :meth:`region_embeddings`."""
         return self.box_predictors[-1].cls_score.logit_scale
+
+    @property
+    def detection_choice(self) -> BoxPredictorsChoice:
+        """See :class:`~ovd_d2.modeling.detection_choice.DetectionChoice`."""
+        return BoxPredictorsChoice(
+            self.box_predictors, self.score_rule, self.image_branch is not None
+        )
 
     def check_teacher(self, encoder_id: str) -> None:
         """Raises OVDError unless region embeddings by ``encoder_id`` share the classes' space."""
