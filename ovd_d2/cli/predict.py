@@ -10,6 +10,7 @@ import typer
 from ovd_d2.errors import OVDError
 
 from .register_option import REGISTER
+from .tile_options import OVERLAP, TILE
 
 if TYPE_CHECKING:
     from ovd_d2.inference.predict_files import Found, Report
@@ -68,6 +69,8 @@ def command(
     device: str | None = _DEVICE,
     batch_size: int = _BATCH,
     registered: list[str] = REGISTER,
+    tile: int | None = TILE,
+    overlap: float | None = OVERLAP,
 ) -> None:
     """Find what you name in images: pictures with boxes, names and scores, and a COCO json.
 
@@ -86,11 +89,16 @@ def command(
             "OUT/MODEL, and the picture is what they are for."
         )
     from ovd_d2 import register
+    from ovd_d2.files.videos import refuse_videos
     from ovd_d2.inference.arguments import wanted_vocabulary
     from ovd_d2.inference.predict_files import check_targets, find_images
+    from ovd_d2.inference.tiles import wanted_tiles
 
     register()
     _silence_torch()
+    refuse_videos(images)
+    wanted_tiles(tile, overlap)
+    tiles = {"tile": tile, "overlap": overlap}
     files = find_images(images)
     if vocabulary:
         wanted_vocabulary(vocabulary)  # a bad one is found before a model is loaded
@@ -103,7 +111,7 @@ def command(
     }
     inputs = [str(name) for name in (vocabulary, config_file, weights) if name]
     if len(models) > 1:
-        skipped = _side_by_side(models, files, out, options, attributes, inputs)
+        skipped = _side_by_side(models, files, out, options, attributes, inputs, tiles)
     else:
         to_stdout = json_file == "-"
         path = Path(json_file) if json_file else out / "predictions.json"
@@ -114,7 +122,7 @@ def command(
         if weights:
             info["weights"] = weights
         places = (out if pictures else None, None if to_stdout else path)
-        skipped = _predict(predictor, files, places, info, attributes).skipped
+        skipped = _predict(predictor, files, places, info, attributes, tiles).skipped
     for sentence in skipped:
         print(f"skipped: {sentence}", file=sys.stderr)
     if skipped:
@@ -127,6 +135,7 @@ def _predict(
     places: tuple[Path | None, Path | None],
     info: dict[str, Any],
     attributes: str,
+    tiles: dict[str, Any],
 ) -> "Report":
     """Predicts with one model and says what came of it.
 
@@ -136,6 +145,7 @@ def _predict(
         places: folder of the pictures, None for none; and the json, None to print it.
         info: facts for the json.
         attributes: of --attributes.
+        tiles: of --tile and --overlap.
     """
     from tqdm import tqdm
 
@@ -147,7 +157,7 @@ def _predict(
     info = {**info, "score_threshold": predictor.score_threshold}
     with tqdm(total=len(files), unit="image", delay=1, disable=None) as bar:
         report = predict_files(
-            predictor, files, pictures=out, json_file=path, info=info, on_image=bar.update
+            predictor, files, pictures=out, json_file=path, info=info, on_image=bar.update, **tiles
         )
     if path is None:
         print(json.dumps(report.coco))
@@ -170,6 +180,7 @@ def _side_by_side(
     options: dict[str, Any],
     attributes: str,
     inputs: list[str],
+    tiles: dict[str, Any],
 ) -> list[str]:
     """Predicts with several models, one after the other, and draws what they have found into one
     picture per image; sentences of images that were left out."""
@@ -183,7 +194,7 @@ def _side_by_side(
         check_targets(files, *places, inputs)
         predictor = _load(model, None, "", dict(options))
         print(title)
-        reports[title] = _predict(predictor, files, places, {"model": model}, attributes)
+        reports[title] = _predict(predictor, files, places, {"model": model}, attributes, tiles)
     count = write_side_by_side(files, out, reports)
     print(f"{out}: {count} picture{'s' if count > 1 else ''} of {len(titles)} models side by side")
     return list(dict.fromkeys(text for report in reports.values() for text in report.skipped))
