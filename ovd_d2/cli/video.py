@@ -3,6 +3,8 @@
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,8 +109,7 @@ def command(
     predictor = _load(model, config_file, weights, options)
     if attributes:
         predictor.set_attributes(attributes)
-    stop = _until_a_signal()
-    with tqdm(unit="frame", delay=1, disable=None) as bar:
+    with _until_a_signal() as stop, tqdm(unit="frame", delay=1, disable=None) as bar:
 
         def expect(frames: int | None) -> None:
             bar.total = frames
@@ -126,18 +127,23 @@ def command(
     _show(report)
 
 
-def _until_a_signal() -> threading.Event:
+@contextmanager
+def _until_a_signal() -> Iterator[threading.Event]:
     """Set by the first Ctrl-C or SIGTERM; the second one ends the process."""
-    stop = threading.Event()
+    stop, before = threading.Event(), {}
 
     def handle(*_: object) -> None:
         stop.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
-    signal.signal(signal.SIGINT, handle)
-    signal.signal(signal.SIGTERM, handle)
-    return stop
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _show(report: "VideoReport") -> None:
