@@ -10,6 +10,7 @@ import typer
 from ovd_d2.errors import OVDError
 
 from .register_option import REGISTER
+from .tile_options import OVERLAP, TILE
 
 if TYPE_CHECKING:
     from ovd_d2.inference.predict_files import Found, Report
@@ -93,6 +94,8 @@ def command(
     negatives: str = _NEGATIVES,
     thresholds: Path | None = _THRESHOLDS,
     synonyms: str = _SYNONYMS,
+    tile: int | None = TILE,
+    overlap: float | None = OVERLAP,
 ) -> None:
     """Find what you name in images: pictures with boxes, names and scores, and a COCO json.
 
@@ -111,12 +114,21 @@ def command(
             "OUT/MODEL, and the picture is what they are for."
         )
     from ovd_d2 import register
+    from ovd_d2.files.videos import refuse_videos
     from ovd_d2.inference.formats import check_formats
     from ovd_d2.inference.predict_files import check_targets, find_images, titles_of
     from ovd_d2.inference.ruled_detector import check_rules
+    from ovd_d2.inference.tiles import wanted_tiles
 
     register()
     _silence_torch()
+    refuse_videos(images)
+    wanted_tiles(tile, overlap)
+    how = {
+        "attributes": attributes,
+        "formats": formats,
+        "tiles": {"tile": tile, "overlap": overlap},
+    }
     files = find_images(images)
     for title in titles_of(models) if len(models) > 1 else ("",):
         check_formats("--format", formats, out / title, files)
@@ -134,7 +146,7 @@ def command(
         str(name) for name in (vocabulary, config_file, weights, negatives, thresholds) if name
     ]
     if len(models) > 1:
-        skipped = _side_by_side(models, files, out, options, attributes, inputs, formats)
+        skipped = _side_by_side(models, files, out, options, how, inputs)
     else:
         to_stdout = json_file == "-"
         path = Path(json_file) if json_file else out / "predictions.json"
@@ -145,7 +157,7 @@ def command(
         if weights:
             info["weights"] = weights
         places = (out if pictures else None, None if to_stdout else path)
-        report = _predict(predictor, files, places, info, attributes)
+        report = _predict(predictor, files, places, info, how)
         _write_formats(report, formats, out, sys.stderr if to_stdout else sys.stdout)
         skipped = report.skipped
     for sentence in skipped:
@@ -159,7 +171,7 @@ def _predict(
     files: list[Path],
     places: tuple[Path | None, Path | None],
     info: dict[str, Any],
-    attributes: str,
+    how: dict[str, Any],
 ) -> "Report":
     """Predicts with one model and says what came of it.
 
@@ -168,20 +180,26 @@ def _predict(
         files: the images.
         places: folder of the pictures, None for none; and the json, None to print it.
         info: facts for the json.
-        attributes: of --attributes.
+        how: "attributes", "formats" and "tiles" of the options.
     """
     from tqdm import tqdm
 
     from ovd_d2.inference.predict_files import predict_files
 
     out, path = places
-    if attributes:
-        predictor.set_attributes(attributes)
+    if how["attributes"]:
+        predictor.set_attributes(how["attributes"])
     info = {**info, "score_threshold": predictor.score_threshold}
     info |= predictor.rules.facts if predictor.rules else {}
     with tqdm(total=len(files), unit="image", delay=1, disable=None) as bar:
         report = predict_files(
-            predictor, files, pictures=out, json_file=path, info=info, on_image=bar.update
+            predictor,
+            files,
+            pictures=out,
+            json_file=path,
+            info=info,
+            on_image=bar.update,
+            **how["tiles"],
         )
     if path is None:
         print(json.dumps(report.coco))
@@ -202,9 +220,8 @@ def _side_by_side(
     files: list[Path],
     out: Path,
     options: dict[str, Any],
-    attributes: str,
+    how: dict[str, Any],
     inputs: list[str],
-    formats: list[str],
 ) -> list[str]:
     """Predicts with several models, one after the other, and draws what they have found into one
     picture per image; sentences of images that were left out."""
@@ -218,8 +235,8 @@ def _side_by_side(
         check_targets(files, *places, inputs)
         predictor = _load(model, None, "", dict(options))
         print(title)
-        reports[title] = _predict(predictor, files, places, {"model": model}, attributes)
-        _write_formats(reports[title], formats, out / title, sys.stdout)
+        reports[title] = _predict(predictor, files, places, {"model": model}, how)
+        _write_formats(reports[title], how["formats"], out / title, sys.stdout)
     count = write_side_by_side(files, out, reports)
     print(f"{out}: {count} picture{'s' if count > 1 else ''} of {len(titles)} models side by side")
     return list(dict.fromkeys(text for report in reports.values() for text in report.skipped))

@@ -81,6 +81,8 @@ def predict_files(
     json_file: Path | None,
     info: dict[str, Any] | None = None,
     on_image: Callable[[], None] = lambda: None,
+    tile: int | None = None,
+    overlap: float | None = None,
 ) -> Report:
     """Predicts ``files`` and writes what was found.
 
@@ -95,6 +97,8 @@ def predict_files(
         json_file: where the COCO json goes; None: nowhere.
         info: facts for the json's "info".
         on_image: called after every image.
+        tile: side of the tiles that large images are cut into, see ``predictor.predict``.
+        overlap: of neighbouring tiles, see ``predictor.predict``.
 
     Raises:
         OVDError: no image could be read, an output would replace an input, or cannot be written.
@@ -107,7 +111,7 @@ def predict_files(
         on_image()
 
     try:
-        for prediction in predictor.stream(files, on_error=skip):
+        for prediction in predictor.stream(files, on_error=skip, tile=tile, overlap=overlap):
             if not report.found:
                 _prepare(pictures, json_file)
             target = targets.get(Path(prediction.source))

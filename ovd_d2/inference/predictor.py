@@ -39,6 +39,7 @@ from .name_thresholds import ThresholdsLike
 from .open_detector import inference_config, open_detector, to_sample, trained_vocabulary
 from .pictures import each_picture, is_single
 from .ruled_detector import RuledDetector, ruled_detector
+from .tiles import Tiles, detect_in_tiles, wanted_tiles
 
 logger = logging.getLogger(__name__)
 
@@ -245,7 +246,12 @@ class OpenVocabPredictor:
         return {"sem_seg" if isinstance(found, Tensor) else "instances": found}
 
     def predict(
-        self, images: Picture | Iterable[Picture], *, input_format: str | None = None
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        input_format: str | None = None,
+        tile: int | None = None,
+        overlap: float | None = None,
     ) -> Instances | Tensor | list[Instances] | list[Tensor]:
         """Finds the vocabulary's classes.
 
@@ -254,6 +260,9 @@ class OpenVocabPredictor:
                 :func:`~ovd_d2.files.images.to_rgb` for grey, alpha, 16 bits); or a folder, or a
                 list of all these.
             input_format: colour order of arrays and tensors; None: the predictor's.
+            tile: side of the tiles, in pixels, that larger pictures are cut into, to find what is
+                small in them (see :mod:`~ovd_d2.inference.tiles`); None: they are not cut.
+            overlap: what neighbouring tiles have in common, as a share of ``tile``; None: 0.2.
 
         Returns:
             ``Instances``, or ``sem_seg`` (K, H, W) of models that give label maps (see
@@ -262,7 +271,8 @@ class OpenVocabPredictor:
         Raises:
             OVDError: a picture cannot be read, or no vocabulary was set.
         """
-        found = [p.found for p in self.stream(images, input_format=input_format)]
+        options = {"input_format": input_format, "tile": tile, "overlap": overlap}
+        found = [p.found for p in self.stream(images, **options)]
         return found[0] if is_single(images) else found
 
     def ground(
@@ -302,6 +312,8 @@ class OpenVocabPredictor:
         *,
         input_format: str | None = None,
         on_error: Callable[[str, OVDError], None] | None = None,
+        tile: int | None = None,
+        overlap: float | None = None,
     ) -> Iterator[Prediction]:
         """As :meth:`predict`, one by one in order, reading ``batch_size`` pictures ahead at most:
         for folders and generators of any length.
@@ -311,26 +323,30 @@ class OpenVocabPredictor:
             input_format: see :meth:`predict`.
             on_error: called with source and error of a picture that cannot be read, which is then
                 left out; None: the error is raised.
+            tile: see :meth:`predict`; one picture is read ahead then.
+            overlap: see :meth:`predict`.
         """
         if self.vocabulary is None:
             raise OVDError("There is nothing to look for: call set_vocabulary first.")
-        return self._stream(each_picture(images), input_format or self.input_format, on_error)
+        tiles = wanted_tiles(tile, overlap)
+        order = input_format or self.input_format
+        return self._stream(each_picture(images), order, on_error, tiles)
 
     def _stream(
         self,
         pictures: Iterator[tuple[str, Picture]],
         input_format: str,
         on_error: Callable[[str, OVDError], None] | None,
+        tiles: Tiles | None,
     ) -> Iterator[Prediction]:
-        while chunk := list(itertools.islice(pictures, self.batch_size)):
+        limit, at_once = self.cfg.INPUT.MAX_PIXELS, self.batch_size
+        if tiles is not None:
+            limit, at_once = tiles.max_pixels(limit), 1
+        while chunk := list(itertools.islice(pictures, at_once)):
             sources, decoded = [], []
             for source, picture in chunk:
                 try:
-                    pixels = to_rgb(
-                        picture,
-                        input_format=input_format,
-                        max_pixels=self.cfg.INPUT.MAX_PIXELS,
-                    )
+                    pixels = to_rgb(picture, input_format=input_format, max_pixels=limit)
                 except OVDError as error:
                     if not isinstance(picture, os.PathLike):  # files are named already
                         error = OVDError(f"{source}: {error}")
@@ -340,7 +356,14 @@ class OpenVocabPredictor:
                     continue
                 sources.append(source)
                 decoded.append(pixels)
-            for source, pixels, found in zip(sources, decoded, self._detect(decoded)):
+            if tiles is None:
+                outputs = self._detect(decoded)
+            else:
+                outputs = [
+                    detect_in_tiles(self._detect, pixels, tiles, self.batch_size)
+                    for pixels in decoded
+                ]
+            for source, pixels, found in zip(sources, decoded, outputs):
                 yield Prediction(source, pixels, **found)
 
     def _detect(self, images: list[np.ndarray]) -> list[dict[str, Instances | Tensor]]:
