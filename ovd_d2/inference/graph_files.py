@@ -125,14 +125,14 @@ def _write_onnx(graph: DetectorGraph, path: Path, about: Mapping[str, Any]) -> N
 
 
 def _xlogy(g: Any, x: Any, y: Any) -> Any:
-    """x log y, 0 where x is 0."""
+    """Product of x and log y, 0 where x is 0."""
     zero = g.op("Constant", value_t=torch.tensor(0.0))
     return g.op("Where", g.op("Equal", x, zero), zero, g.op("Mul", x, g.op("Log", y)))
 
 
 def _deform_conv2d(g: Any, x: Any, weight: Any, offset: Any, mask: Any, bias: Any,
                    *numbers: Any) -> Any:  # fmt: skip
-    """torchvision's operation; ``numbers`` are strides, paddings and dilations of both axes, groups
+    """That of torchvision; ``numbers`` are strides, paddings and dilations of both axes, groups
     of weights and of offsets, and whether the mask counts."""
     from torch.onnx.symbolic_helper import _get_const
 
@@ -163,9 +163,7 @@ def _open_onnx(path: Path) -> GraphRunner:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     wanted = [value.name for value in session.get_inputs()]
     outputs = [value.name for value in session.get_outputs()]
 
