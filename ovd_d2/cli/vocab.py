@@ -58,3 +58,28 @@ def dictionary(
         )
         frequent = ", ".join(f"{phrase} ({count})" for phrase, count in report.most_frequent)
         print(f"most frequent: {frequent or 'none'}")
+
+
+@app.command()
+def embed(
+    names: str = typer.Argument(
+        ..., metavar="NAMES", help='"cat, red mug", a .txt or .json file, or dataset:NAME.'
+    ),
+    out: Path = typer.Option(..., help="The .safetensors file to write."),
+    model: str = typer.Option(
+        "", help="Whose encoder embeds them, as for `ovd predict`; default: mini."
+    ),
+    config_file: Path | None = typer.Option(
+        None, help="The yaml a model was trained with, instead of --model."
+    ),
+    weights: str = typer.Option("", help="Checkpoint for --config-file."),
+    registered: list[str] = REGISTER,
+) -> None:
+    """Embed names as a model does, for a graph of `ovd export` whose classes are an input."""
+    import ovd_d2
+    from ovd_d2.inference.class_embedding_files import check_embedding_output, embed_names
+
+    ovd_d2.register()
+    check_embedding_output("--out", out)
+    rows = embed_names(names, out, model=model, config_file=config_file, weights=weights)
+    print(f"{out}: {len(rows)} names, {rows.dim} numbers each, by {rows.encoder_id}")

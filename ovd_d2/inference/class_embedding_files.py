@@ -8,11 +8,12 @@ from pathlib import Path
 
 from ovd_d2.errors import OVDError
 from ovd_d2.files.atomic import check_output
-from ovd_d2.language import TextEmbeddings
+from ovd_d2.language import TextEmbeddings, VocabularyLike, as_vocabulary
 from ovd_d2.language.embedding_files import write_embedding_file
 from ovd_d2.modeling import get_vocabulary
 from ovd_d2.modeling.open_vocabulary import part_with
 
+from .model_folders import DEFAULT_MODEL
 from .predictor import OpenVocabPredictor
 
 SUFFIX = ".safetensors"
@@ -65,3 +66,36 @@ def write_class_embeddings(
     except OSError as error:
         raise OVDError(f"Cannot write {path}: {error.strerror or error}.") from error
     return rows
+
+
+def embed_names(
+    names: VocabularyLike,
+    path: str | os.PathLike,
+    *,
+    model: str | os.PathLike = "",
+    config_file: str | os.PathLike | None = None,
+    weights: str | os.PathLike = "",
+) -> TextEmbeddings:
+    """:func:`write_class_embeddings` of names for a model.
+
+    Args:
+        names: see ``OpenVocabPredictor.set_vocabulary``.
+        path: the file to write.
+        model: see ``OpenVocabPredictor.from_pretrained``; "": the default one.
+        config_file: a yaml, instead of ``model``.
+        weights: of ``config_file``.
+
+    Raises:
+        OVDError: both or neither fit together, no such model, or no usable names.
+    """
+    if model and config_file:
+        raise OVDError("--model and --config-file exclude each other.")
+    if weights and not config_file:
+        raise OVDError("--weights needs the --config-file they were trained with.")
+    as_vocabulary(names)  # bad ones are found before a model is loaded
+    if config_file:
+        predictor = OpenVocabPredictor(config_file, weights, device="cpu")
+    else:
+        predictor = OpenVocabPredictor.from_pretrained(model or DEFAULT_MODEL, device="cpu")
+    predictor.set_vocabulary(names)
+    return write_class_embeddings(predictor, path)

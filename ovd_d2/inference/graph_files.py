@@ -175,8 +175,6 @@ def _open_onnx(path: Path) -> GraphRunner:
 
 
 FORMATS = {
-    "onnx": GraphFormat(
-        "model.onnx", ("onnx", "onnxruntime", "onnxscript"), _write_onnx, _open_onnx
-    ),
+    "onnx": GraphFormat("model.onnx", ("onnx", "onnxruntime"), _write_onnx, _open_onnx),
     "torchscript": GraphFormat("model.torchscript", (), _write_torchscript, _open_torchscript),
 }
