@@ -132,9 +132,9 @@ def _override(cfg: CfgNode, overrides: Sequence[str]) -> None:
 def describe(predictor: OpenVocabPredictor, graph: DetectorGraph, kind: str) -> dict[str, Any]:
     """What somebody has to know who runs the graph and has nothing else of ovd_d2."""
     cfg = predictor.cfg.INPUT
-    resize: dict[str, int] | None = None
+    resize: dict[str, Any] = {}  # as it is
     if cfg.SQUARE:
-        resize = {"height": cfg.SQUARE, "width": cfg.SQUARE}
+        resize = {"size": [cfg.SQUARE, cfg.SQUARE]}
     elif cfg.MIN_SIZE_TEST > 0:
         resize = {"short_side": cfg.MIN_SIZE_TEST, "longest_side": cfg.MAX_SIZE_TEST}
     kinds = {

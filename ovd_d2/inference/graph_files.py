@@ -84,7 +84,8 @@ def _trace(graph: DetectorGraph, dim: int) -> tuple[torch.jit.ScriptModule, tupl
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Tracing warns of every size that it fixes; whether one matters is checked afterwards."""
+    """Tracing warns of every size that it fixes; whether one matters is checked afterwards. And
+    torch warns of TorchScript."""
     logger = logging.getLogger("torch.fx._symbolic_trace")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -98,7 +99,8 @@ def _quiet() -> Iterator[None]:
 
 def _write_torchscript(graph: DetectorGraph, path: Path, about: Mapping[str, Any]) -> None:
     traced, _ = _trace(graph, about["embed_dim"])
-    torch.jit.save(traced, str(path), _extra_files={ABOUT: json.dumps(about)})
+    with _quiet():
+        torch.jit.save(traced, str(path), _extra_files={ABOUT: json.dumps(about)})
 
 
 def _write_onnx(graph: DetectorGraph, path: Path, about: Mapping[str, Any]) -> None:
@@ -146,7 +148,8 @@ def _deform_conv2d(g: Any, x: Any, weight: Any, offset: Any, mask: Any, bias: An
 
 
 def _open_torchscript(path: Path) -> GraphRunner:
-    module = torch.jit.load(str(path))
+    with _quiet():
+        module = torch.jit.load(str(path))
     count = len(list(module.forward.schema.arguments)) - 1
 
     def run(image: np.ndarray, rows: np.ndarray, novel: np.ndarray) -> dict[str, np.ndarray]:
