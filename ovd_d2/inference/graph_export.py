@@ -70,7 +70,7 @@ def export_graph(
     pictures = {os.fspath(path): read_image(path) for path in check}
     pictures = pictures or {"a random picture": random_picture()}
     on_step("opens the model")
-    predictor, graph = _open(model, config_file, overrides, score_threshold)
+    predictor, graph = open_graph(model, config_file, overrides, score_threshold)
     if predictor.vocabulary is None:
         raise OVDError(
             f"{model}: the names of its classes cannot be had here: prepare its data set, or "
@@ -98,13 +98,18 @@ def export_graph(
     return facts
 
 
-def _open(
+def open_graph(
     model: str | os.PathLike,
-    config_file: str | os.PathLike,
-    overrides: Sequence[str],
-    wanted: str | float,
+    config_file: str | os.PathLike = "",
+    overrides: Sequence[str] = (),
+    wanted: str | float = "",
 ) -> tuple[OpenVocabPredictor, DetectorGraph]:
-    """The model and its graph, both with the score threshold that is wanted."""
+    """The model and its graph, both with the score threshold that is ``wanted``; for the arguments
+    see :func:`export_graph`.
+
+    Raises:
+        OVDError: there is no such model, or no graph can be made of it.
+    """
     path = Path(model)
     is_run = config_file or path.is_file() or (path.is_dir() and not (path / MODEL_FACTS).is_file())
     if is_run:
