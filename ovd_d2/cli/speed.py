@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ovd_d2.cli import speed_export
 from ovd_d2.cli.speed_tables import VocabularyTable, inference_table, machine, print_table
 from ovd_d2.errors import OVDError
 
@@ -26,6 +27,7 @@ _STORE_ROWS = {
     "read_at_random": ("read at random", "s"),
 }
 _JSON = typer.Option(False, "--json", help="Print one JSON object, not a table.")
+app.command()(speed_export.export)
 
 
 @app.command()

@@ -127,3 +127,28 @@ def calibrate(
             print(f"{name}, {kind}: F1 {row['F1']:.1f}, mean of names {row['F1_names']:.1f}")
     own, names = len(content["of_their_own"]), len(content["thresholds"])
     print(f"{out}: {own} of {names} names have {min_examples} examples or more")
+
+
+@app.command()
+def embed(
+    names: str = typer.Argument(
+        ..., metavar="NAMES", help='"cat, red mug", a .txt or .json file, or dataset:NAME.'
+    ),
+    out: Path = typer.Option(..., help="The .safetensors file to write."),
+    model: str = typer.Option(
+        "", help="Whose encoder embeds them, as for `ovd predict`; default: mini."
+    ),
+    config_file: Path | None = typer.Option(
+        None, help="The yaml a model was trained with, instead of --model."
+    ),
+    weights: str = typer.Option("", help="Checkpoint for --config-file."),
+    registered: list[str] = REGISTER,
+) -> None:
+    """Embed names as a model does, for a graph of `ovd export` whose classes are an input."""
+    import ovd_d2
+    from ovd_d2.inference.class_embedding_files import check_embedding_output, embed_names
+
+    ovd_d2.register()
+    check_embedding_output("--out", out)
+    rows = embed_names(names, out, model=model, config_file=config_file, weights=weights)
+    print(f"{out}: {len(rows)} names, {rows.dim} numbers each, by {rows.encoder_id}")

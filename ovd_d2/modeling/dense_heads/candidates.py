@@ -55,7 +55,7 @@ def without_duplicates(
 def clip_to_image(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """(R, 4) into an image of (height, width); a box beyond its border becomes the pixel next to
     it, not an empty box."""
-    height, width = size
-    last = boxes.new_tensor([width - 1, height - 1])
-    first = boxes[:, :2].clamp(min=0).minimum(last)
-    return torch.cat([first, boxes[:, 2:].clamp(min=1).minimum(last + 1)], dim=1)
+    height, width = size  # tensors while a graph is traced
+    x0, y0, x1, y1 = boxes.unbind(dim=1)
+    x0, y0 = x0.clamp(min=0, max=width - 1), y0.clamp(min=0, max=height - 1)
+    return torch.stack([x0, y0, x1.clamp(1, width), y1.clamp(1, height)], dim=1)

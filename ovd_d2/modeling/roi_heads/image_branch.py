@@ -33,7 +33,13 @@ Parts that ``MODEL.IMAGE_BRANCH.NAME`` names, built as ``Branch.build(cfg, make_
 
 
 class ImageBranch(nn.Module):
-    """What the ROI heads ask of a second opinion. One that learns is a :class:`RegionTask` too."""
+    """What the ROI heads ask of a second opinion. One that learns is a :class:`RegionTask` too.
+
+    Attributes:
+        looks_at_crops: it runs an image model of its own on every region's pixels.
+    """
+
+    looks_at_crops = False
 
     def check_vocabulary(self, embeddings: TextEmbeddings) -> None:
         """Raises OVDError if this branch cannot go with class ``embeddings`` that the text branch

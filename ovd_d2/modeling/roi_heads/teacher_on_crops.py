@@ -39,6 +39,8 @@ class TeacherOnCrops(ImageBranch):
     its ViLD-text + CLIP. Weights of any detector of ours with the same ROI heads fit.
     """
 
+    looks_at_crops = True
+
     def __init__(
         self,
         load_encoder: Callable[[str], tuple[RegionEncoder, str]],
