@@ -27,6 +27,7 @@ from ovd_d2.language import (
 from ovd_d2.modeling.classifiers.embedding_classifier import encoders_differ
 from ovd_d2.modeling.target_checks import EVALUATION, TargetChecks
 
+from .blocked_scoring import BlockedScoring
 from .head_checks import check_class_agnostic, check_head_name, check_parts
 from .image_branch import IMAGE_BRANCH_REGISTRY, ImageBranch
 from .image_label_supervision import ImageLabelSupervision
@@ -37,7 +38,7 @@ from .region_training import RegionTraining
 from .score_fusion import ScoreRule
 
 
-class OpenVocabROIHeadsMixin(RegionTraining):
+class OpenVocabROIHeadsMixin(RegionTraining, BlockedScoring):
     """Gives any of Detectron2's ROI heads text classes and targets of mixed supervision.
 
     Target rows may carry ``supervision`` (Ri,): Detectron2's own losses see the BOX rows only, and
@@ -50,7 +51,8 @@ class OpenVocabROIHeadsMixin(RegionTraining):
     """
 
     __jit_unused_properties__ = (
-        "box_predictors", "vocabulary", "logit_scale", "tasks", "needs_teacher_regions"
+        "box_predictors", "vocabulary", "logit_scale", "tasks", "needs_teacher_regions",
+        "scores_in_blocks",
     )  # fmt: skip
 
     @configurable
@@ -243,6 +245,10 @@ class OpenVocabROIHeadsMixin(RegionTraining):
             if not torch.jit.is_scripting():
                 self._check_has_vocabulary()
                 self.target_checks.before_inference(self.vocabulary)
+                if self.scores_in_blocks:
+                    found = self.boxes_and_blocked_scores(images, features, proposals)
+                    found = self._detections(*found, [p.image_size for p in proposals])
+                    return self.forward_with_given_boxes(features, found), {}
             boxes, scores = self.boxes_and_scores(images, features, proposals)
             found = self._detections(boxes, scores, [p.image_size for p in proposals])
             return self.forward_with_given_boxes(features, found), {}
