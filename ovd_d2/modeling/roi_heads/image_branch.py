@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
 from ovd_d2.language import TextEmbeddings, Vocabulary
+from ovd_d2.layers.row_softmax import row_softmax
 from ovd_d2.losses import masked_softmax_cross_entropy
 from ovd_d2.modeling.classifiers import EmbeddingClassifier, linear_projection
 from ovd_d2.structures import Supervision
@@ -95,7 +96,7 @@ class SecondHead(ImageBranch, RegionTask):
     def probabilities(self, pooled: Tensor, boxes: list[Tensor], images: ImageList) -> list[Tensor]:
         """See :class:`ImageBranch`; the regions are those that were pooled."""
         logits = self.cls_score(self.features(pooled))[:, :-1]
-        return list(logits.softmax(dim=1).split([len(b) for b in boxes]))
+        return list(row_softmax(logits).split([len(b) for b in boxes]))
 
     def opinions(self, pooled: Tensor, boxes: list[Tensor], images: ImageList) -> list[Opinion]:
         """See :class:`ImageBranch`."""

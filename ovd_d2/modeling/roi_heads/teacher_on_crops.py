@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ovd_d2.errors import OVDError
 from ovd_d2.language import TextEmbeddings, Vocabulary
+from ovd_d2.layers.row_softmax import row_softmax
 from ovd_d2.modeling.classifiers.embedding_classifier import encoders_differ
 
 from .blocked_scores import Opinion
@@ -122,7 +123,7 @@ class TeacherOnCrops(ImageBranch):
         """
         opinions, every = self.opinions(pooled, boxes, images), slice(None)
         with torch.autocast(pooled.device.type, enabled=False):  # fp32: see EmbeddingClassifier
-            return [o.logits(every, every).softmax(dim=1) for o in opinions]
+            return [row_softmax(o.logits(every, every)) for o in opinions]
 
     @torch.no_grad()
     def opinions(self, pooled: Tensor, boxes: Sequence[Tensor], images: ImageList) -> list[Opinion]:
