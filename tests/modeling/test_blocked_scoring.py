@@ -1,11 +1,14 @@
 """Detectors that score in blocks find what they find by tables of all scores."""
 
+import sys
+
 import pytest
 import torch
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from small_detectors import KINDS, make_batch, make_embeddings, make_target, make_vocabulary
 from test_score_fusion import ColourEncoder
 
+from ovd_d2.benchmarks.speed.detection_postprocessing import peak_memory
 from ovd_d2.errors import OVDError
 from ovd_d2.modeling import set_vocabulary
 from ovd_d2.modeling.roi_heads import blocked_scores, blocked_scoring
@@ -113,6 +116,32 @@ def test_an_image_without_proposals(detector, monkeypatch):
         found, _ = model.roi_heads(images, features, [proposals[0][:0], proposals[1]])
     assert len(found[0]) == 0
     assert torch.equal(found[1].pred_classes, alone[1].pred_classes)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's high-water mark")
+@pytest.mark.parametrize("way", ["softmax", "ensemble"])
+def test_memory_does_not_grow_with_proposals_times_classes(build, monkeypatch, way):
+    """1000 proposals x 100,000 names: a table of scores is 400 MB."""
+    model = build("fpn", 5, *SETTINGS, *WAYS[way]).eval()
+    vocabulary = make_vocabulary(100_000)
+    set_vocabulary(model, vocabulary, make_embeddings(vocabulary))
+    corners = torch.rand(1000, 2, generator=torch.Generator().manual_seed(0)) * 60
+    boxes = Boxes(torch.cat([corners, corners + 30], dim=1))
+    proposals = [Instances((96, 128), proposal_boxes=boxes, objectness_logits=torch.zeros(1000))]
+    with torch.no_grad():
+        images = model.preprocess_image(make_batch([make_target([], [])]))
+        features = model.backbone(images.tensor)
+        model.roi_heads(images, features, [proposals[0][:9]])  # what happens once only
+        found = []
+
+        def run():
+            found[:] = model.roi_heads(images, features, proposals)[0]
+
+        assert peak_memory(run, torch.device("cpu")) < 200e6
+        assert len(found[0]) == 200
+        if way == "softmax":  # the measure sees a table
+            monkeypatch.setattr(blocked_scoring, "MOST_DENSE_CLASSES", 100_000)
+            assert peak_memory(run, torch.device("cpu")) > 700e6
 
 
 def test_a_branch_that_knows_tables_only_says_so():
