@@ -27,6 +27,7 @@ from ovd_d2.language import (
 from ovd_d2.modeling.classifiers.embedding_classifier import encoders_differ
 from ovd_d2.modeling.target_checks import EVALUATION, TargetChecks
 
+from .blocked_scoring import BlockedScoring
 from .detection_choice import BoxPredictorsChoice
 from .head_checks import check_class_agnostic, check_head_name, check_parts
 from .image_branch import IMAGE_BRANCH_REGISTRY, ImageBranch
@@ -38,7 +39,7 @@ from .region_training import RegionTraining
 from .score_fusion import ScoreRule
 
 
-class OpenVocabROIHeadsMixin(RegionTraining):
+class OpenVocabROIHeadsMixin(RegionTraining, BlockedScoring):
     """Gives any of Detectron2's ROI heads text classes and targets of mixed supervision.
 
     Target rows may carry ``supervision`` (Ri,): Detectron2's own losses see the BOX rows only, and
@@ -53,6 +54,7 @@ class OpenVocabROIHeadsMixin(RegionTraining):
     __jit_unused_properties__ = (
         "box_predictors", "vocabulary", "logit_scale", "tasks", "needs_teacher_regions",
         "detection_choice",
+        "scores_in_blocks",
     )  # fmt: skip
 
     @configurable
@@ -252,6 +254,10 @@ class OpenVocabROIHeadsMixin(RegionTraining):
             if not torch.jit.is_scripting():
                 self._check_has_vocabulary()
                 self.target_checks.before_inference(self.vocabulary)
+                if self.scores_in_blocks:
+                    found = self.boxes_and_blocked_scores(images, features, proposals)
+                    found = self._detections(*found, [p.image_size for p in proposals])
+                    return self.forward_with_given_boxes(features, found), {}
             boxes, scores = self.boxes_and_scores(images, features, proposals)
             found = self._detections(boxes, scores, [p.image_size for p in proposals])
             return self.forward_with_given_boxes(features, found), {}
