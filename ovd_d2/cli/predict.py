@@ -51,6 +51,14 @@ _THRESHOLD = typer.Option(
 _TOPK = typer.Option(None, min=1, help="Detections per image; default: the config's.")
 _DEVICE = typer.Option(None, help="cpu, cuda, cuda:1, ...; default: a GPU if there is one.")
 _BATCH = typer.Option(4, min=1, help="Images that go through the model together.")
+_EXAMPLES = typer.Option(
+    None,
+    help="Classes by example boxes: a .json of them, or a profile of `ovd vocab learn` "
+    "(.safetensors); --vocab adds more by their words.",
+)
+_SEEN_BY = typer.Option(
+    "model", help="What sees the examples: the model, or (crop) the image tower of its encoder."
+)
 
 
 def command(
@@ -68,6 +76,8 @@ def command(
     device: str | None = _DEVICE,
     batch_size: int = _BATCH,
     registered: list[str] = REGISTER,
+    examples: Path | None = _EXAMPLES,
+    seen_by: str = _SEEN_BY,
 ) -> None:
     """Find what you name in images: pictures with boxes, names and scores, and a COCO json.
 
@@ -87,6 +97,7 @@ def command(
         )
     from ovd_d2 import register
     from ovd_d2.inference.arguments import wanted_vocabulary
+    from ovd_d2.inference.example_vocabulary import ByExamples
     from ovd_d2.inference.predict_files import check_targets, find_images
 
     register()
@@ -102,6 +113,10 @@ def command(
         "batch_size": batch_size,
     }
     inputs = [str(name) for name in (vocabulary, config_file, weights) if name]
+    if examples is not None:
+        wanted = ByExamples(examples, seen_by, vocabulary or None).checked()
+        options["vocabulary"] = wanted
+        inputs += [str(examples), *map(str, wanted.files())]
     if len(models) > 1:
         skipped = _side_by_side(models, files, out, options, attributes, inputs)
     else:

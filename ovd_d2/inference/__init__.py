@@ -2,8 +2,9 @@
 
 from typing import Any
 
-__all__ = ["OpenVocabPredictor", "Prediction", "packaged_models"]
+__all__ = ["ByExamples", "OpenVocabPredictor", "Prediction", "packaged_models"]
 _HOME = {
+    "ByExamples": "example_vocabulary",
     "OpenVocabPredictor": "predictor",
     "Prediction": "predictor",
     "packaged_models": "model_folders",

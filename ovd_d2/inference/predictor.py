@@ -20,7 +20,7 @@ from ovd_d2.config_file import load_config
 from ovd_d2.data.model_kind import brings_weights
 from ovd_d2.errors import OVDError
 from ovd_d2.files.images import COLOUR_ORDERS, Picture, to_rgb
-from ovd_d2.language import Vocabulary, VocabularyLike
+from ovd_d2.language import ClassEmbedder, Vocabulary, VocabularyLike
 from ovd_d2.modeling import get_vocabulary, set_vocabulary
 from ovd_d2.modeling.open_vocabulary import part_with
 from ovd_d2.structures.grounding import Span, TokenSpans
@@ -33,6 +33,8 @@ from .arguments import (
     wanted_vocabulary,
 )
 from .attributes import AttributeExpansion
+from .example_vocabulary import ByExamples, given_examples, own_embedder, set_examples
+from .examples import ExamplesLike
 from .grounding import Grounding, as_caption, check_reads_captions
 from .model_folders import config_and_weights, facts_of
 from .open_detector import inference_config, open_detector, to_sample, trained_vocabulary
@@ -86,7 +88,7 @@ class OpenVocabPredictor:
         config: str | os.PathLike | CfgNode,
         weights: str | os.PathLike = "",
         *,
-        vocabulary: VocabularyLike | None = None,
+        vocabulary: VocabularyLike | ExamplesLike | ByExamples | None = None,
         device: str | torch.device | None = None,
         score_threshold: float | None = None,
         topk: int | None = None,
@@ -121,13 +123,17 @@ class OpenVocabPredictor:
             raise OVDError("No weights: give the checkpoint, or set MODEL.WEIGHTS in the config.")
         self._trained = trained_vocabulary(cfg)
         classes = self._trained
-        if vocabulary is not None:
+        by_examples = given_examples(vocabulary)
+        if vocabulary is not None and by_examples is None:
             classes = wanted_vocabulary(vocabulary, self._trained)
         self._attributes: AttributeExpansion | None = None
         self.cfg = _inference_config(cfg, self.device, score_threshold, topk)
         self._score_threshold = score_threshold
         self.model = open_detector(self.cfg, weights, self._trained)
-        set_vocabulary(self.model, classes)
+        self._words = own_embedder(self.model)
+        set_vocabulary(self.model, classes if by_examples is None else None)
+        if by_examples is not None:
+            self.set_vocabulary(by_examples)
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> "OpenVocabPredictor":
@@ -158,6 +164,16 @@ class OpenVocabPredictor:
         return get_vocabulary(self.model)
 
     @property
+    def trained(self) -> Vocabulary | None:
+        """The classes the model was trained with; None if they cannot be had here."""
+        return self._trained
+
+    @property
+    def words(self) -> ClassEmbedder | None:
+        """What embeds names; None where the model reads them itself."""
+        return self._words
+
+    @property
     def score_threshold(self) -> float:
         """Detections that score less are dropped."""
         if self._score_threshold is not None:
@@ -170,7 +186,7 @@ class OpenVocabPredictor:
         owner = part_with(self.model, "class_embedder")
         return "" if owner is None else owner.class_embedder.encoder_id
 
-    def set_vocabulary(self, vocabulary: VocabularyLike) -> None:
+    def set_vocabulary(self, vocabulary: VocabularyLike | ExamplesLike | ByExamples) -> None:
         """Swaps the classes to look for. Their embeddings are made by the config's TEXT_ENCODER and
         PROMPTS and cached on disk.
 
@@ -179,12 +195,19 @@ class OpenVocabPredictor:
                 :class:`Vocabulary`. Names that the model was trained with get the synonyms it was
                 trained with; those it had no boxes of count as novel where branches vote (see
                 :func:`~ovd_d2.language.known_names.with_known_names`). A data set's or a
-                :class:`Vocabulary` is taken as it is.
+                :class:`Vocabulary` is taken as it is. By examples:
+                ``{"my mug": [("a.jpg", (x0, y0, x1, y1)), ...], "cat": None}``, None for a class by
+                its word; a profile of ``ovd vocab learn`` (.safetensors); or :class:`ByExamples`.
 
         Raises:
-            OVDError: no usable names, or the encoder cannot be had; the present classes stay.
+            OVDError: no usable names or examples, or the encoder cannot be had; the present classes
+                stay.
         """
-        set_vocabulary(self.model, wanted_vocabulary(vocabulary, self._trained))
+        if (by_examples := given_examples(vocabulary)) is not None:
+            set_examples(self, by_examples)
+        else:
+            classes = wanted_vocabulary(vocabulary, self._trained)
+            set_vocabulary(self.model, classes, self._words)
         self._attributes = None
 
     def set_attributes(self, attributes: str | Sequence[str]) -> None:

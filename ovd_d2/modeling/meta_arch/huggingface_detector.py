@@ -3,6 +3,7 @@
 Letters: N images, P prompts, Q boxes, Kp classes of a prompt, k candidates, K classes.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -89,6 +90,7 @@ class HuggingFaceDetector(WordDetector):
         self.family = FAMILIES[facts.family](
             *load_detector(folder, asked), prompt=prompt or facts.prompt, class_score=class_score
         ).to(device)
+        self.class_embedder = self._own_embedder = self.family.class_embedder(folder)
         self.names_per_prompt = names_per_prompt
         self.pairs_at_once = pairs_at_once
         self.score_threshold = score_threshold
@@ -143,8 +145,11 @@ class HuggingFaceDetector(WordDetector):
     def _set_vocabulary(self, vocabulary: VocabularyLike | None) -> None:
         classes = None if vocabulary is None else as_vocabulary(vocabulary)
         prompts = []
-        if classes is not None:
+        if classes is not None and self.class_embedder is self._own_embedder:
             prompts = self.family.prompts_of(classes.names, self.names_per_prompt)
+        elif classes is not None:
+            rows = self.class_embedder.embed(classes).embeddings
+            prompts = self.family.prompts_of_rows(rows, self.names_per_prompt)
         self.vocabulary: Vocabulary | None = classes
         self._prompts = prompts
         self._encoded.clear()
@@ -162,6 +167,13 @@ class HuggingFaceDetector(WordDetector):
             places.append(prompt.places(rows.gt_classes[kept]))
         pixels = [self._rgb(sample["image"]) for sample in batched_inputs]
         return self.family.losses(pixels, prompts, boxes, places)
+
+    @property
+    def embed_examples(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+        """See :class:`~ovd_d2.modeling.open_vocabulary.SeesExamples`; None of families that give no
+        embeddings of boxes."""
+        of_family = self.family.embed_examples
+        return of_family and (lambda image, boxes: of_family(self._rgb(image), boxes))
 
     def _rgb(self, image: Tensor) -> Tensor:
         return image if self.input_format == "RGB" else image.flip(0)
