@@ -80,7 +80,7 @@ class DetCLIP(OneStageDetector):
     depend on the images it is batched with, and what it costs hardly on the vocabulary.
     """
 
-    # AP_base / AP_novel on half of mini's val, novel classes by 1 example: 9.4 / 4.4, by 5: 6.8 / 6.0;
+    # AP_base / AP_novel on half of val, novel classes by 1 example: 9.4 / 4.4, by 5: 6.8 / 6.0;
     # with the usual mixing 6.9 / 4.2 and 4.7 / 5.7; names alone: 11.2 / 3.3.
     example_mixing = Mixing(strength=0.2, own_name=0.5)
 
