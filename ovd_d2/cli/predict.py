@@ -73,6 +73,14 @@ _SYNONYMS = typer.Option(
     help="mean: the words of a class as one text, as the model was trained; max: each of them is "
     "looked for.",
 )
+_EXAMPLES = typer.Option(
+    None,
+    help="Classes by example boxes: a .json of them, or a profile of `ovd vocab learn` "
+    "(.safetensors); --vocab adds more by their words.",
+)
+_SEEN_BY = typer.Option(
+    "model", help="What sees the examples: the model, or (crop) the image tower of its encoder."
+)
 
 
 def command(
@@ -96,6 +104,8 @@ def command(
     synonyms: str = _SYNONYMS,
     tile: int | None = TILE,
     overlap: float | None = OVERLAP,
+    examples: Path | None = _EXAMPLES,
+    seen_by: str = _SEEN_BY,
 ) -> None:
     """Find what you name in images: pictures with boxes, names and scores, and a COCO json.
 
@@ -115,6 +125,7 @@ def command(
         )
     from ovd_d2 import register
     from ovd_d2.files.videos import refuse_videos
+    from ovd_d2.inference.example_vocabulary import ByExamples
     from ovd_d2.inference.formats import check_formats
     from ovd_d2.inference.predict_files import check_targets, find_images, titles_of
     from ovd_d2.inference.ruled_detector import check_rules
@@ -133,7 +144,7 @@ def command(
     for title in titles_of(models) if len(models) > 1 else ("",):
         check_formats("--format", formats, out / title, files)
     rules = {"negatives": negatives or None, "thresholds": thresholds, "synonyms": synonyms}
-    check_rules(vocabulary, **rules)
+    check_rules("" if examples else vocabulary, **rules)
     options: dict[str, Any] = {
         "rules": rules,
         "vocabulary": vocabulary or None,
@@ -145,6 +156,10 @@ def command(
     inputs = [
         str(name) for name in (vocabulary, config_file, weights, negatives, thresholds) if name
     ]
+    if examples is not None:
+        wanted = ByExamples(examples, seen_by, vocabulary or None).checked()
+        options["vocabulary"] = wanted
+        inputs += [str(examples), *map(str, wanted.files())]
     if len(models) > 1:
         skipped = _side_by_side(models, files, out, options, how, inputs)
     else:
@@ -268,15 +283,17 @@ def _load(
     if options["score_threshold"] is None:
         facts = {} if config_file else facts_of(model or DEFAULT_MODEL)
         options["score_threshold"] = facts.get("score_threshold", SCORE_THRESHOLD)
-    rules = options.pop("rules")
+    rules, vocabulary = options.pop("rules"), options["vocabulary"]
+    if has_rules := any(value not in (None, "mean") for value in rules.values()):
+        options["vocabulary"] = None  # set with its rules, once
     if config_file:
         predictor = OpenVocabPredictor(config_file, weights, **options)
     else:
         predictor = OpenVocabPredictor.from_pretrained(model or DEFAULT_MODEL, **options)
+    if has_rules and (classes := vocabulary or predictor.vocabulary):
+        predictor.set_vocabulary(classes, **rules)
     if predictor.vocabulary is None:
         raise OVDError('The model does not bring its classes along: add --vocab "cat, red mug".')
-    if any(value not in (None, "mean") for value in rules.values()):
-        predictor.set_vocabulary(options["vocabulary"] or predictor.vocabulary, **rules)
     return predictor
 
 

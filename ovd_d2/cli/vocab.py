@@ -152,3 +152,53 @@ def embed(
     check_embedding_output("--out", out)
     rows = embed_names(names, out, model=model, config_file=config_file, weights=weights)
     print(f"{out}: {len(rows)} names, {rows.dim} numbers each, by {rows.encoder_id}")
+
+
+_EXAMPLES = typer.Argument(..., metavar="EXAMPLES.json", help="Boxes on images, by class name.")
+_PROFILE = typer.Option(..., help="The .safetensors file to write; its manifest goes beside it.")
+_SEEN_BY = typer.Option(
+    "model", help="What sees the examples: the model, or (crop) the image tower of its encoder."
+)
+
+
+@app.command()
+def learn(
+    examples: Path = _EXAMPLES,
+    out: Path = _PROFILE,
+    model: str = _MODEL,
+    config_file: Path | None = _YAML,
+    weights: str = typer.Option("", help="Checkpoint for --config-file."),
+    seen_by: str = _SEEN_BY,
+    device: str | None = _DEVICE,
+    registered: list[str] = REGISTER,
+) -> None:
+    """Keep what a model sees in example boxes, for `ovd predict --examples`."""
+    import ovd_d2
+    from ovd_d2.inference.example_vocabulary import (
+        ByExamples,
+        check_profile_path,
+        write_profile,
+    )
+    from ovd_d2.inference.model_folders import DEFAULT_MODEL
+    from ovd_d2.inference.predictor import OpenVocabPredictor
+
+    if model and config_file:
+        raise OVDError("--model and --config-file exclude each other.")
+    if weights and not config_file:
+        raise OVDError("--weights needs the --config-file they were trained with.")
+    ovd_d2.register()
+    wanted = ByExamples(examples, seen_by).checked()
+    if wanted.profile is not None:
+        raise OVDError(f"{examples} is a profile already: give a .json of examples.")
+    check_profile_path(out, [examples, *wanted.files()])
+    options = {"vocabulary": wanted, "device": device}
+    if config_file:
+        predictor = OpenVocabPredictor(config_file, weights, **options)
+    else:
+        predictor = OpenVocabPredictor.from_pretrained(model or DEFAULT_MODEL, **options)
+    write_profile(predictor, wanted, out)
+    counts = [count for count in wanted.counts().values() if count]
+    print(
+        f"{out}: {len(predictor.vocabulary)} classes, {len(counts)} of them by {sum(counts)} "
+        "examples"
+    )

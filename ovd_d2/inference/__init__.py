@@ -3,6 +3,7 @@
 from typing import Any
 
 __all__ = [
+    "ByExamples",
     "OpenVocabPredictor",
     "Prediction",
     "packaged_models",
@@ -10,8 +11,9 @@ __all__ = [
     "to_supervision",
 ]
 _HOME = {
+    "ByExamples": "example_vocabulary",
     "OpenVocabPredictor": "predictor",
-    "Prediction": "predictor",
+    "Prediction": "prediction",
     "packaged_models": "model_folders",
     "to_fiftyone": "fiftyone_samples",
     "to_supervision": "supervision_detections",

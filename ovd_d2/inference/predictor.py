@@ -7,7 +7,6 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from ovd_d2.config_file import load_config
 from ovd_d2.data.model_kind import brings_weights
 from ovd_d2.errors import OVDError
 from ovd_d2.files.images import COLOUR_ORDERS, Picture, to_rgb
-from ovd_d2.language import Vocabulary, VocabularyLike
+from ovd_d2.language import ClassEmbedder, Vocabulary, VocabularyLike
 from ovd_d2.modeling import get_vocabulary, set_vocabulary
 from ovd_d2.modeling.open_vocabulary import part_with
 from ovd_d2.structures.grounding import Span, TokenSpans
@@ -33,40 +32,18 @@ from .arguments import (
     wanted_vocabulary,
 )
 from .attributes import AttributeExpansion
+from .example_vocabulary import ByExamples, given_examples, own_embedder, wanted_classes
+from .examples import ExamplesLike
 from .grounding import Grounding, as_caption, check_reads_captions
 from .model_folders import config_and_weights, facts_of
 from .name_thresholds import ThresholdsLike
 from .open_detector import inference_config, open_detector, to_sample, trained_vocabulary
 from .pictures import each_picture, is_single
+from .prediction import Prediction
 from .ruled_detector import RuledDetector, ruled_detector
 from .tiles import Tiles, detect_in_tiles, wanted_tiles
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What was found in one picture.
-
-    Attributes:
-        source: the file, or "image 3" for the third of the pictures given.
-        image: (H, W, 3) uint8, RGB, EXIF orientation applied.
-        instances: R detections in the frame of ``image``, on the CPU, best first:
-            ``pred_boxes``, ``scores`` in 0..1, ``pred_classes`` in [0, K), and with a mask head
-            ``pred_masks`` (R, H, W) bool. None of models that give label maps.
-        sem_seg: of these, (K, H, W) float scores on the CPU, whose scale is the model's; a pixel's
-            class is that of the largest.
-    """
-
-    source: str
-    image: np.ndarray
-    instances: Instances | None = None
-    sem_seg: Tensor | None = None
-
-    @property
-    def found(self) -> Instances | Tensor:
-        """``instances`` or ``sem_seg``, whichever the model gives."""
-        return self.sem_seg if self.instances is None else self.instances
 
 
 class OpenVocabPredictor:
@@ -90,7 +67,7 @@ class OpenVocabPredictor:
         config: str | os.PathLike | CfgNode,
         weights: str | os.PathLike = "",
         *,
-        vocabulary: VocabularyLike | None = None,
+        vocabulary: VocabularyLike | ExamplesLike | ByExamples | None = None,
         device: str | torch.device | None = None,
         score_threshold: float | None = None,
         topk: int | None = None,
@@ -125,14 +102,18 @@ class OpenVocabPredictor:
             raise OVDError("No weights: give the checkpoint, or set MODEL.WEIGHTS in the config.")
         self._trained = trained_vocabulary(cfg)
         classes = self._trained
-        if vocabulary is not None:
+        by_examples = given_examples(vocabulary)
+        if vocabulary is not None and by_examples is None:
             classes = wanted_vocabulary(vocabulary, self._trained)
         self._attributes: AttributeExpansion | None = None
         self.rules: RuledDetector | None = None
         self.cfg = _inference_config(cfg, self.device, score_threshold, topk)
         self._score_threshold = score_threshold
         self.model = open_detector(self.cfg, weights, self._trained)
-        set_vocabulary(self.model, classes)
+        self._words = own_embedder(self.model)
+        set_vocabulary(self.model, classes if by_examples is None else None)
+        if by_examples is not None:
+            self.set_vocabulary(by_examples)
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> "OpenVocabPredictor":
@@ -162,6 +143,16 @@ class OpenVocabPredictor:
         return get_vocabulary(self.model) if layer is None else layer.vocabulary
 
     @property
+    def trained(self) -> Vocabulary | None:
+        """The classes the model was trained with; None if they cannot be had here."""
+        return self._trained
+
+    @property
+    def words(self) -> ClassEmbedder | None:
+        """What embeds names; None where the model reads them itself."""
+        return self._words
+
+    @property
     def score_threshold(self) -> float:
         """Detections that score less are dropped."""
         if self._score_threshold is not None:
@@ -176,7 +167,7 @@ class OpenVocabPredictor:
 
     def set_vocabulary(
         self,
-        vocabulary: VocabularyLike,
+        vocabulary: VocabularyLike | ExamplesLike | ByExamples,
         *,
         negatives: VocabularyLike | None = None,
         thresholds: ThresholdsLike | None = None,
@@ -191,7 +182,9 @@ class OpenVocabPredictor:
                 the model was trained with get the synonyms it was trained with; those it had no
                 boxes of count as novel where branches vote (see
                 :func:`~ovd_d2.language.known_names.with_known_names`). A data set's or a
-                :class:`Vocabulary` is taken as it is.
+                :class:`Vocabulary` is taken as it is. By examples:
+                ``{"my mug": [("a.jpg", (x0, y0, x1, y1)), ...], "cat": None}``, None for a class by
+                its word; a profile of ``ovd vocab learn`` (.safetensors); or :class:`ByExamples`.
             negatives: names, given in the same ways, that compete and are not reported: what scores
                 more for one of them is no detection (and "dataset:NAME": its other names), see
                 :class:`~ovd_d2.inference.ruled_detector.RuledDetector`. None: none.
@@ -202,10 +195,10 @@ class OpenVocabPredictor:
                 words is looked for, see :meth:`~ovd_d2.inference.class_rules.ClassRules.apply`.
 
         Raises:
-            OVDError: no usable names, a name that is a negative too, a threshold of none of them, a
-                model that cannot, or no encoder; the present classes stay.
+            OVDError: no usable names or examples, a name that is a negative too, a threshold of
+                none of them, a model that cannot, or no encoder; the present classes stay.
         """
-        names = wanted_vocabulary(vocabulary, self._trained)
+        names, embedder = wanted_classes(self, vocabulary)
         rules = ruled_detector(
             self.model, names, negatives, thresholds, synonyms,
             trained=self._trained,
@@ -213,7 +206,7 @@ class OpenVocabPredictor:
             default_threshold=self.score_threshold,
             topk=self.cfg.TEST.DETECTIONS_PER_IMAGE,
         )  # fmt: skip
-        set_vocabulary(self.model, names if rules is None else rules.scored)
+        set_vocabulary(self.model, names if rules is None else rules.scored, embedder)
         self._attributes, self.rules = None, rules
 
     def set_attributes(self, attributes: str | Sequence[str]) -> None:

@@ -37,7 +37,9 @@ from ovd_d2.language.concept_prompts import (
     merged,
     names_in,
 )
+from ovd_d2.language.example_rows import Mixing
 from ovd_d2.language.prompts import clean_name
+from ovd_d2.modeling.box_vectors import vectors_of_boxes
 from ovd_d2.modeling.concept_text import ConceptText, OwnTextTower
 from ovd_d2.modeling.dense_heads import (
     ConceptHead,
@@ -46,6 +48,7 @@ from ovd_d2.modeling.dense_heads import (
     RegionChoice,
     build_concept_head,
 )
+from ovd_d2.modeling.dense_heads.candidates import clip_to_image
 from ovd_d2.modeling.target_checks import TargetChecks
 from ovd_d2.modeling.word_region_learning import WordRegionLearning
 from ovd_d2.structures.grounding import TokenSpans
@@ -76,6 +79,10 @@ class DetCLIP(OneStageDetector):
     vocabulary, or phrases where a sample has a ``caption``. What comes out for an image does not
     depend on the images it is batched with, and what it costs hardly on the vocabulary.
     """
+
+    # AP_base / AP_novel on half of val, novel classes by 1 example: 9.4 / 4.4, by 5: 6.8 / 6.0;
+    # with the usual mixing 6.9 / 4.2 and 4.7 / 5.7; names alone: 11.2 / 3.3.
+    example_mixing = Mixing(strength=0.2, own_name=0.5)
 
     @configurable
     def __init__(
@@ -333,6 +340,18 @@ class DetCLIP(OneStageDetector):
             self.anchor_generator(features), self.head(features), concepts.to(self.device),
             self.head.bias, images.image_sizes,
         )  # fmt: skip
+
+    @torch.no_grad()
+    def embed_examples(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`~ovd_d2.modeling.open_vocabulary.SeesExamples`: the regions of the anchors
+        that predict the boxes best; centerness weighs what is around."""
+        images = self._preprocess([image])
+        features = self._features(images)
+        outputs, anchors = self.head(features), Boxes.cat(self.anchor_generator(features)).tensor
+        predicted = self.detections.box2box_transform.apply_deltas(outputs.box_deltas[0], anchors)
+        predicted = clip_to_image(predicted, images.image_sizes[0])
+        centerness = outputs.centerness[0].sigmoid()
+        return vectors_of_boxes(outputs.regions[0], predicted, centerness, boxes.to(self.device))
 
     def _class_rows(self) -> Tensor:
         """(K, D) of the vocabulary, encoded once."""

@@ -4,6 +4,7 @@ Letters: N images, P prompts, Q boxes, Kp classes of a prompt, k candidates, K c
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -95,6 +96,7 @@ class HuggingFaceDetector(WordDetector):
             *load_detector(folder, asked), prompt=prompt or facts.prompt, class_score=class_score
         ).to(device)
         self.reads_captions = self.family.reads_captions or None
+        self.class_embedder = self._own_embedder = self.family.class_embedder(folder)
         self.names_per_prompt = names_per_prompt
         self.pairs_at_once = pairs_at_once
         self.score_threshold = score_threshold
@@ -158,8 +160,11 @@ class HuggingFaceDetector(WordDetector):
     def _set_vocabulary(self, vocabulary: VocabularyLike | None) -> None:
         classes = None if vocabulary is None else as_vocabulary(vocabulary)
         prompts = []
-        if classes is not None:
+        if classes is not None and self.class_embedder is self._own_embedder:
             prompts = self.family.prompts_of(classes.names, self.names_per_prompt)
+        elif classes is not None:
+            rows = self.class_embedder.embed(classes).embeddings
+            prompts = self.family.prompts_of_rows(rows, self.names_per_prompt)
         self.vocabulary: Vocabulary | None = classes
         self._prompts = prompts
         self._encoded.clear()
@@ -188,6 +193,13 @@ class HuggingFaceDetector(WordDetector):
     def _get_name(self) -> str:
         """In messages and in ``repr``: which of the families it is."""
         return f"{type(self).__name__} ({self.family.model.config.model_type})"
+
+    @property
+    def embed_examples(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+        """See :class:`~ovd_d2.modeling.open_vocabulary.SeesExamples`; None of families that give no
+        embeddings of boxes."""
+        of_family = self.family.embed_examples
+        return of_family and (lambda image, boxes: of_family(self._rgb(image), boxes))
 
     def _rgb(self, image: Tensor) -> Tensor:
         return image if self.input_format == "RGB" else image.flip(0)

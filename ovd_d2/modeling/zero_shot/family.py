@@ -4,13 +4,15 @@ Letters: N images, P prompts of a group, Q boxes of an image and a prompt, Kp cl
 of these prompts, K classes of the vocabulary, L tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
+from ovd_d2.language import ClassEmbedder
 from ovd_d2.structures.grounding import TokenSpans
 
 
@@ -62,6 +64,8 @@ class ZeroShotFamily(nn.Module):
 
     reads_prompt = True  # whether ``prompt`` may be more than the name
     reads_captions = False  # whether phrases of a sentence can be looked for
+    # See SeesExamples, of RGB images; None: the family gives no embeddings of classes and boxes.
+    embed_examples: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     def __init__(
         self, model: nn.Module, processor: Any, *, prompt: str = "{}", class_score: str = "max"
@@ -114,6 +118,19 @@ class ZeroShotFamily(nn.Module):
 
     def read(self, images: ImageBatch, texts: TextGroup) -> Scored:
         """What the model says about each name in each image."""
+        raise NotImplementedError
+
+    def class_embedder(self, folder: Path) -> ClassEmbedder | None:
+        """What embeds names, of families that have :attr:`embed_examples`, else None.
+
+        Args:
+            folder: of the model.
+        """
+        return None
+
+    def prompts_of_rows(self, rows: Tensor, most: int) -> list[Any]:
+        """Ready class embeddings (K, D) as prompts, of families that have :attr:`embed_examples`;
+        ``most`` as in :meth:`prompts_of`."""
         raise NotImplementedError
 
     def losses(
