@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ovd_d2.errors import OVDError
 
-from .predictor import Prediction
+from .prediction import Prediction
 from .supervision_detections import check_classes
 
 if TYPE_CHECKING:

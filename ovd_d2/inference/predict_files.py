@@ -21,7 +21,8 @@ from ovd_d2.visualization.label_maps import class_shares, draw_label_map
 from ovd_d2.visualization.side_by_side import side_by_side
 
 from .label_map_files import ENDING, coco_segments, labels_of, write_labels
-from .predictor import OpenVocabPredictor, Prediction
+from .prediction import Prediction
+from .predictor import OpenVocabPredictor
 
 _JPEG_MAX_SIDE = 65_000  # what the format can hold, nearly
 
