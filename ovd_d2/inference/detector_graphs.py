@@ -5,9 +5,12 @@ a mask, A anchors.
 """
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +35,7 @@ _COUNTING = [
     "ovd_d2.modeling.roi_heads.image_branch",
     "ovd_d2.modeling.roi_heads.open_vocab_box_predictor",
 ]
+_SWIN = "detectron2.modeling.backbone.swin"
 _FOLDER = "`--format folder` exports it for `ovd predict`"
 # Meta-architectures that have no matrix of class embeddings as an input, or no boxes as an output.
 NO_GRAPH = {
@@ -71,7 +75,7 @@ class DetectorGraph(nn.Module):
             in [0, K), best first; and probabilities (R, M, M) of the pixels inside each box, if
             there are masks.
         """
-        with patch_builtin_len(_COUNTING):
+        with patch_builtin_len(_COUNTING), _traceable_swin():
             pixels = image.permute(2, 0, 1).float()
             return self._detect(pixels, F.normalize(class_embeddings, dim=1), is_novel)
 
@@ -264,6 +268,24 @@ def _exportable_heads(model: nn.Module) -> nn.Module:
             "MODEL.KEYPOINT_ON False."
         )
     return heads
+
+
+@contextmanager
+def _traceable_swin() -> Iterator[None]:
+    """Inside, Detectron2's Swin Transformer rounds sizes up to whole windows in the graph too. Its
+    other decisions about sizes are the same for all pictures, padded to multiples of 32."""
+
+    def ceil(value: float | Tensor) -> float | Tensor:
+        return value.ceil() if isinstance(value, Tensor) else math.ceil(value)
+
+    def whole(value: float | Tensor) -> int | Tensor:
+        return value.long() if isinstance(value, Tensor) else int(value)
+
+    with (
+        mock.patch(f"{_SWIN}.np", SimpleNamespace(ceil=ceil)),
+        mock.patch(f"{_SWIN}.int", whole, create=True),
+    ):
+        yield
 
 
 def _with_part(module: nn.Module, name: str, part: nn.Module) -> nn.Module:

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from detectron2.structures import Boxes, ROIMasks
+from detectron2.structures import Boxes, Instances, ROIMasks
 from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
 from ovd_d2.language import TextEmbeddings, Vocabulary
 from ovd_d2.modeling import get_vocabulary, set_vocabulary
 from ovd_d2.modeling.open_vocabulary import part_with
+from ovd_d2.visualization.detections import draw_detections
+from ovd_d2.visualization.side_by_side import side_by_side
 
 from .class_embedding_files import class_embeddings
 from .graph_files import GraphRunner
@@ -178,11 +180,43 @@ def find_by_graph(
     return Found(boxes, found["scores"], found["classes"], masks)
 
 
+def draw_check(
+    run: GraphRunner, predictor: OpenVocabPredictor, score_threshold: float, pixels: np.ndarray
+) -> np.ndarray:
+    """What model and graph find in one picture, at the size that both read, side by side.
+
+    Args:
+        run: the graph.
+        predictor: the model, with classes.
+        score_threshold: of both.
+        pixels: (H, W, 3) uint8 RGB.
+
+    Returns:
+        (H', W', 3) uint8, RGB.
+    """
+    image = to_sample(pixels, predictor.cfg)["image"]
+    given = (image.permute(1, 2, 0).contiguous().numpy(), class_embeddings(predictor).embeddings)
+    classes = get_vocabulary(predictor.model)
+    found = {
+        "model": find_eagerly(predictor.model, image, score_threshold),
+        "graph": find_by_graph(run, (given[0], given[1].numpy()), np.array(classes.is_novel), ""),
+    }
+    shown = given[0] if predictor.cfg.INPUT.FORMAT == "RGB" else given[0][:, :, ::-1].copy()
+    panels = {}
+    for title, side in found.items():
+        fields = {"pred_boxes": Boxes(side.boxes), "scores": side.scores}
+        fields |= {"pred_classes": side.classes}
+        fields |= {} if side.masks is None else {"pred_masks": side.masks}
+        instances = Instances(tuple(image.shape[1:]), **fields)
+        panels[title] = draw_detections(shown, instances, classes.names)
+    return side_by_side(panels)
+
+
 def _differs(where: str, what: str) -> OVDError:
     return OVDError(
-        f"The graph does not do what the model does ({where}: {what}), so nothing was written: "
-        "parts that compute with the picture's size in Python, such as Swin Transformers, cannot "
-        "be traced; `--format folder` exports every model."
+        f"The graph does not do what the model does ({where}: {what}), so nothing was written: a "
+        "part of the model that makes Python numbers of the picture's size cannot be traced; "
+        "`--format folder` exports every model."
     )
 
 

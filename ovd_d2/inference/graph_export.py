@@ -6,29 +6,31 @@ Letters: H, W height and width of the picture, K classes, D embedding width.
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from PIL import Image
 
 from ovd_d2 import __version__
 from ovd_d2.config_file import explain_config_error, load_config
 from ovd_d2.errors import OVDError
-from ovd_d2.files.atomic import check_new_folder, new_folder, write_json
+from ovd_d2.files.atomic import check_new_folder, new_folder, write_json, write_picture
 from ovd_d2.files.images import read_image
 
 from .class_embedding_files import write_class_embeddings
 from .detector_graphs import DetectorGraph, check_meta_architecture
 from .export import threshold_facts
-from .graph_check import Comparison, check_graph, random_picture
-from .graph_files import find_format, input_names, output_names
+from .graph_check import Comparison, check_graph, draw_check, random_picture
+from .graph_files import GraphFormat, GraphRunner, find_format, input_names, output_names
 from .model_folders import FACTS as MODEL_FACTS
 from .model_folders import config_and_weights, facts_of
 from .open_detector import run_files
 from .predictor import OpenVocabPredictor
 
-FACTS, CLASSES, EXAMPLE = "graph.json", "classes.safetensors", "detect.py"
+FACTS, CLASSES = "graph.json", "classes.safetensors"
+EXAMPLE, PICTURE = "detect.py", "check.jpg"
 
 
 def export_graph(
@@ -43,9 +45,9 @@ def export_graph(
     on_step: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Writes ``out``: the graph, its facts (``graph.json``; they are in the graph's file too), the
-    embeddings of the model's own classes (``classes.safetensors``), and for ONNX a program that
-    detects with them (``detect.py``). The folder appears whole, or, where the graph does not find
-    what the model finds, not at all.
+    embeddings of the model's own classes (``classes.safetensors``), what model and graph find in a
+    picture (``check.jpg``), and for ONNX a program that detects (``detect.py``). The folder appears
+    whole, or, where the graph does not find what the model finds, not at all.
 
     Args:
         model: a checkpoint, or a model as ``OpenVocabPredictor.from_pretrained`` knows it.
@@ -81,9 +83,8 @@ def export_graph(
         facts = describe(predictor, graph, kind)
         facts |= {"model": Path(model).name, "encoder_id": rows.encoder_id, "embed_dim": rows.dim}
         on_step("traces and writes the graph")
-        graph_format.write(graph, folder / graph_format.file, facts)
+        run = _written(graph_format, graph, folder / graph_format.file, facts)
         on_step("compares it with the model")
-        run = graph_format.open(folder / graph_format.file)
         comparison = Comparison(graph.score_threshold, graph.most)
         check_graph(run, predictor, comparison, pictures)
         facts["check"] = {
@@ -93,9 +94,32 @@ def export_graph(
             "largest_difference_of_scores": comparison.score,
         }
         write_json(folder / FACTS, facts)
+        drawn = draw_check(run, predictor, graph.score_threshold, next(iter(pictures.values())))
+        write_picture(Image.fromarray(drawn), folder / PICTURE)
         if kind == "onnx":
             shutil.copyfile(Path(__file__).with_name("detect_onnx.py"), folder / EXAMPLE)
     return facts
+
+
+def _written(
+    kind: GraphFormat, graph: DetectorGraph, path: Path, facts: Mapping[str, Any]
+) -> GraphRunner:
+    """What runs the file ``path``, which is written."""
+    try:
+        kind.write(graph, path, facts)
+    except RuntimeError as error:  # of torch's tracer and exporter; an operation they do not know
+        reason = str(error).strip().splitlines()[0]
+        raise OVDError(
+            f"The graph cannot be made ({reason}): `--format folder` exports every model."
+        ) from error
+    try:
+        return kind.open(path)
+    except Exception as error:  # whatever the runtime raises
+        reason = str(error).strip().splitlines()[0]
+        raise OVDError(
+            f"The graph was made but cannot be opened ({reason}): a newer onnxruntime may know it "
+            "(pip install -U onnxruntime)."
+        ) from error
 
 
 def open_graph(

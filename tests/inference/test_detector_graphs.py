@@ -1,6 +1,7 @@
 """Graphs of detectors find what the detectors find: all kinds, sizes, vocabularies and formats."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,17 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "modeling"))
 
-from small_detclip import small_detclip
+from small_detclip import detclip_config, small_detclip
 from small_detectors import DIM, zoo_cfg
 
 from ovd_d2.errors import OVDError
+from ovd_d2.inference import detector_graphs
 from ovd_d2.inference.detector_graphs import GRAPHS, check_meta_architecture
 from ovd_d2.inference.graph_check import Comparison, Found, find_by_graph, find_eagerly
 from ovd_d2.inference.graph_files import FORMATS, input_names
 from ovd_d2.inference.graph_selection import best_pairs, class_wise_nms
 from ovd_d2.language import TextEmbeddings, Vocabulary
-from ovd_d2.modeling import set_vocabulary
+from ovd_d2.modeling import DetCLIP, set_vocabulary
 
 __all__ = ["zoo_cfg"]
 
@@ -54,6 +56,8 @@ def detector(request, zoo_cfg):
     def make(kind):
         if kind == "detclip":
             return small_detclip()
+        if kind == "shifted windows":
+            return detclip_of_two_blocks()
         family, *opts = KINDS[kind]
         opts += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.OPEN_VOCAB.LOGIT_SCALE", 20.0]
         # Random weights have not learned to expect pixels of 0-255 (activations of thousands).
@@ -64,6 +68,16 @@ def detector(request, zoo_cfg):
         return build_model(zoo_cfg(family, 5, *opts)).eval()
 
     return make
+
+
+def detclip_of_two_blocks():
+    """A Swin Transformer shifts the windows of every second block: whole windows are counted."""
+    cfg = detclip_config()
+    cfg.MODEL.SWIN.DEPTHS = [2, 2, 2, 2]
+    torch.manual_seed(0)
+    model = DetCLIP(cfg).eval()
+    model.head.load_state_dict(small_detclip().head.state_dict())
+    return model
 
 
 def graph_of(model, score_threshold=None):
@@ -100,7 +114,7 @@ def both(model, run, image, count, threshold=0.0):
 CASES = [(96, 128, 1), (96, 128, 90), (200, 160, 3), (200, 160, 90)]
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "detclip"])
+@pytest.mark.parametrize("kind", [*KINDS, "detclip", "shifted windows"])
 def test_a_graph_finds_what_the_model_finds(detector, kind, folder):
     model = detector(kind)
     graph = graph_of(model)
@@ -161,6 +175,15 @@ def test_novel_classes_count(detector, folder):
     pixels = picture(96, 128).permute(1, 2, 0).contiguous().numpy()
     best = [run(pixels, rows, flags)["scores"][0] for flags in (novel, np.zeros(6, bool), ~novel)]
     assert abs(best[0] - best[1]) > 1e-3 and abs(best[0] - best[2]) > 1e-3
+
+
+def test_without_the_patch_shifted_windows_are_those_of_the_traced_size(folder, monkeypatch):
+    """Why it is there; and that the check sees it."""
+    monkeypatch.setattr(detector_graphs, "_traceable_swin", nullcontext)
+    model, path = detclip_of_two_blocks(), folder / "unpatched"
+    FORMATS["torchscript"].write(graph_of(model), path, {"embed_dim": width_of(model)})
+    with pytest.raises(OVDError, match="running it fails"):
+        both(model, FORMATS["torchscript"].open(path), picture(200, 160), 3)
 
 
 def test_best_pairs():

@@ -1,5 +1,6 @@
 """Folders of graphs: whole or not there, with all that somebody needs who has nothing of ovd_d2."""
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -46,7 +47,7 @@ def test_the_folder_says_all(graph):
     import onnx
 
     folder, facts = graph
-    names = {"model.onnx", "graph.json", "detect.py", "classes.safetensors"}
+    names = {"model.onnx", "graph.json", "detect.py", "check.jpg", "classes.safetensors"}
     assert {path.name for path in folder.iterdir()} == names | {"classes.safetensors.json"}
     assert json.loads((folder / "graph.json").read_text()) == facts
     assert (facts["colours"], facts["batch_size"], facts["embed_dim"]) == ("RGB", 1, DIM)
@@ -102,7 +103,7 @@ def test_torchscript_carries_its_facts(config, checkpoint, picture, tmp_path):
     out = tmp_path / "graph"
     facts = export_graph(checkpoint, out, "torchscript", config_file=config, check=[picture])
     names = {path.name for path in out.iterdir()}
-    assert names == {"model.torchscript", "graph.json", *(f"classes.safetensors{e}"
+    assert names == {"model.torchscript", "graph.json", "check.jpg", *(f"classes.safetensors{e}"
                      for e in ("", ".json"))}  # fmt: skip
     inside = {"ovd_d2": ""}
     torch.jit.load(str(out / "model.torchscript"), _extra_files=inside)
@@ -154,6 +155,24 @@ def test_a_graph_that_cannot_be_run_is_not_written(config, checkpoint, tmp_path,
     broken = graph_files.GraphFormat(kind.file, (), kind.write, lambda path: run)
     monkeypatch.setitem(graph_files.FORMATS, "torchscript", broken)
     with pytest.raises(OVDError, match="running it fails: Node 7 expects 150 rows"):
+        export_graph(checkpoint, tmp_path / "out", "torchscript", config_file=config)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("write", r"The graph cannot be made \(Exporting the operator aten::foo fails\)"),
+        ("open", r"cannot be opened \(Exporting the operator aten::foo fails\).*-U onnxruntime"),
+    ],
+)
+def test_operations_that_are_not_known(part, message, config, checkpoint, tmp_path, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("Exporting the operator aten::foo fails\nat line 7")
+
+    kind = dataclasses.replace(graph_files.FORMATS["torchscript"], **{part: fails})
+    monkeypatch.setitem(graph_files.FORMATS, "torchscript", kind)
+    with pytest.raises(OVDError, match=message):
         export_graph(checkpoint, tmp_path / "out", "torchscript", config_file=config)
     assert list(tmp_path.iterdir()) == []
 
@@ -263,3 +282,5 @@ def test_a_bgr_model_is_said_to_be_one(tmp_path, checkpoint):
     weights = write_checkpoint(bgr, tmp_path / "model_final.pth")
     facts = export_graph(weights, tmp_path / "out", "torchscript")  # the yaml beside it
     assert facts["colours"] == "BGR" and "BGR" in facts["inputs"]["image"]
+    with Image.open(tmp_path / "out/check.jpg") as drawn:
+        assert min(drawn.size) > 400
