@@ -2,11 +2,12 @@
 
 from typing import Any
 
-__all__ = ["OpenVocabPredictor", "Prediction", "packaged_models"]
+__all__ = ["OpenVocabPredictor", "Prediction", "packaged_models", "track_video"]
 _HOME = {
     "OpenVocabPredictor": "predictor",
     "Prediction": "predictor",
     "packaged_models": "model_folders",
+    "track_video": "video",
 }
 
 
