@@ -155,11 +155,23 @@ def _show(report: "VideoReport") -> None:
         print(f"  {name}: {count} detection{'s' * (count != 1)}{objects}")
     if not report.counts:
         print("  nothing found")
+    for note in _notes(report):
+        print(f"note: {note}", file=sys.stderr)
+    print(f"{f'{report.picture}; ' if report.picture else ''}{report.lines}")
+
+
+def _notes(report: "VideoReport") -> list[str]:
+    """What is unusual about the video."""
+    notes = []
     if len(report.sizes) > 1:
         sizes = ", ".join(f"{wide} x {high}" for wide, high in report.sizes)
-        print(f"note: the size of the frames changes: {sizes}; boxes are in that of each line.",
-              file=sys.stderr)  # fmt: skip
+        notes.append(f"the size of the frames changes: {sizes}; boxes are in that of each line.")
     if report.damaged:
-        print(f"note: {report.damaged} parts of the video are damaged and left out.",
-              file=sys.stderr)  # fmt: skip
-    print(f"{f'{report.picture}; ' if report.picture else ''}{report.lines}")
+        notes.append(
+            f"parts of the video that could not be decoded and are left out: {report.damaged}."
+        )
+    if report.expected and report.frames < 0.9 * report.expected:
+        notes.append(
+            f"the video should have about {report.expected} such frames, but ends earlier."
+        )
+    return notes

@@ -9,6 +9,7 @@ __all__ = [
     "packaged_models",
     "to_fiftyone",
     "to_supervision",
+    "track_video",
 ]
 _HOME = {
     "ByExamples": "example_vocabulary",
@@ -17,6 +18,7 @@ _HOME = {
     "packaged_models": "model_folders",
     "to_fiftyone": "fiftyone_samples",
     "to_supervision": "supervision_detections",
+    "track_video": "video",
 }
 
 

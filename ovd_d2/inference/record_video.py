@@ -43,6 +43,7 @@ class VideoReport:
     Attributes:
         lines: the json lines.
         picture: the annotated video; None: none was wanted.
+        expected: about how many frames there should be; None: nobody knows.
         frames: how many were predicted, in all runs.
         resumed: how many of them in earlier runs.
         seconds: time of the last one.
@@ -54,6 +55,7 @@ class VideoReport:
 
     lines: Path
     picture: Path | None
+    expected: int | None = None
     frames: int = 0
     resumed: int = 0
     seconds: float = 0.0
@@ -128,7 +130,8 @@ def record_video(
             )
         )
         report.resumed = journal.count
-        on_open(choice.expected(video))
+        report.expected = None if video.is_live else choice.expected(video)
+        on_open(report.expected)
         frames = stack.enter_context(closing(frames_of(video, stop)))
         images = choice.choose(frames)
         with ExitStack() as drawing:

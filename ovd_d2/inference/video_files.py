@@ -3,6 +3,7 @@
 Letters: H, W height and width of a frame as a player shows it.
 """
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class VideoSource:
     damaged time stamps are replaced by that of the frame before and the frame rate.
 
     Attributes:
-        source: what was opened.
+        source: what was opened, without the password of an address.
         name: what outputs are called after.
         is_live: a camera or an endless stream, which cannot be read twice.
         rate: frames a second.
@@ -77,8 +78,9 @@ class VideoSource:
             OVDError: it is not there, no video, or cannot be read.
         """
         self._errors = _av().error.FFmpegError
-        self.source, self.damaged, self._max_pixels = str(source), 0, max_pixels
-        path, options, self.name = _how_to_open(self.source)
+        self.damaged, self._max_pixels = 0, max_pixels
+        path, options, self.name = _how_to_open(str(source))
+        self.source = re.sub("(?<=://)[^/@]*@", "", str(source))
         try:
             self._container = _av().open(path, metadata_errors="replace", **options)
         except (self._errors, OSError, ValueError) as error:

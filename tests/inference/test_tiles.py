@@ -11,6 +11,7 @@ from bright_rectangles import paint, rectangles
 from PIL import Image
 from random_models import assert_same, make_pixels
 from torchvision.ops import box_iou
+from video_pictures import mosaic
 
 from ovd_d2.errors import OVDError
 from ovd_d2.inference import OpenVocabPredictor
@@ -194,16 +195,15 @@ def test_without_supervision(monkeypatch):
 def test_tiles_find_what_the_whole_of_a_mosaic_hides(mini_root):
     """5 x 5 test scenes of mini in one picture, for the packaged model, which reads 192 pixels."""
     annotations = json.loads((mini_root / "annotations/test.json").read_text())
-    mosaic, truth, side = np.zeros((960, 960, 3), np.uint8), [], 192
-    for k, record in enumerate(annotations["images"][:25]):
-        y, x = (side * place for place in divmod(k, 5))
-        scene = Image.open(mini_root / "images" / record["file_name"]).convert("RGB")
-        mosaic[y : y + side, x : x + side] = np.array(scene)
-        for row in annotations["annotations"]:
-            if row["image_id"] == record["id"]:
-                x0, y0, wide, high = row["bbox"]
-                box = (x + x0, y + y0, x + x0 + wide, y + y0 + high)
-                truth.append((row["category_id"] - 1, box))
+    place = {record["id"]: divmod(k, 5) for k, record in enumerate(annotations["images"][:25])}
+    truth = []
+    for row in annotations["annotations"]:
+        if row["image_id"] in place:
+            down, right = place[row["image_id"]]
+            x, y, wide, high = row["bbox"]
+            x, y = x + 192 * right, y + 192 * down
+            truth.append((row["category_id"] - 1, (x, y, x + wide, y + high)))
+    scenes = mosaic(mini_root, 5)
     predictor = OpenVocabPredictor.from_pretrained(
         "mini", vocabulary="dataset:mini_v1_test", device="cpu"
     )
@@ -211,7 +211,7 @@ def test_tiles_find_what_the_whole_of_a_mosaic_hides(mini_root):
     boxes = torch.tensor([box for _, box in truth])
 
     def recall(**options):
-        found = predictor.predict(mosaic, input_format="RGB", **options)
+        found = predictor.predict(scenes, input_format="RGB", **options)
         same = classes[:, None] == found.pred_classes[None]
         overlap = box_iou(boxes, found.pred_boxes.tensor) * same
         return int((overlap.amax(dim=1) >= 0.5).sum()) if len(found) else 0

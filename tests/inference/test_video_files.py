@@ -127,6 +127,12 @@ def test_bad_sources_are_one_sentence(tmp_path):
         assert str(error.value).endswith(".") and "\n" not in str(error.value), name
 
 
+def test_passwords_are_not_repeated():
+    with pytest.raises(OVDError, match="Cannot read the video rtsp://127.0.0.1:9/a@b") as error:
+        VideoSource("rtsp://me:secret@127.0.0.1:9/a@b")
+    assert "secret" not in str(error.value)
+
+
 def test_frames_of_too_many_pixels(tmp_path):
     path = write_clip(tmp_path / "a.mp4", moving(2))
     with pytest.raises(OVDError, match="MAX_PIXELS = 6000"):

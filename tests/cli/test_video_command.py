@@ -93,6 +93,16 @@ def test_bad_sources_are_one_sentence(ovd, exported, tmp_path):
         assert err.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+def test_a_video_that_ends_early_is_spoken_about(ovd, exported, tmp_path):
+    content = write_clip(tmp_path / "a.avi", moving(30), codec="mjpeg").read_bytes()
+    (tmp_path / "b.avi").write_bytes(content[: len(content) // 2])
+    code, out, err = ovd(
+        "video", tmp_path / "b.avi", "--model", exported, "--out", tmp_path / "out"
+    )
+    assert code == 0 and "note: the video should have about 30 such frames, but ends earlier" in err
+    assert names(tmp_path / "out") == ["b.jsonl", "b.mp4"]
+
+
 def test_predict_says_where_videos_go(ovd, clip, tmp_path):
     code, _, err = ovd("predict", clip, "--out", tmp_path / "out")
     assert code == 2 and err == f"error: {clip} is a video, not an image: give it to `ovd video`.\n"
