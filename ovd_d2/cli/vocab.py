@@ -6,6 +6,7 @@ import typer
 
 from ovd_d2.errors import OVDError
 
+from .predict import _silence_torch
 from .register_option import REGISTER
 
 app = typer.Typer(help="Concepts: their names and definitions.", no_args_is_help=True)
@@ -187,6 +188,7 @@ def learn(
     if weights and not config_file:
         raise OVDError("--weights needs the --config-file they were trained with.")
     ovd_d2.register()
+    _silence_torch()
     wanted = ByExamples(examples, seen_by).checked()
     if wanted.profile is not None:
         raise OVDError(f"{examples} is a profile already: give a .json of examples.")

@@ -19,7 +19,6 @@ from ovd_d2.errors import OVDError
 from ovd_d2.files.images import Picture, to_rgb
 from ovd_d2.language import ClassEmbedder, TextEmbeddings, Vocabulary
 from ovd_d2.language.example_rows import Mixing, example_rows, word_directions
-from ovd_d2.modeling.classifiers.embedding_classifier import encoders_differ
 from ovd_d2.modeling.open_vocabulary import part_with
 
 from .examples import Example, Examples, boxes_inside
@@ -63,7 +62,7 @@ def learn_rows(
     """
     from tqdm import tqdm
 
-    see = _sight(model, cfg, words, how)
+    see = _sight(model, cfg, how)
     names = [name for name, given in examples.items() if given]
     sums: dict[str, Tensor] = {}
     around: list[Tensor] = []
@@ -93,7 +92,7 @@ def _by_picture(examples: Examples) -> list[list[tuple[str, Example]]]:
 
 
 def _key(image: Picture) -> str | int:
-    return os.path.realpath(image) if isinstance(image, str | os.PathLike) else id(image)
+    return os.path.abspath(image) if isinstance(image, str | os.PathLike) else id(image)
 
 
 def _pixels(members: list[tuple[str, Example]], input_format: str, max_pixels: int) -> np.ndarray:
@@ -119,13 +118,18 @@ def check_sees_examples(model: nn.Module) -> None:
         )
 
 
-def _sight(model: nn.Module, cfg: CfgNode, words: ClassEmbedder, how: str) -> Sight:
+def _sight(model: nn.Module, cfg: CfgNode, how: str) -> Sight:
     check_way(how)
     check_sees_examples(model)
     heads = part_with(model, "region_embeddings")
     owner = part_with(model, "embed_examples")
+    if how == "crop" and heads is None:
+        raise OVDError(
+            f"{type(model).__name__} embeds words itself, so it has no image tower that could see "
+            'crops: let it look at the examples itself ("model").'
+        )
     if how == "crop":
-        return _crops(cfg, words)
+        return _crops(cfg)
     if owner is not None:
         embed = owner.embed_examples
     else:
@@ -155,14 +159,9 @@ def _of_roi_heads(
     return found[: len(boxes)], (rest if len(rest) else found).mean(dim=0)
 
 
-def _crops(cfg: CfgNode, words: ClassEmbedder) -> Sight:
+def _crops(cfg: CfgNode) -> Sight:
     spec = cfg.MODEL.OPEN_VOCAB.TEXT_ENCODER
     tower = build_image_text_model(spec, cfg.MODEL.DEVICE)
-    if encoders_differ(tower.encoder_id, words.encoder_id):
-        raise OVDError(
-            f"The model's words are embedded by {words.encoder_id}, which sees no images: crops "
-            f'are of no use to it, let the model itself look at the examples (how "model").'
-        )
     encoder = CropRegionEncoder(tower, (1.0,))
 
     def see(pixels: np.ndarray, boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,7 @@ from ovd_d2.files.images import Picture
 from ovd_d2.language import Vocabulary
 
 MAX_BYTES = 64 << 20  # of a json
+_LONGEST_PATH = 4095
 _TOLERANCE = 1.0  # pixels that a box may reach beyond the border: label tools round
 _COCO_LISTS = ("images", "annotations", "categories")
 FORM = '{"my mug": [{"image": "a.jpg", "box": [x0, y0, x1, y1]}, ...], "cat": null}'
@@ -170,7 +171,7 @@ def _read_json(path: Path) -> Any:
                 f"{path} has {os.path.getsize(path)} bytes, a file of examples at most {MAX_BYTES}."
             )
         with open(path, "rb") as file:
-            return json.loads(file.read(MAX_BYTES), object_pairs_hook=_distinct)
+            return json.loads(file.read(), object_pairs_hook=_distinct)
     except OSError as error:
         raise OVDError(f"Cannot read the examples {path}: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:
@@ -195,7 +196,8 @@ def _entries(name: str, value: Any, path: Path) -> list[tuple[Path, Any]] | None
         raise OVDError(f"class {short(name)} is {short(value)}; write {FORM}.")
     for entry in value:
         is_example = isinstance(entry, dict) and set(entry) == {"image", "box"}
-        if not is_example or not isinstance(entry["image"], str) or not entry["image"]:
+        image = entry["image"] if is_example else ""
+        if not isinstance(image, str) or not 0 < len(image) <= _LONGEST_PATH:
             raise OVDError(f"class {short(name)} has {short(entry)}; write {FORM}.")
     return [(path.parent / entry["image"], entry["box"]) for entry in value]
 
