@@ -10,7 +10,7 @@ Pre-training via Word-Region Alignment". No code of the authors is public.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -47,6 +47,7 @@ from ovd_d2.modeling.dense_heads import (
     build_concept_head,
 )
 from ovd_d2.modeling.target_checks import TargetChecks
+from ovd_d2.modeling.tuning import LORA
 from ovd_d2.modeling.word_region_learning import WordRegionLearning
 from ovd_d2.structures.grounding import TokenSpans
 
@@ -76,6 +77,13 @@ class DetCLIP(OneStageDetector):
     vocabulary, or phrases where a sample has a ``caption``. What comes out for an image does not
     depend on the images it is batched with, and what it costs hardly on the vocabulary.
     """
+
+    recipes: ClassVar[dict[str, tuple]] = {
+        "full": (),
+        "frozen": ("MODEL.TUNE.FROZEN", ["backbone.", "text."]),
+        "linear": ("MODEL.TUNE.ONLY", ["head.embedding.", "head.box_deltas.", "head.centerness."]),
+        "lora": LORA,
+    }
 
     @configurable
     def __init__(

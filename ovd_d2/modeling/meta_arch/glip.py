@@ -8,7 +8,7 @@ Source: Li et al. 2022, "Grounded Language-Image Pre-training".
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -23,6 +23,7 @@ from ovd_d2.language.caption_prompts import CaptionPrompts, Prompt, read_name_pr
 from ovd_d2.modeling.dense_heads import Candidates, GroundingHead, build_grounding_head
 from ovd_d2.modeling.target_checks import TargetChecks
 from ovd_d2.modeling.text_backbone import build_text_backbone
+from ovd_d2.modeling.tuning import LORA
 from ovd_d2.structures.grounding import TokenSpans
 
 from .one_stage import OneStageDetector, one_stage_parts
@@ -55,6 +56,14 @@ class GLIP(OneStageDetector):
     run once per image for all of them. What comes out for an image does not depend on the images
     it is batched with.
     """
+
+    recipes: ClassVar[dict[str, tuple]] = {
+        "full": (),
+        "frozen": ("MODEL.TUNE.FROZEN", ["backbone.", "text_backbone."]),
+        "linear": ("MODEL.GLIP.TUNE", "linear_probe"),
+        "prompt": ("MODEL.GLIP.TUNE", "prompt"),
+        "lora": LORA,
+    }
 
     @configurable
     def __init__(

@@ -3,7 +3,7 @@
 Letters: N images, P prompts, Q boxes, Kp classes of a prompt, k candidates, K classes.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -17,6 +17,7 @@ from ovd_d2.errors import OVDError
 from ovd_d2.language import Vocabulary, VocabularyLike, as_vocabulary, configured_vocabulary
 from ovd_d2.modeling.dense_heads.candidates import Candidates, without_duplicates
 from ovd_d2.modeling.target_checks import TargetChecks
+from ovd_d2.modeling.tuning import LORA
 from ovd_d2.modeling.zero_shot import FAMILIES, ImageBatch, TextGroup
 from ovd_d2.structures.grounding import TokenSpans
 
@@ -39,6 +40,14 @@ class HuggingFaceDetector(WordDetector):
     runs once per image, what sees the words alone once per vocabulary.
     """
 
+    recipes: ClassVar[dict[str, tuple]] = {
+        "full": (),
+        "frozen": (
+            "MODEL.TUNE.FROZEN",
+            ["family.model.model.backbone.", "family.model.model.text_backbone."],
+        ),
+        "lora": LORA,
+    }
     brings_weights = True  # without MODEL.WEIGHTS it is a trained model all the same
 
     @configurable

@@ -30,8 +30,13 @@ class RegionTraining:
 
     @property
     def needs_teacher_regions(self) -> bool:
-        """Whether training makes use of target rows of TEACHER_REGION."""
-        return any(task.kind == Supervision.TEACHER_REGION for task in self.tasks)
+        """Whether training makes use of target rows of TEACHER_REGION; a head of its own of which
+        nothing learns makes none."""
+        return any(
+            task.kind == Supervision.TEACHER_REGION
+            and (not task.has_head or any(p.requires_grad for p in task.parameters()))
+            for task in self.tasks
+        )
 
     @property
     def tasks(self) -> list[RegionTask]:
