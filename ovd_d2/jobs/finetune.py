@@ -22,7 +22,7 @@ from ovd_d2.inference.export import export_model
 from ovd_d2.inference.model_folders import DEFAULT_MODEL, facts_of
 from ovd_d2.visualization.training_plots import draw_comparison, plot_loss_curves
 
-from .finetune_config import Start, choose_recipe, finetune_config, read_start, write_config
+from .finetune_config import Start, check_model, choose_recipe, finetune_config, read_start, write_config
 from .finetune_data import VAL, Bar, PreparedData, prepare_data
 from .finetune_training import box_ap, evaluate, train
 
@@ -128,7 +128,8 @@ def finetune(settings: FinetuneSettings, said: Said, *, resume: bool = False) ->
         start = read_start(
             settings.model or DEFAULT_MODEL, settings.config_file, settings.weights, facts
         )
-        choose_recipe(start.cfg, settings.recipe, 0)  # a bad one is found before the data are read
+        # What is wrong with it is found before the data are read.
+        check_model(start.cfg, choose_recipe(start.cfg, settings.recipe, 0))
         old = _old_dataset(settings, start)
         held = _locked(out)
         data = _prepare(settings, said)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
 
 from ovd_d2.config import add_ovd_config
 from ovd_d2.config_file import explain_config_error, load_config
@@ -18,8 +19,9 @@ from ovd_d2.files.atomic import atomic_write, write_json
 from ovd_d2.inference.model_folders import config_and_weights
 from ovd_d2.inference.open_detector import inference_config, run_files
 from ovd_d2.language import Vocabulary
+from ovd_d2.modeling.build import explained_build
 from ovd_d2.modeling.roi_heads.image_branch import IMAGE_BRANCH_REGISTRY
-from ovd_d2.modeling.tuning import RECIPES, declared_recipes
+from ovd_d2.modeling.tuning import RECIPES, declared_recipes, tune_model
 from ovd_d2.structures import Supervision
 
 from .finetune_data import PreparedData
@@ -108,6 +110,33 @@ def choose_recipe(cfg: CfgNode, wanted: str, images: int) -> str:
             f"--recipe {recipe}: {what} cannot be fine-tuned so; it can by {', '.join(declared)}."
         )
     return recipe
+
+
+def check_model(cfg: CfgNode, recipe: str) -> None:
+    """Builds the model to see whether it can learn by ``recipe``, before anything is written.
+
+    Args:
+        cfg: of the model.
+        recipe: of :func:`choose_recipe`.
+
+    Raises:
+        OVDError: it cannot.
+    """
+    cfg = cfg.clone()
+    _merge(cfg, ["MODEL.TUNE.FROZEN", [], "MODEL.TUNE.ONLY", [], "MODEL.TUNE.LORA.RANK", 0])
+    _merge(cfg, declared_recipes(cfg)[recipe])
+    cfg.freeze()
+    with explained_build(cfg):
+        model = build_model(cfg)
+    if not getattr(model, "can_learn", True):
+        raise OVDError(
+            "Models of this family cannot be trained, transformers has no loss for them: take a "
+            "Grounding DINO, or the packaged mini."
+        )
+    try:
+        tune_model(model, cfg)
+    except OVDError as error:
+        raise OVDError(f"--recipe {recipe}: {error}") from error
 
 
 def schedule(cfg: CfgNode, recipe: str, images: int, iterations: int, rate: float) -> list[Any]:

@@ -145,6 +145,11 @@ class HuggingFaceDetector(WordDetector):
         }
 
     @property
+    def can_learn(self) -> bool:
+        """Whether it can be trained."""
+        return self.family.learns
+
+    @property
     def device(self) -> torch.device:
         """Where it computes."""
         return self.family.device

@@ -59,6 +59,7 @@ class ZeroShotFamily(nn.Module):
         class_score: "max" or "mean" of the tokens of a name, where a family scores tokens.
     """
 
+    learns = False  # whether transformers has a loss for it
     reads_prompt = True  # whether ``prompt`` may be more than the name
 
     def __init__(

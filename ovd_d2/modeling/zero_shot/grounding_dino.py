@@ -44,6 +44,7 @@ class GroundingDinoFamily(ZeroShotFamily):
     both are fused, run for each pair of them.
     """
 
+    learns = True
     reads_prompt = False
 
     def __init__(self, model: nn.Module, processor: Any, **options: Any) -> None:
