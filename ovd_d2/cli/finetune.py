@@ -9,6 +9,7 @@ import typer
 
 from ovd_d2.errors import OVDError
 
+from .predict import _silence_torch
 from .register_option import REGISTER
 
 _DATA = typer.Argument(
@@ -80,6 +81,7 @@ def command(
     from ovd_d2.jobs import finetune as job
 
     register()
+    _silence_torch()
     settings = job.FinetuneSettings(
         data=data, out=str(out), val=val, images=images, kind=kind, shots=shots, seed=seed,
         recipe=recipe, model=model, config_file=config_file, weights=weights,

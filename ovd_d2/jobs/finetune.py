@@ -22,7 +22,14 @@ from ovd_d2.inference.export import export_model
 from ovd_d2.inference.model_folders import DEFAULT_MODEL, facts_of
 from ovd_d2.visualization.training_plots import draw_comparison, plot_loss_curves
 
-from .finetune_config import Start, check_model, choose_recipe, finetune_config, read_start, write_config
+from .finetune_config import (
+    Start,
+    check_model,
+    choose_recipe,
+    finetune_config,
+    read_start,
+    write_config,
+)
 from .finetune_data import VAL, Bar, PreparedData, prepare_data
 from .finetune_training import box_ap, evaluate, train
 

@@ -30,19 +30,14 @@ class RegionTraining:
 
     @property
     def needs_teacher_regions(self) -> bool:
-        """Whether training makes use of target rows of TEACHER_REGION; a head of its own of which
-        nothing learns makes none."""
-        return any(
-            task.kind == Supervision.TEACHER_REGION
-            and (not task.has_head or any(p.requires_grad for p in task.parameters()))
-            for task in self.tasks
-        )
+        """Whether training makes use of target rows of TEACHER_REGION."""
+        return any(task.kind == Supervision.TEACHER_REGION for task in self.tasks)
 
     @property
     def tasks(self) -> list[RegionTask]:
         """All that learn beside Detectron2's losses: the image branch too, if it does."""
         branch = [self.image_branch] if isinstance(self.image_branch, RegionTask) else []
-        return [*self.region_tasks, *branch]
+        return [task for task in (*self.region_tasks, *branch) if task.learns]
 
     def _train(
         self, features: dict[str, Tensor], proposals: list[Instances], targets: list[Instances]
