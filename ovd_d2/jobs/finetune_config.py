@@ -14,9 +14,10 @@ from detectron2.modeling import build_model
 from ovd_d2.config import add_ovd_config
 from ovd_d2.config_file import explain_config_error, load_config
 from ovd_d2.data.model_kind import brings_weights, has_open_vocabulary
+from ovd_d2.encoders.huggingface_detectors import SCHEME
 from ovd_d2.errors import OVDError
 from ovd_d2.files.atomic import atomic_write, write_json
-from ovd_d2.inference.model_folders import config_and_weights
+from ovd_d2.inference.model_folders import config_and_weights, packaged_models
 from ovd_d2.inference.open_detector import inference_config, run_files
 from ovd_d2.language import Vocabulary
 from ovd_d2.modeling.build import explained_build
@@ -27,7 +28,7 @@ from ovd_d2.structures import Supervision
 from .finetune_data import PreparedData
 
 SMALL = 1000  # images: with fewer the backbone is frozen unless a recipe is named
-# Per recipe the learning rate of AdamW.
+# Per recipe the learning rate of AdamW, where the model's own recipe has none.
 RATES = {"full": 0.0002, "frozen": 0.0005, "linear": 0.001, "prompt": 0.05, "lora": 0.001}
 SMALL_INPUT = 320  # pixels of the shorter side: up to that, batches are of 16 images, else of 4
 EPOCHS, FEWEST, MOST = 20, 100, 5000  # iterations: EPOCHS over the images, within these bounds
@@ -64,6 +65,10 @@ def read_start(model: str, config_file: str, weights: str, facts: Mapping[str, A
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if not config_file:
+        scheme, folder = model.rpartition(SCHEME)[1:] if model.startswith(SCHEME) else ("", model)
+        # The yaml is for any working folder.
+        if folder not in packaged_models() and os.path.isdir(folder):
+            model = scheme + os.path.abspath(folder)
         cfg, path = config_and_weights(model)
         chosen = (facts.get("score_threshold_chosen") or {}).get("dataset")
         tested = [chosen, *(facts.get("results") or {})]
@@ -139,7 +144,7 @@ def check_model(cfg: CfgNode, recipe: str) -> None:
         raise OVDError(f"--recipe {recipe}: {error}") from error
 
 
-def schedule(cfg: CfgNode, recipe: str, images: int, iterations: int, rate: float) -> list[Any]:
+def schedule(cfg: CfgNode, recipe: str, images: int, iterations: int) -> list[Any]:
     """Batch size, iterations and learning rate by the stated rule, as KEY, value, ...
 
     Args:
@@ -147,13 +152,12 @@ def schedule(cfg: CfgNode, recipe: str, images: int, iterations: int, rate: floa
         recipe: decides about the rate.
         images: to train on.
         iterations: instead of the rule's; 0: by the rule.
-        rate: instead of the rule's; 0: by the rule.
     """
     side = max(cfg.INPUT.MIN_SIZE_TRAIN)
     batch = min(16 if 0 < side <= SMALL_INPUT else 4, images)
     iterations = iterations or min(max(EPOCHS * images // batch, FEWEST), MOST)
     return [
-        "SOLVER.OPTIMIZER", "ADAMW", "SOLVER.BASE_LR", rate or RATES[recipe],
+        "SOLVER.OPTIMIZER", "ADAMW", "SOLVER.BASE_LR", RATES[recipe],
         "SOLVER.LR_MULTIPLIERS", [], "SOLVER.WEIGHT_DECAY", 0.0001,
         "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.STEPS", [],
         "SOLVER.WARMUP_ITERS", max(iterations // 20, 1), "SOLVER.WARMUP_FACTOR", 0.05,
@@ -204,9 +208,10 @@ def finetune_config(
         *_mixed(out, data.train, replay, replay_share),
     ]  # fmt: skip
     _merge(cfg, settings)
-    _merge(cfg, schedule(cfg, recipe, data.images, iterations, rate))
+    _merge(cfg, schedule(cfg, recipe, data.images, iterations))
     frozen = list(cfg.MODEL.TUNE.FROZEN)
     _merge(cfg, declared_recipes(cfg)[recipe])
+    cfg.SOLVER.BASE_LR = rate or cfg.SOLVER.BASE_LR
     cfg.MODEL.TUNE.FROZEN = list(dict.fromkeys([*cfg.MODEL.TUNE.FROZEN, *frozen]))
     if len(overrides) % 2:
         raise OVDError(

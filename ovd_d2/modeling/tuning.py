@@ -13,7 +13,8 @@ from ovd_d2.errors import OVDError
 from .adapters import add_adapters
 
 # Config keys and values of a recipe, by its name; a meta-architecture or ROI heads that can be
-# fine-tuned on boxes have such a mapping as the class attribute ``recipes``.
+# fine-tuned on boxes have such a mapping as the class attribute ``recipes``. A learning rate in it
+# comes before that of `ovd finetune`.
 Recipes = Mapping[str, Sequence[Any]]
 RECIPES = ("full", "frozen", "linear", "prompt", "lora")
 LORA = ("MODEL.TUNE.LORA.RANK", 8)

@@ -79,10 +79,11 @@ class DetCLIP(OneStageDetector):
     """
 
     recipes: ClassVar[dict[str, tuple]] = {
-        "full": (),
-        "frozen": ("MODEL.TUNE.FROZEN", ["backbone.", "text."]),
+        # the paper's rates on ODinW
+        "full": ("SOLVER.BASE_LR", 4e-5, "SOLVER.LR_MULTIPLIERS", [["text.", 0.01]]),
+        "frozen": ("SOLVER.BASE_LR", 2e-4, "MODEL.TUNE.FROZEN", ["backbone.", "text."]),
         "linear": ("MODEL.TUNE.ONLY", ["head.embedding.", "head.box_deltas.", "head.centerness."]),
-        "lora": LORA,
+        "lora": ("SOLVER.BASE_LR", 2e-4, *LORA),
     }
 
     @configurable

@@ -57,13 +57,17 @@ class GLIP(OneStageDetector):
     it is batched with.
     """
 
-    recipes: ClassVar[dict[str, tuple]] = {
-        "full": (),
-        "frozen": ("MODEL.TUNE.FROZEN", ["backbone.", "text_backbone."]),
-        "linear": ("MODEL.GLIP.TUNE", "linear_probe"),
-        "prompt": ("MODEL.GLIP.TUNE", "prompt"),
-        "lora": LORA,
-    }
+    recipes: ClassVar[dict[str, tuple]] = {  # rates: of the paper's appendix and public configs
+        "full": ("SOLVER.BASE_LR", 1e-4, "SOLVER.LR_MULTIPLIERS", [["text_backbone.", 0.1]]),
+        "frozen": (
+            "SOLVER.BASE_LR", 1e-4, "MODEL.TUNE.FROZEN", ["backbone.", "text_backbone."]
+        ),
+        "linear": ("SOLVER.BASE_LR", 1e-4, "MODEL.GLIP.TUNE", "linear_probe"),
+        "prompt": (
+            "SOLVER.BASE_LR", 0.05, "SOLVER.WEIGHT_DECAY", 0.25, "MODEL.GLIP.TUNE", "prompt"
+        ),
+        "lora": ("SOLVER.BASE_LR", 2e-4, *LORA),
+    }  # fmt: skip
 
     @configurable
     def __init__(

@@ -41,13 +41,13 @@ class HuggingFaceDetector(WordDetector):
     """
 
     recipes: ClassVar[dict[str, tuple]] = {
-        "full": (),
+        "full": ("SOLVER.BASE_LR", 1e-5),
         "frozen": (
-            "MODEL.TUNE.FROZEN",
+            "SOLVER.BASE_LR", 1e-4, "MODEL.TUNE.FROZEN",
             ["family.model.model.backbone.", "family.model.model.text_backbone."],
         ),
-        "lora": LORA,
-    }
+        "lora": ("SOLVER.BASE_LR", 2e-4, *LORA),
+    }  # fmt: skip
     brings_weights = True  # without MODEL.WEIGHTS it is a trained model all the same
 
     @configurable
