@@ -19,7 +19,7 @@ from ovd_d2 import __version__
 from ovd_d2.errors import OVDError
 
 COMMANDS = (
-    "benchmark", "clip", "convert", "demo", "doctor", "export", "ground", "mini",
+    "benchmark", "clip", "convert", "demo", "doctor", "export", "finetune", "ground", "mini",
     "models", "predict", "pseudo-label", "regions", "speed", "video", "vocab",
 )  # fmt: skip
 RENAMED = {"bench": "speed"}

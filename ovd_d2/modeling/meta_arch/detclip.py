@@ -10,7 +10,7 @@ Pre-training via Word-Region Alignment". No code of the authors is public.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -50,6 +50,7 @@ from ovd_d2.modeling.dense_heads import (
 )
 from ovd_d2.modeling.dense_heads.candidates import clip_to_image
 from ovd_d2.modeling.target_checks import TargetChecks
+from ovd_d2.modeling.tuning import LORA
 from ovd_d2.modeling.word_region_learning import WordRegionLearning
 from ovd_d2.structures.grounding import TokenSpans
 
@@ -83,6 +84,13 @@ class DetCLIP(OneStageDetector):
     # AP_base / AP_novel on half of val, novel classes by 1 example: 9.4 / 4.4, by 5: 6.8 / 6.0;
     # with the usual mixing 6.9 / 4.2 and 4.7 / 5.7; names alone: 11.2 / 3.3.
     example_mixing = Mixing(strength=0.2, own_name=0.5)
+    recipes: ClassVar[dict[str, tuple]] = {
+        # the paper's rates on ODinW
+        "full": ("SOLVER.BASE_LR", 4e-5, "SOLVER.LR_MULTIPLIERS", [["text.", 0.01]]),
+        "frozen": ("SOLVER.BASE_LR", 2e-4, "MODEL.TUNE.FROZEN", ["backbone.", "text."]),
+        "linear": ("MODEL.TUNE.ONLY", ["head.embedding.", "head.box_deltas.", "head.centerness."]),
+        "lora": ("SOLVER.BASE_LR", 2e-4, *LORA),
+    }
 
     @configurable
     def __init__(

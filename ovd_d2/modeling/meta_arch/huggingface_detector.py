@@ -5,7 +5,7 @@ Letters: N images, P prompts, Q boxes, Kp classes of a prompt, k candidates, K c
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -19,6 +19,7 @@ from ovd_d2.errors import OVDError
 from ovd_d2.language import Vocabulary, VocabularyLike, as_vocabulary, configured_vocabulary
 from ovd_d2.modeling.dense_heads.candidates import Candidates, without_duplicates
 from ovd_d2.modeling.target_checks import TargetChecks
+from ovd_d2.modeling.tuning import LORA
 from ovd_d2.modeling.zero_shot import FAMILIES, ImageBatch, TextGroup
 from ovd_d2.structures.grounding import TokenSpans
 
@@ -44,6 +45,14 @@ class HuggingFaceDetector(WordDetector):
     runs once per image, what sees the words alone once per vocabulary.
     """
 
+    recipes: ClassVar[dict[str, tuple]] = {
+        "full": ("SOLVER.BASE_LR", 1e-5),
+        "frozen": (
+            "SOLVER.BASE_LR", 1e-4, "MODEL.TUNE.FROZEN",
+            ["family.model.model.backbone.", "family.model.model.text_backbone."],
+        ),
+        "lora": ("SOLVER.BASE_LR", 2e-4, *LORA),
+    }  # fmt: skip
     brings_weights = True  # without MODEL.WEIGHTS it is a trained model all the same
     word_norm = math.inf  # names are scored one by one
 
@@ -142,6 +151,11 @@ class HuggingFaceDetector(WordDetector):
             "input_format": cfg.INPUT.FORMAT,
             "target_checks": TargetChecks(cfg),
         }
+
+    @property
+    def can_learn(self) -> bool:
+        """Whether it can be trained."""
+        return self.family.learns
 
     @property
     def device(self) -> torch.device:

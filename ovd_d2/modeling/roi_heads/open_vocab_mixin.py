@@ -5,6 +5,7 @@ Letters: Ri target rows of image i, R regions over the batch, K classes, D embed
 
 from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -26,6 +27,7 @@ from ovd_d2.language import (
 )
 from ovd_d2.modeling.classifiers.embedding_classifier import encoders_differ
 from ovd_d2.modeling.target_checks import EVALUATION, TargetChecks
+from ovd_d2.modeling.tuning import LORA
 
 from .blocked_scoring import BlockedScoring
 from .detection_choice import BoxPredictorsChoice
@@ -56,6 +58,13 @@ class OpenVocabROIHeadsMixin(RegionTraining, BlockedScoring):
         "detection_choice",
         "scores_in_blocks",
     )  # fmt: skip
+
+    recipes: ClassVar[dict[str, tuple]] = {
+        "full": (),
+        "frozen": ("MODEL.TUNE.FROZEN", ["backbone."]),
+        "linear": ("MODEL.TUNE.ONLY", ["roi_heads.box_predictor."]),
+        "lora": LORA,
+    }
 
     @configurable
     def __init__(

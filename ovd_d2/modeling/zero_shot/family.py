@@ -62,6 +62,7 @@ class ZeroShotFamily(nn.Module):
         class_score: "max" or "mean" of the tokens of a name, where a family scores tokens.
     """
 
+    learns = False  # whether transformers has a loss for it
     reads_prompt = True  # whether ``prompt`` may be more than the name
     reads_captions = False  # whether phrases of a sentence can be looked for
     # See SeesExamples, of RGB images; None: the family gives no embeddings of classes and boxes.

@@ -49,6 +49,7 @@ class GroundingDinoFamily(ZeroShotFamily):
     both are fused, run for each pair of them.
     """
 
+    learns = True
     reads_prompt = False
     reads_captions = True
 
