@@ -1,4 +1,4 @@
-# make demo | test | benchmark | lint | install | lock | clean | help. Nothing else to do by hand.
+# make demo | test | coverage | benchmark | lint | install | wheelhouse | lock | clean | help. Nothing else to do by hand.
 # `make demo` and `make test` create the environment in .venv first (Python 3.10 to 3.12); a second
 # run reuses it. VENV=path uses another folder, PYTHON=path another interpreter.
 SHELL := /bin/bash
@@ -19,10 +19,10 @@ LOCKS := requirements/uv.txt requirements/build.txt requirements/all.txt require
 STAMP := $(VENV)/.installed-$(firstword $(shell (cat $(LOCKS) setup.py Makefile; pwd) | cksum))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo benchmark test lint install lock clean
+.PHONY: help demo benchmark test coverage lint install wheelhouse lock clean
 
 help:  ## this list
-	@awk -F':.*##' '/^[a-z]+:.*##/ {printf "make %-9s%s\n", $$1, $$2}' Makefile
+	@awk -F':.*##' '/^[a-z]+:.*##/ {printf "make %-11s%s\n", $$1, $$2}' Makefile
 
 demo: $(STAMP)  ## build the mini benchmark, train and evaluate its models, write output/demo (DEMO_ARGS=--quick)
 	$(BIN)/ovd demo $(DEMO_ARGS)
@@ -33,12 +33,38 @@ benchmark: $(STAMP)  ## every row of ViLD and RKD on mini, several seeds; resuma
 test: lint  ## all checks and tests, slow ones too (PYTEST_ARGS="-k name")
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
+coverage: $(STAMP)  ## the lines that tests reach, in up to twice the time (PYTEST_ARGS="-m 'not slow'")
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+
 lint: $(STAMP)  ## ruff format --check, ruff check, import directions
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m pytest -p no:cacheprovider -o addopts="-q --strict-markers" tests/test_import_directions.py
 
 install: $(STAMP)  ## only create the environment
+
+# What pip gets and builds by the lock. Detectron2's wheel is named for CPython 3.10, but its Python
+# code is for any: it gets a name that pip takes. install.txt has the hashes of the files as they lie there.
+wheelhouse: $(STAMP)  ## everything for a machine without a network, in the folder wheelhouse (3.5 GB)
+	@mkdir -p $(WHEELHOUSE) && rm -rf $(WHEELHOUSE)/*.whl build ovd_d2.egg-info
+	$(WHEELS) --require-hashes -r requirements/uv.txt -r requirements/all.txt
+	$(BIN)/python -m pip download -q --no-deps --require-hashes --only-binary :all: --python-version 3.10 -d $(WHEELHOUSE) -r requirements/no-deps.txt
+	@cd $(WHEELHOUSE) && for wheel in *-cp310-none-any.whl; do mv $$wheel $${wheel/cp310/py3}; done
+	$(WHEELS) .
+	@rm -rf build ovd_d2.egg-info
+	@cp -r requirements configs train_net.py LICENSE $(WHEELHOUSE)
+	@OVD_D2_CACHE=$(WHEELHOUSE)/cache $(BIN)/python -c 'from ovd_d2.benchmarks.mini.artwork import locate_artwork as get; get()'
+	@cd $(WHEELHOUSE) && sha256sum *.whl | sed -E 's/^(\w+)  ([^-]+)-([^-]+)-.*/\2==\3 --hash=sha256:\1/' > install.txt
+	@$(BIN)/python -c '$(INSTALL_TXT)' | tee $(WHEELHOUSE)/INSTALL.txt
+
+WHEELHOUSE ?= wheelhouse
+WHEELS := $(BIN)/python -m pip wheel -q --no-deps --use-pep517 --no-build-isolation -w $(WHEELHOUSE)
+INSTALL_TXT := import platform, sys; name = "python%d.%d" % sys.version_info[:2]; \
+	print("For", name, "on", platform.system(), platform.machine(), "with", " ".join(platform.libc_ver()), "or newer."); \
+	print("In the folder that holds this file:\n"); \
+	print(name, "-m venv env && env/bin/python -m pip install --no-index --no-deps --require-hashes --find-links . -r install.txt", end=" "); \
+	print("&& mkdir -p ~/.cache/ovd_d2 && cp -r cache/. ~/.cache/ovd_d2"); \
+	print("\nThen: source env/bin/activate && ovd doctor")
 
 $(STAMP): | $(VENV)/.python
 	@echo "Installing the locked environment into $(VENV) (a few minutes and 5 GB the first time) ..."
@@ -69,5 +95,5 @@ lock:  ## pin requirements/*.in anew, with hashes
 COMPILE := --universal --python-version 3.10 --generate-hashes --custom-compile-command "make lock"
 
 clean:  ## remove the environment and build leftovers (keeps datasets/ and output/)
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
 	find ovd_d2 tests -name __pycache__ -type d -prune -exec rm -rf {} +

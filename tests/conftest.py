@@ -14,6 +14,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("any machine", deadline=None)  # slow is not wrong
+settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)
@@ -51,4 +55,14 @@ def mini_root() -> Path:
     datasets.mkdir(parents=True, exist_ok=True)
     with FileLock(str(datasets / ".mini-v1.lock")):  # one pytest process builds, the others wait
         folder, _ = build_mini(datasets)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cut_mini(mini_root, tmp_path_factory) -> Path:
+    """mini-v1 with a few images of each split, for pages whose commands are run; read only."""
+    from code_blocks import small_mini
+
+    folder = tmp_path_factory.mktemp("cut") / "mini-v1"
+    small_mini(mini_root, folder)
     return folder
