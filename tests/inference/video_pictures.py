@@ -65,11 +65,11 @@ def main() -> None:
             print("ovd", *words)
             subprocess.run([ovd, *words], check=True, cwd=folder)
         found = [np.array(Image.open(f"{folder}/{how}/scenes.jpg")) for how in ("whole", "tiles")]
-        beside_each_other(found, 1080, ROOT / "configs/mini/tiles_predict.jpg")
+        beside_each_other(found, 1080, ROOT / "docs/images/tiles_predict.jpg")
         with VideoSource(f"{folder}/video/pan.mp4") as video:
             frames = [image.pixels for image in video]
         chosen = [frames[k] for k in (12, 26, 44)]
-        beside_each_other(chosen, 1200, ROOT / "configs/mini/video_track.jpg")
+        beside_each_other(chosen, 1200, ROOT / "docs/images/video_track.jpg")
 
 
 if __name__ == "__main__":
