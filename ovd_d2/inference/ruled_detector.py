@@ -72,9 +72,9 @@ class RuledDetector:
         self._choice = detection_choice(model)
         if self._choice is None and (rules.negatives or thresholds):
             raise OVDError(
-                f"{type(model).__name__} chooses no boxes by their scores (it has no "
-                "detection_choice), which negatives and thresholds are about: of models that give "
-                'a class to every pixel, name what else is there ("sky, wall") in the vocabulary.'
+                f"{type(model).__name__} does not say how it chooses boxes (it has no "
+                "detection_choice), which negatives and thresholds need: if it gives every pixel a "
+                'class, name what else is there ("sky, wall") in the vocabulary.'
             )
         self._norm = math.inf if self._choice is None else self._choice.word_norm
         sums = rules.most_words > 1 and math.isfinite(self._norm)
