@@ -337,9 +337,12 @@ def _show(report: "Report", predictor: "OpenVocabPredictor", file: Any) -> None:
     else:
         for name in ("name", "found", "in images", "best score"):
             table.add_column(name, justify="left" if name == "name" else "right")
-        rows = []
+        rows, showing = [], {}
+        for found in report.found:
+            for name in found.shares or found.counts:
+                showing.setdefault(name, []).append(found)
         for name in predictor.vocabulary.names:
-            holders = [found for found in report.found if name in (found.shares or found.counts)]
+            holders = showing.get(name, ())
             total = sum(found.counts[name] or 1 for found in holders)
             best = max((found.best.get(name, 0.0) for found in holders), default=0.0)
             rows.append((name, total, len(holders), best))

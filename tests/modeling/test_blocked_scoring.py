@@ -144,6 +144,21 @@ def test_memory_does_not_grow_with_proposals_times_classes(build, monkeypatch, w
             assert peak_memory(run, torch.device("cpu")) > 700e6
 
 
+@pytest.mark.parametrize("kind", ["fpn", "cascade"])
+def test_stages_and_branches_share_the_classes(detector, kind):
+    """A million of 512 numbers take 2 GB; an image branch that embeds them otherwise keeps its."""
+    heads = detector(kind, *WAYS["ensemble"]).roi_heads
+    parts = [*heads.box_predictors, heads.image_branch]
+    assert len({part.cls_score.class_embeddings.data_ptr() for part in parts}) == 1
+    branch = heads.image_branch
+    branch.set_vocabulary = lambda vocabulary, embeddings: branch.cls_score.set_class_embeddings(
+        embeddings.embeddings.flip(1)
+    )
+    heads.set_vocabulary(heads.vocabulary)
+    flipped, text = branch.cls_score.class_embeddings, heads.box_predictors[0].cls_score
+    torch.testing.assert_close(flipped, text.class_embeddings.flip(1))
+
+
 def test_a_branch_that_knows_tables_only_says_so():
     with pytest.raises(OVDError, match="ImageBranch cannot score classes in blocks"):
         ImageBranch().opinions(torch.zeros(0), [], None)

@@ -238,8 +238,18 @@ class OpenVocabROIHeadsMixin(RegionTraining, BlockedScoring):
             predictor.set_vocabulary(vocabulary, embeddings)
         if self.image_branch is not None:
             self.image_branch.set_vocabulary(vocabulary, embeddings)
+        self._share_class_embeddings()
         self.num_classes = len(vocabulary)
         self.is_novel = list(vocabulary.is_novel)
+
+    def _share_class_embeddings(self) -> None:
+        """One (K, D) in memory for all stages and branches: a million of 512 numbers take 2 GB."""
+        parts = [*self.box_predictors, *filter(None, [self.image_branch])]
+        classifiers = [getattr(part, "cls_score", None) for part in parts]
+        first = classifiers[0].class_embeddings
+        for classifier in classifiers[1:]:
+            if classifier is not None and torch.equal(classifier.class_embeddings, first):
+                classifier.class_embeddings = first
 
     def _check_has_vocabulary(self) -> None:
         if self.vocabulary is None:
