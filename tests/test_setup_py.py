@@ -107,8 +107,12 @@ import numpy, ovd_d2
 from ovd_d2.inference import OpenVocabPredictor
 predictor = OpenVocabPredictor.from_pretrained("mini", vocabulary="a red mug")
 predictor.predict(numpy.zeros((9, 9, 3), "uint8"))
-owners = importlib.metadata.packages_distributions()
-print(sorted({o for m in list(sys.modules) for o in owners.get(m.partition(".")[0], [])}))
+used = {name.partition(".")[0] for name in list(sys.modules)}
+owners = {}
+for owner in importlib.metadata.distributions():
+    for file in owner.files or ():
+        owners.setdefault(file.parts[0].removesuffix(".py"), set()).add(owner.metadata["Name"])
+print(sorted(owner for name in used for owner in owners.get(name, ())))
 """
     monkeypatch.setenv("OVD_D2_CACHE", str(tmp_path))  # a cached name needs no encoder
     result = python("-c", code)

@@ -1,7 +1,9 @@
 """The console script as a process: exit codes, messages, and how little it imports."""
 
+import inspect
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,21 @@ def test_any_command_that_raises_ovd_error_ends_that_way(monkeypatch, capsys):
         app.main(["doctor"])
     assert exit_info.value.code == 2
     assert capsys.readouterr().err == "error: The file x is broken: build it again.\n"
+
+
+def test_callbacks_can_be_read_on_python_3_10():
+    """typer asks issubclass of annotations of callbacks, which fails there for list[str]."""
+    from ovd_d2.cli.app import COMMANDS, build_app
+
+    seen = []
+    groups = [build_app(COMMANDS)]
+    while groups:
+        group = groups.pop()
+        groups += [info.typer_instance for info in group.registered_groups]
+        for command in group.registered_commands:
+            for option in inspect.signature(command.callback).parameters.values():
+                callback = getattr(option.default, "callback", None)
+                if callback is not None:
+                    seen += inspect.signature(callback).parameters.values()
+    assert seen
+    assert not [value for value in seen if isinstance(value.annotation, types.GenericAlias)]
