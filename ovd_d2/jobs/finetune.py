@@ -132,13 +132,13 @@ def finetune(settings: FinetuneSettings, said: Said, *, resume: bool = False) ->
     _check_out(settings, resume=resume)
     planned = (out / CONFIG).is_file()
     # What is wrong with the model is found before the data are read.
-    start, old = (None, None) if planned else _start(settings)
+    begun = None if planned else _begin(settings)
     held = _locked(out)
     try:
-        if not planned:
-            _plan(settings, start, _prepare(settings, said), old, said)
+        if begun is not None:
+            _plan(settings, begun, _prepare(settings, said), said)
         state = _state(out)
-        _evaluate_before(out, said)
+        _evaluate_before(out, state, said)
         _train(out, said, resume=resume)
         _export(out, state, said)
         return _report(out, state, started)
@@ -146,13 +146,23 @@ def finetune(settings: FinetuneSettings, said: Said, *, resume: bool = False) ->
         held.release()
 
 
-def _start(settings: FinetuneSettings) -> tuple[Start, tuple[str, str]]:
-    """The model, which can learn by the recipe, and :func:`_old_dataset`."""
+@dataclass(frozen=True)
+class _Begun:
+    """What is known before the data are read: the model, which can learn by the recipe, the names
+    of its parameters, the old data set ("": none), and why there is none."""
+
+    start: Start
+    parameters: list[str]
+    old: str
+    no_old: str
+
+
+def _begin(settings: FinetuneSettings) -> _Begun:
     name = settings.model or DEFAULT_MODEL
     facts = {} if settings.config_file else facts_of(name)
     start = read_start(name, settings.config_file, settings.weights, facts)
-    check_model(start.cfg, choose_recipe(start.cfg, settings.recipe, 0))
-    return start, _old_dataset(settings, start)
+    parameters = check_model(start.cfg, choose_recipe(start.cfg, settings.recipe, 0))
+    return _Begun(start, parameters, *_old_dataset(settings, start))
 
 
 def _locked(out: Path) -> Any:
@@ -225,15 +235,13 @@ def _old_dataset(settings: FinetuneSettings, start: Start) -> tuple[str, str]:
     )
 
 
-def _plan(
-    settings: FinetuneSettings, start: Start, data: PreparedData, old: tuple[str, str], said: Said
-) -> None:
+def _plan(settings: FinetuneSettings, begun: _Begun, data: PreparedData, said: Said) -> None:
     """Writes the state and, last, the config."""
-    out = Path(settings.out)
+    out, start = Path(settings.out), begun.start
     recipe = choose_recipe(start.cfg, settings.recipe, data.images)
     cfg = finetune_config(
-        start, data, recipe, out=out.absolute(), iterations=settings.iterations,
-        rate=settings.rate, seed=settings.seed, old=old[0],
+        start, data, recipe, begun.parameters, out=out.absolute(),
+        iterations=settings.iterations, rate=settings.rate, seed=settings.seed, old=begun.old,
         replay=settings.replay.removeprefix("dataset:"), replay_share=settings.replay_share,
         overrides=settings.overrides,
     )  # fmt: skip
@@ -246,7 +254,8 @@ def _plan(
         out / STATE,
         {
             "settings": asdict(settings), "recipe": recipe, "train": data.train, "val": data.val,
-            "names": data.names, "images": data.images, "old": old[0], "no_old": old[1],
+            "names": data.names, "images": data.images, "old": begun.old, "no_old": begun.no_old,
+            "tuned_before": start.cfg.MODEL.GLIP.TUNE,
             "model": settings.model or settings.config_file or DEFAULT_MODEL,
         },
     )  # fmt: skip
@@ -256,16 +265,17 @@ def _plan(
     )
     write_config(cfg, out / CONFIG, title)
     said.line(f"{summary} ({out / CONFIG})")
-    if old[1]:
-        said.line(old[1])
+    if begun.no_old:
+        said.line(begun.no_old)
 
 
-def _evaluate_before(out: Path, said: Said) -> None:
+def _evaluate_before(out: Path, state: dict[str, Any], said: Said) -> None:
     if (out / BEFORE / "results.json").is_file():
         return
     said.line("before: testing the model as it is")
     overrides = ["OUTPUT_DIR", str((out / BEFORE).absolute()), "MODEL.TUNE.LORA.RANK", "0"]
-    evaluate(out / CONFIG, overrides)
+    # An offset of the words that training adds is not in the weights yet.
+    evaluate(out / CONFIG, [*overrides, "MODEL.GLIP.TUNE", state["tuned_before"]])
 
 
 def _train(out: Path, said: Said, *, resume: bool) -> None:

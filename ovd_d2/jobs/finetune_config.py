@@ -117,12 +117,15 @@ def choose_recipe(cfg: CfgNode, wanted: str, images: int) -> str:
     return recipe
 
 
-def check_model(cfg: CfgNode, recipe: str) -> None:
+def check_model(cfg: CfgNode, recipe: str) -> list[str]:
     """Builds the model to see whether it can learn by ``recipe``, before anything is written.
 
     Args:
         cfg: of the model.
         recipe: of :func:`choose_recipe`.
+
+    Returns:
+        the names of its parameters.
 
     Raises:
         OVDError: it cannot.
@@ -130,7 +133,6 @@ def check_model(cfg: CfgNode, recipe: str) -> None:
     cfg = cfg.clone()
     _merge(cfg, ["MODEL.TUNE.FROZEN", [], "MODEL.TUNE.ONLY", [], "MODEL.TUNE.LORA.RANK", 0])
     _merge(cfg, declared_recipes(cfg)[recipe])
-    cfg.freeze()
     with explained_build(cfg):
         model = build_model(cfg)
     if not getattr(model, "can_learn", True):
@@ -138,10 +140,19 @@ def check_model(cfg: CfgNode, recipe: str) -> None:
             "Models of this family cannot be trained, transformers has no loss for them: take a "
             "Grounding DINO, or the packaged mini."
         )
+    names = [name for name, _ in model.named_parameters()]
+    cfg.MODEL.TUNE.FROZEN = _existing(cfg.MODEL.TUNE.FROZEN, names)
     try:
         tune_model(model, cfg)
     except OVDError as error:
         raise OVDError(f"--recipe {recipe}: {error}") from error
+    return names
+
+
+def _existing(prefixes: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The prefixes that some name begins with: a recipe is for all models of an architecture, of
+    which some have no parameters in a part that it fixes."""
+    return [prefix for prefix in prefixes if any(name.startswith(prefix) for name in names)]
 
 
 def schedule(cfg: CfgNode, recipe: str, images: int, iterations: int) -> list[Any]:
@@ -172,6 +183,7 @@ def finetune_config(
     start: Start,
     data: PreparedData,
     recipe: str,
+    parameters: Sequence[str],
     *,
     out: Path,
     iterations: int = 0,
@@ -188,6 +200,7 @@ def finetune_config(
         start: the model.
         data: to train and validate on.
         recipe: of :func:`choose_recipe`.
+        parameters: of :func:`check_model`.
         out: OUTPUT_DIR is out/train.
         iterations: 0: by the rule.
         rate: learning rate; 0: by the rule.
@@ -209,10 +222,11 @@ def finetune_config(
     ]  # fmt: skip
     _merge(cfg, settings)
     _merge(cfg, schedule(cfg, recipe, data.images, iterations))
-    frozen = list(cfg.MODEL.TUNE.FROZEN)
+    branch = list(cfg.MODEL.TUNE.FROZEN)
     _merge(cfg, declared_recipes(cfg)[recipe])
     cfg.SOLVER.BASE_LR = rate or cfg.SOLVER.BASE_LR
-    cfg.MODEL.TUNE.FROZEN = list(dict.fromkeys([*cfg.MODEL.TUNE.FROZEN, *frozen]))
+    frozen = dict.fromkeys([*cfg.MODEL.TUNE.FROZEN, *branch])
+    cfg.MODEL.TUNE.FROZEN = _existing(list(frozen), parameters)
     if len(overrides) % 2:
         raise OVDError(
             f"What follows the options are pairs of KEY and value, but there are {len(overrides)} "

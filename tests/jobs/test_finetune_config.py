@@ -19,6 +19,7 @@ from ovd_d2.jobs.finetune_config import (
 from ovd_d2.jobs.finetune_data import PreparedData
 
 DATA = PreparedData("coco:a:train.json", "coco:a:val.json", 40, ("cat", "dog"), 0)
+NAMES = ("backbone.w", "roi_heads.image_branch.w", "roi_heads.box_predictor.w")
 
 
 def plain():
@@ -54,15 +55,17 @@ def test_small_data_keep_the_backbone(images, recipe):
 def test_the_packaged_model(tmp_path):
     start = of_mini()
     assert start.exported and start.test_datasets[0] == "mini_v1_val"
-    cfg = finetune_config(start, DATA, "frozen", out=tmp_path, old="mini_v1_val")
+    cfg = finetune_config(start, DATA, "frozen", NAMES, out=tmp_path, old="mini_v1_val")
     assert list(cfg.MODEL.TUNE.FROZEN) == ["backbone.", "roi_heads.image_branch."]
     assert list(cfg.DATASETS.TEST) == ["mini_v1_val", DATA.val]
     assert list(cfg.DATASETS.TRAIN) == [DATA.train]
     assert cfg.INPUT.MIN_SIZE_TRAIN == (192,) and cfg.MODEL.OPEN_VOCAB.VOCABULARY == ""
     assert cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE == cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN == 100
-    full = finetune_config(start, DATA, "full", out=tmp_path)
+    fewer = finetune_config(start, DATA, "frozen", NAMES[1:], out=tmp_path)
+    assert list(fewer.MODEL.TUNE.FROZEN) == ["roi_heads.image_branch."]
+    full = finetune_config(start, DATA, "full", NAMES, out=tmp_path)
     assert list(full.MODEL.TUNE.FROZEN) == ["roi_heads.image_branch."]
-    linear = finetune_config(start, DATA, "linear", out=tmp_path, rate=0.3)
+    linear = finetune_config(start, DATA, "linear", NAMES, out=tmp_path, rate=0.3)
     assert list(linear.MODEL.TUNE.ONLY) == ["roi_heads.box_predictor."]
     assert linear.SOLVER.BASE_LR == 0.3
     assert list(linear.DATASETS.TEST) == [DATA.val]
@@ -70,7 +73,7 @@ def test_the_packaged_model(tmp_path):
 
 def test_what_was_typed_comes_last_and_the_yaml_says_it(tmp_path):
     words = ("SOLVER.BASE_LR", "0.25", "MODEL.TUNE.FROZEN", "['backbone.bottom_up.']")
-    cfg = finetune_config(of_mini(), DATA, "frozen", out=tmp_path, rate=0.5, overrides=words)
+    cfg = finetune_config(of_mini(), DATA, "frozen", NAMES, out=tmp_path, rate=0.5, overrides=words)
     write_config(cfg, tmp_path / "x.yaml", ("One line.", "Another."))
     text = (tmp_path / "x.yaml").read_text()
     assert text.startswith("# One line.\n# Another.\nVERSION: 2\n")
@@ -78,7 +81,7 @@ def test_what_was_typed_comes_last_and_the_yaml_says_it(tmp_path):
     assert read.dump() == cfg.dump()
     assert read.SOLVER.BASE_LR == 0.25 and read.MODEL.TUNE.FROZEN == ["backbone.bottom_up."]
     with pytest.raises(OVDError, match="there are 1 words, the last one being 'SEED'"):
-        finetune_config(of_mini(), DATA, "frozen", out=tmp_path, overrides=("SEED",))
+        finetune_config(of_mini(), DATA, "frozen", NAMES, out=tmp_path, overrides=("SEED",))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,7 @@ def test_what_was_typed_comes_last_and_the_yaml_says_it(tmp_path):
 def test_published_recipes_become_a_fine_tuning(tmp_path, config, recipe, rate):
     torch.save({}, tmp_path / "x.pth")
     start = read_start("", config, str(tmp_path / "x.pth"), {})
-    cfg = finetune_config(start, DATA, choose_recipe(start.cfg, recipe, 10), out=tmp_path)
+    cfg = finetune_config(start, DATA, choose_recipe(start.cfg, recipe, 10), (), out=tmp_path)
     found = cfg.SOLVER.BASE_LR
     assert found == rate and not cfg.MODEL.MASK_ON
     assert cfg.MODEL.REGION_DISTILLATION.WEIGHT == 0 and not cfg.DATASETS.REGION_STORE
@@ -104,7 +107,8 @@ def test_published_recipes_become_a_fine_tuning(tmp_path, config, recipe, rate):
 
 def test_recipes_that_a_model_cannot_learn_by():
     start = of_mini()
-    check_model(start.cfg, "frozen")
+    names = check_model(start.cfg, "frozen")
+    assert any(name.startswith("roi_heads.image_branch.") for name in names)
     with pytest.raises(OVDError, match="--recipe lora: MODEL.TUNE.LORA: GeneralizedRCNN has no"):
         check_model(start.cfg, "lora")
     with pytest.raises(OVDError, match="--config-file nowhere.yaml does not exist"):
