@@ -57,6 +57,10 @@ class Block(NamedTuple):
         return self.language in ("bash", "python") and not marked
 
 
+def notebooks() -> list[Path]:
+    return sorted((ROOT / "notebooks").glob("*.py"))
+
+
 def pages() -> list[Path]:
     """README, CONTRIBUTING and everything in docs."""
     found = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -76,7 +80,7 @@ def blocks(page: Path) -> list[Block]:
 
 def small_mini(source: Path, target: Path) -> None:
     """A copy of mini that has a few images of each split; captions of these alone."""
-    text = "".join(page.read_text(encoding="utf-8") for page in pages())
+    text = "".join(page.read_text(encoding="utf-8") for page in [*pages(), *notebooks()])
     looked_at = {int(number) for number in re.findall(r"mini-v1/images/\w+/(\d+)\.jpg", text)}
     for path in (source / "annotations").glob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -111,27 +115,36 @@ def shortened(command: str) -> str:
     return "\n".join(lines)
 
 
+def prepare(folder: Path, mini: Path) -> dict[str, str]:
+    """Fills the empty ``folder``; what commands in it need in their environment."""
+    for name in ("train_net.py", "configs"):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, folder / name)
+    (folder / "datasets").mkdir()
+    (folder / "datasets/mini-v1").symlink_to(mini)
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "DETECTRON2_DATASETS": "datasets",
+        "OVD_D2_CACHE": str(folder / "cache"),
+    }
+
+
+def changed(text: str) -> str:
+    for this, that in CHANGES.items():
+        text = text.replace(this, that)
+    return text
+
+
 def run_page(page: Path, folder: Path, mini: Path) -> None:
     """Runs the blocks of ``page`` in the empty ``folder``, over the data set of ``small_mini``.
 
     Raises:
         AssertionError: a block fails; the message has its heading, the block and its last words.
     """
-    for name in ("train_net.py", "configs"):
-        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, folder / name)
-    (folder / "datasets").mkdir()
-    (folder / "datasets/mini-v1").symlink_to(mini)
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "DETECTRON2_DATASETS": "datasets",
-        "OVD_D2_CACHE": str(folder / "cache"),
-    }
+    environment = prepare(folder, mini)
     session = []
     for block in blocks(page):
-        text = block.text
-        for this, that in CHANGES.items():
-            text = text.replace(this, that)
+        text = changed(block.text)
         if block.mark.startswith("file: "):
             (folder / block.mark.removeprefix("file: ")).write_text(text, encoding="utf-8")
         if not block.runs:

@@ -1,0 +1,31 @@
+"""The notebooks run from top to bottom, with trainings of two iterations (``code_blocks``)."""
+
+import jupytext
+import pytest
+from code_blocks import changed, notebooks, prepare, shortened
+from nbclient import NotebookClient
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.stem)
+def test_every_cell_runs(path, cut_mini, tmp_path, monkeypatch):
+    for name, value in prepare(tmp_path, cut_mini).items():
+        monkeypatch.setenv(name, value)
+    notebook = jupytext.read(path)
+    for cell in notebook.cells:
+        cell.source = changed(cell.source)
+        if cell.source.startswith("%%bash"):
+            cell.source = shortened(cell.source).replace("%%bash", "%%bash\nset -euo pipefail", 1)
+    where = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=600, resources=where, kernel_name="python3").execute()
+    assert not [
+        output
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "error"
+    ]
+
+
+def test_there_are_notebooks():
+    assert len(notebooks()) >= 4
