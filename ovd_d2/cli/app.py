@@ -20,7 +20,7 @@ from ovd_d2.errors import OVDError
 
 COMMANDS = (
     "benchmark", "clip", "convert", "demo", "doctor", "export", "finetune", "ground", "mini",
-    "models", "predict", "pseudo-label", "regions", "speed", "video", "vocab",
+    "models", "predict", "pseudo-label", "regions", "serve", "speed", "video", "vocab",
 )  # fmt: skip
 RENAMED = {"bench": "speed"}
 
