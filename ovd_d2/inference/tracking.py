@@ -3,7 +3,8 @@
 Of its trackers ByteTrack is the one that gives an id to nearly every detection: on 8 boxes that
 move, turn, cross and are missed in 15 to 40% of 150 frames, 98 to 99% of them had one, with 0.2 to
 2.7 changes of id per clip; SORT's had one in 94 to 98%, with 0.2 to 1.2 changes, OC-SORT's in 37 to
-72%. It looks at boxes alone, so any detector will do, and takes their times, so frame rates may vary.
+72%. It looks at boxes alone, so any detector will do, and takes their times, so frame rates may
+vary.
 
 Letters: R detections of a frame.
 """
