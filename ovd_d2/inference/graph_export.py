@@ -161,9 +161,9 @@ def _override(cfg: CfgNode, overrides: Sequence[str]) -> None:
 def describe(predictor: OpenVocabPredictor, graph: DetectorGraph, kind: str) -> dict[str, Any]:
     """What somebody has to know who runs the graph and has nothing else of ovd_d2."""
     cfg = predictor.cfg.INPUT
-    resize: dict[str, Any] = {}  # as it is
+    resize: dict[str, int] = {}  # as it is
     if cfg.SQUARE:
-        resize = {"size": [cfg.SQUARE, cfg.SQUARE]}
+        resize = {"square": cfg.SQUARE}
     elif cfg.MIN_SIZE_TEST > 0:
         resize = {"short_side": cfg.MIN_SIZE_TEST, "longest_side": cfg.MAX_SIZE_TEST}
     kinds = {

@@ -252,7 +252,7 @@ def test_the_example_resizes_as_detectron2(sides):
             wanted = ResizeShortestEdge.get_output_shape(height, width, *sides)
             found = new_size(width, height, short_side=sides[0], longest_side=sides[1])
             assert found[::-1] == [max(side, 1) for side in wanted], (height, width)
-    assert new_size(7, 9, size=[224, 224]) == [224, 224] and new_size(7, 9) == [7, 9]
+    assert new_size(7, 9) == [7, 9] and new_size(7, 9, square=224) == [224, 224]
 
 
 def test_a_random_picture_is_the_same_every_time():
