@@ -23,10 +23,11 @@ def detect(picture: str, folder: Path, names: str | Path) -> list[tuple[str, flo
         sys.exit(f"{names} is by {classes['encoder_id']}, the graph needs {facts['encoder_id']}.")
     image = ImageOps.exif_transpose(Image.open(picture)).convert("RGB")
     pixels = np.array(image.resize(new_size(*image.size, **facts["resize"]), Image.BILINEAR))
+    novel = classes.get("is_novel") or [False] * len(classes["names"])  # read by ensembles alone
     given = {
         "image": pixels if facts["colours"] == "RGB" else pixels[:, :, ::-1].copy(),
         "class_embeddings": load_file(names)["embeddings"],
-        "is_novel": np.array(classes["is_novel"]),  # read by ensembles alone
+        "is_novel": np.array(novel),
     }
     given = {value.name: given[value.name] for value in graph.get_inputs()}
     boxes, scores, rows = graph.run(["boxes", "scores", "classes"], given)
@@ -36,12 +37,11 @@ def detect(picture: str, folder: Path, names: str | Path) -> list[tuple[str, flo
 
 
 def new_size(
-    width: int, height: int, *, size: list[int] | None = None, short_side: int = 0,
-    longest_side: int = 0,
-) -> list[int]:  # fmt: skip
-    """Width and height for the graph: a fixed size, or by the shorter and the longest side."""
-    if size or not short_side:
-        return size or [width, height]
+    width: int, height: int, square: int = 0, short_side: int = 0, longest_side: int = 0
+) -> list[int]:
+    """Width and height for the graph: as they are, a square, or by the sides."""
+    if not short_side:
+        return [square or width, square or height]
     scale = short_side / min(width, height)
     sides = [scale * width, short_side] if height < width else [short_side, scale * height]
     scale = min(1.0, longest_side / max(sides))
@@ -49,7 +49,9 @@ def new_size(
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     here = Path(__file__).resolve().parent
     chosen = sys.argv[2] if len(sys.argv) > 2 else here / "classes.safetensors"
     for name, score, box in detect(sys.argv[1], here, chosen):
-        print(f"{score:.4f}", name, *(f"{side:.1f}" for side in box), sep="\t")  # noqa: T201
+        print(f"{score:.4f}", name, *(f"{side:.1f}" for side in box), sep="\t")

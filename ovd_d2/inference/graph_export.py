@@ -138,12 +138,12 @@ def open_graph(
     is_run = config_file or path.is_file() or (path.is_dir() and not (path / MODEL_FACTS).is_file())
     if is_run:
         weights, config = run_files(os.fspath(model), os.fspath(config_file))
-        cfg, known = load_config(os.fspath(config), list(overrides)), {}
+        cfg = load_config(os.fspath(config), list(overrides))
     else:
         cfg, weights = config_and_weights(model)
-        known = facts_of(model)
         _override(cfg, overrides)
     kind = check_meta_architecture(cfg.MODEL.META_ARCHITECTURE)
+    known = {} if is_run else facts_of(model)
     threshold = threshold_facts(cfg, weights, wanted).get("score_threshold")
     if threshold is None:
         threshold = known.get("score_threshold")
@@ -161,9 +161,9 @@ def _override(cfg: CfgNode, overrides: Sequence[str]) -> None:
 def describe(predictor: OpenVocabPredictor, graph: DetectorGraph, kind: str) -> dict[str, Any]:
     """What somebody has to know who runs the graph and has nothing else of ovd_d2."""
     cfg = predictor.cfg.INPUT
-    resize: dict[str, Any] = {}  # as it is
+    resize: dict[str, int] = {}  # as it is
     if cfg.SQUARE:
-        resize = {"size": [cfg.SQUARE, cfg.SQUARE]}
+        resize = {"square": cfg.SQUARE}
     elif cfg.MIN_SIZE_TEST > 0:
         resize = {"short_side": cfg.MIN_SIZE_TEST, "longest_side": cfg.MAX_SIZE_TEST}
     kinds = {

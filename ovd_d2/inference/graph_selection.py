@@ -55,7 +55,7 @@ def class_wise_nms(
         return nms(boxes + offsets[:, None], scores, threshold).to(torch.int64).reshape(-1)
     keep = torch.zeros_like(classes, dtype=torch.bool)
     for k in torch.unique(classes):
-        rows = torch.where(classes == k)[0]
+        rows = torch.nonzero(classes == k).reshape(-1)
         kept = nms(boxes[rows], scores[rows], threshold).to(torch.int64).reshape(-1)
         keep[rows[kept]] = True
-    return torch.where(keep)[0]
+    return torch.nonzero(keep).reshape(-1)

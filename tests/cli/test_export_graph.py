@@ -86,6 +86,11 @@ def test_the_example_refuses_embeddings_of_another_encoder(graph, scenes, tmp_pa
     assert done.returncode == 1 and "is by other@1, the graph needs mini-teacher@" in done.stderr
 
 
+def test_the_example_says_how_it_is_used(graph):
+    done = subprocess.run([sys.executable, graph[0] / "detect.py"], capture_output=True, text=True)
+    assert done.returncode == 1 and "python detect.py PICTURE [NAMES.safetensors]" in done.stderr
+
+
 def fails(capsys, *words):
     with pytest.raises(SystemExit) as exit_info:
         main(list(map(str, words)))

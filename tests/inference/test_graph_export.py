@@ -14,7 +14,7 @@ from random_models import DIM, NAMES, make_pixels, write_checkpoint, write_confi
 
 from ovd_d2.errors import OVDError
 from ovd_d2.files.atomic import new_folder
-from ovd_d2.inference import OpenVocabPredictor, graph_export, graph_files
+from ovd_d2.inference import OpenVocabPredictor, graph_files
 from ovd_d2.inference.class_embedding_files import embed_names, write_class_embeddings
 from ovd_d2.inference.detect_onnx import new_size
 from ovd_d2.inference.graph_check import random_picture
@@ -221,8 +221,7 @@ def test_a_glip_is_refused_before_it_is_opened(checkpoint, tmp_path):
         export_graph(checkpoint, tmp_path / "out", config_file=tmp_path / "glip.yaml")
 
 
-def test_detectors_of_transformers_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(graph_export, "facts_of", lambda name: {})
+def test_detectors_of_transformers_are_refused_before_they_are_asked_for(tmp_path):
     with pytest.raises(OVDError, match="HuggingFaceDetector cannot be exported as a graph"):
         export_graph("hf:somebody/owlv2", tmp_path / "out")
 
@@ -253,7 +252,7 @@ def test_the_example_resizes_as_detectron2(sides):
             wanted = ResizeShortestEdge.get_output_shape(height, width, *sides)
             found = new_size(width, height, short_side=sides[0], longest_side=sides[1])
             assert found[::-1] == [max(side, 1) for side in wanted], (height, width)
-    assert new_size(7, 9, size=[224, 224]) == [224, 224] and new_size(7, 9) == [7, 9]
+    assert new_size(7, 9) == [7, 9] and new_size(7, 9, square=224) == [224, 224]
 
 
 def test_a_random_picture_is_the_same_every_time():
