@@ -34,3 +34,13 @@ def test_the_table_is_that_of_the_summary(name):
 @pytest.mark.parametrize("name", ROWS_OF)
 def test_every_row_is_there(name):
     assert set(committed(name)) == {row for row in ROWS if row.startswith(ROWS_OF[name])}
+
+
+def test_the_summary_of_examples():
+    """Means of five choices of examples; the names beside them are of one training."""
+    rows = committed("examples")
+    assert list(rows) == [row for row in ROWS if row.startswith("vild_ensemble")]
+    for key, row in rows.items():
+        assert row["title"] == ROWS[key].title
+        assert row["seeds"] == len(row["runs"]) == (5 if ROWS[key].examples else 1)
+        assert row["box"] == mean_and_spread([run["box"] for run in row["runs"]])

@@ -41,7 +41,7 @@ def test_every_row_has_its_yaml_and_the_yamls_agree_with_the_rows():
         cfg = load_config(f"configs/mini/{row.yaml or name}.yaml")
         before = row.start or row.evaluates
         assert (before and f"output/mini/{before}/model_final.pth") == cfg.MODEL.WEIGHTS
-        assert bool(cfg.DATASETS.REGION_STORE) == bool(row.regions)
+        assert bool(cfg.DATASETS.REGION_STORE) == bool(row.regions or row.examples)
         assert ("labels:" in str(cfg.DATASETS.SOURCES)) == bool(row.labels)
         if row.labels:
             named = benchmark._boxes_and("x")
