@@ -52,6 +52,17 @@ def test_every_format_gives_the_same_boxes(tmp_path, kind):
     assert {(i["width"], i["height"]) for i in content["images"]} == {SIZE}
 
 
+def test_lvis_names_folder_and_file_by_an_address(tmp_path):
+    path = write_coco(tmp_path)
+    truth = boxes_by_file(read(path))
+    content = json.loads(path.read_text())
+    for image in content["images"]:
+        image["coco_url"] = f"http://host/images/{image.pop('file_name')}"
+    path.write_text(json.dumps(content))
+    assert boxes_by_file(read(path)) == truth
+    assert boxes_by_file(read(path, images=tmp_path)) == truth
+
+
 def test_a_kind_that_it_is_not(tmp_path):
     source = write_coco(tmp_path / "data")
     with pytest.raises(OVDError, match="is a json; kind yolo is a folder"):

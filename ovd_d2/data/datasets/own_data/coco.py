@@ -1,4 +1,4 @@
-"""COCO json files as anybody may have written them."""
+"""COCO and LVIS json files as anybody may have written them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,6 +76,8 @@ def _images(
     by_id: dict[Any, RawImage] = {}
     for number, entry in enumerate(entries, start=1):
         image_id, name = entry.get("id"), entry.get("file_name")
+        if name is None and isinstance(entry.get("coco_url"), str):  # LVIS: folder and file
+            name = "/".join(entry["coco_url"].split("/")[-2:])
         if not isinstance(name, str) or not name or "\0" in name:
             labels.remarks.left_out("images have no file_name", f"number {number}")
         elif not is_id(image_id) or image_id in by_id:
