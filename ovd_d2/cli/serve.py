@@ -2,6 +2,7 @@
 
 import typer
 
+from .predict import _silence_torch
 from .register_option import REGISTER
 
 _MODELS = typer.Option(
@@ -39,6 +40,7 @@ def command(
     from ovd_d2.web.server import serve
 
     register()
+    _silence_torch()
     limits = Limits(
         names=max_names, pixels=max_pixels, bytes=max_megabytes << 20, waiting=max_waiting
     )

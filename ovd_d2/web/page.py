@@ -2,6 +2,7 @@
 
 import html
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,22 @@ from ovd_d2.visualization.label_maps import map_colour, percent
 from .limits import Limits
 from .served_model import Answer, Example, ServedModel
 
+logger = logging.getLogger(__name__)
 TITLE = "Find what you name"
 MAX_SIDE = 1600  # pixels of a drawn picture
 ROWS = 100  # of the table
 _FONTS = ("system-ui", "sans-serif")  # those of the browser: none is fetched
 _SWEEP, _KEEP = 60, 1800  # seconds: how often uploads are looked at, and how long they are kept
 _CSS = """
-.gradio-container {max-width: 1280px !important; margin: auto; overflow-x: hidden}
-.found {max-height: 320px; overflow-y: auto; border: 1px solid var(--border-color-primary);
+.gradio-container {max-width: 1240px !important; width: 100% !important; margin: auto}
+.drawn img {max-height: 70vh; object-fit: contain}
+.table.table {padding: 0}
+.found {max-height: 320px; overflow-y: auto; background: var(--block-background-fill);
  border-radius: 8px}
-.found table {width: 100%; border-collapse: collapse; margin: 0; font-size: 14px}
-.found td, .found th {padding: 6px 10px; text-align: left; overflow-wrap: anywhere}
-.found tr:nth-child(even) td {background: var(--background-fill-secondary)}
-.found td:last-child, .found th:last-child {text-align: right; width: 5em}
+.found table {width: 100%; border: 0 !important; border-collapse: collapse; margin: 0; font-size: 14px}
+.found .row td, .found .row th {padding: 6px 10px; text-align: left; overflow-wrap: anywhere;
+ border: 0; border-bottom: 1px solid var(--border-color-primary)}
+.found .row > :last-child {text-align: right; width: 5em}
 .found i {display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 8px}
 .nothing {padding: 6px 2px; color: var(--body-text-color-subdued)}
 """
@@ -47,7 +51,10 @@ def mount_page(
     """
     import gradio as gr
 
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(_SWEEP, _KEEP)) as blocks:
+    gr.routes.print = logger.debug  # it prints a line for every file of the box drawer
+    with gr.Blocks(
+        title=TITLE, analytics_enabled=False, delete_cache=(_SWEEP, _KEEP), fill_width=True
+    ) as blocks:
         gr.Markdown(f"## {TITLE}")
         with gr.Tabs():
             with gr.Tab("Find"):
@@ -140,7 +147,7 @@ def _find_tab(served: Mapping[str, ServedModel], limits: Limits) -> None:
         with gr.Column(scale=2, min_width=300):
             picture = _picture("Picture")
             names = gr.Textbox(
-                label="Names", placeholder="cat, red mug", lines=1, elem_id="names",
+                label="Names", placeholder="cat, red mug", lines=2, elem_id="names",
                 info="Between commas; left empty: what the model was trained on.",
                 max_length=limits.names * (limits.characters + 1),
             )  # fmt: skip
@@ -196,7 +203,7 @@ def _outputs(title: str) -> list[Any]:
     import gradio as gr
 
     drawn = gr.Image(
-        label=title, type="pil", format="png", interactive=False, height=460,
+        label=title, type="pil", format="png", interactive=False, min_width=280,
         buttons=["download", "fullscreen"], elem_classes="drawn",
     )  # fmt: skip
     table = gr.HTML("", elem_classes="table")
@@ -276,14 +283,17 @@ def _table(answer: Answer) -> str:
     if not rows:
         return '<p class="nothing">Nothing found: lower the least score, or use other names.</p>'
     body = "".join(
-        f'<tr><td><i style="background: rgb{colour}"></i>{html.escape(name)}</td><td>{value}</td>'
-        "</tr>"
-        for colour, name, value in rows[:ROWS]
+        _row(_swatch(colour) + html.escape(name), value) for colour, name, value in rows[:ROWS]
     )
     more = len(rows) - ROWS
     note = f'<p class="nothing">{more} more are in the json.</p>' if more > 0 else ""
-    value = "share" if shares else "score"
-    return (
-        f'<div class="found"><table><tr><th>{len(rows)} found</th><th>{value}</th></tr>{body}'
-        f"</table></div>{note}"
-    )
+    head = _row(f"{len(rows)} found", "share" if shares else "score", cell="th")
+    return f'<div class="found"><table>{head}{body}</table></div>{note}'
+
+
+def _row(first: str, second: str, cell: str = "td") -> str:
+    return f'<tr class="row"><{cell}>{first}</{cell}><{cell}>{second}</{cell}></tr>'
+
+
+def _swatch(colour: tuple[int, int, int]) -> str:
+    return f'<i style="background: rgb{colour}"></i>'

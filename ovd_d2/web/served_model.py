@@ -117,7 +117,9 @@ def read_upload(content: bytes, limits: Limits) -> np.ndarray:
     if len(content) > limits.bytes:
         raise TooLargeError(f"The file has more than {limits.bytes} bytes: make it smaller.")
     try:
-        with Image.open(io.BytesIO(content), formats=FILE_FORMATS) as image:
+        Image.init()
+        formats = [name for name in FILE_FORMATS if name in Image.OPEN]
+        with Image.open(io.BytesIO(content), formats=formats) as image:
             width, height = image.size
     except Exception:  # the reader says what is wrong
         width = height = 0
