@@ -59,7 +59,7 @@ EXTRAS = {
     # detectors as ONNX graphs, and what runs them
     "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"],
     # fine-tuning of transformer backbones by adapters (LoRA)
-    "finetune": ["peft>=0.15"],
+    "finetune": ["peft>=0.15", "defusedxml>=0.7"],
     "docs": [
         "mkdocs>=1.6",
         "mkdocs-material>=9.6",
