@@ -50,6 +50,7 @@ def export(
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("", "s", "ratio", "MB", "detections"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    same = "the same" if found.detections else "nothing to compare"
     for side in found.seconds:
         is_graph = side in found.bytes
         table.add_row(
@@ -57,7 +58,7 @@ def export(
             f"{found.median(side):.4f}",
             f"{found.ratio(side):,.2f}x" if is_graph else "",
             f"{found.bytes[side] / 1e6:,.1f}" if is_graph else "",
-            "the same" if is_graph else str(found.detections),
+            same if is_graph else str(found.detections),
         )
     print_table(table)
     print(
