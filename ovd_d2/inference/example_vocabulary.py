@@ -135,8 +135,7 @@ def set_examples(predictor: "OpenVocabPredictor", wanted: ByExamples) -> None:
     classes = replace(classes, is_novel=tuple(name in by_example or flag for name, flag in novel))
     if wanted.words is not None:
         classes = _joined(classes, wanted_vocabulary(wanted.words, trained))
-    embedder = words if rows is None else ExampleEmbedder(words, rows)
-    set_vocabulary(predictor.model, classes, embedder)
+    set_vocabulary(predictor.model, classes, rows and ExampleEmbedder(words, rows) or words)
 
 
 def _learned(
