@@ -5,15 +5,17 @@ import torch
 import torch.nn.functional as F
 from detectron2.structures import Boxes
 from PIL import Image
-from small_detclip import small_detclip
+from small_detclip import detclip_config, small_detclip
 from small_glip import small_glip
 from tiny_detectors import SAVE
 from torchvision.ops import box_convert, box_iou
 
 from ovd_d2.errors import OVDError
 from ovd_d2.inference import ByExamples, OpenVocabPredictor
-from ovd_d2.inference.example_embeddings import check_sees_examples
+from ovd_d2.inference.example_embeddings import check_sees_examples, learn_rows
+from ovd_d2.inference.examples import as_examples
 from ovd_d2.language import TextEmbeddings
+from ovd_d2.language.example_rows import ExampleEmbedder
 from ovd_d2.modeling import set_vocabulary
 from ovd_d2.modeling.box_vectors import vectors_of_boxes
 
@@ -49,6 +51,24 @@ def test_detclip_gives_the_region_of_the_anchor_that_predicts_the_box():
         best = max(range(len(predicted)), key=lambda k: float(ious[box, k]))
         torch.testing.assert_close(found[box], regions[best])
     torch.testing.assert_close(around, (regions * weights[:, None]).sum(0) / weights.sum())
+
+
+def test_detclip_mixes_examples_and_words_in_its_own_way():
+    model, cfg = small_detclip(), detclip_config()
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.FORMAT = 0, "RGB"
+    pixels = (torch.rand(64, 96, 3) * 255).byte()
+    given = as_examples({"thing 7": [(pixels.numpy(), tuple(BOXES[0].tolist()))], "cat": None})
+    trained, words = model.vocabulary, model.class_embedder
+    rows = learn_rows(model, cfg, given, words=words, trained=trained, input_format="RGB")
+    (found, _), around = model.embed_examples(pixels.permute(2, 0, 1), BOXES)
+    common = F.normalize(words.embed(trained).embeddings.mean(0), dim=0)
+    wanted = F.normalize(0.8 * common + 0.2 * F.normalize(found - around, dim=0), dim=0)
+    torch.testing.assert_close(rows.embeddings[0], wanted, rtol=0, atol=1e-5)
+    cat = words.embed(trained).embeddings[0]
+    set_vocabulary(model, ["thing 7", "cat"], ExampleEmbedder(words, rows))
+    torch.testing.assert_close(model._class_rows(), torch.stack([wanted, cat]), rtol=0, atol=1e-5)
+    set_vocabulary(model, ["cat"], words)
+    torch.testing.assert_close(model._class_rows()[0], cat, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["owlv2", "owlvit"])
