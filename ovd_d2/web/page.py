@@ -29,7 +29,8 @@ _CSS = """
 .table.table {padding: 0}
 .found {max-height: 320px; overflow-y: auto; background: var(--block-background-fill);
  border-radius: 8px}
-.found table {width: 100%; border: 0 !important; border-collapse: collapse; margin: 0; font-size: 14px}
+.found table {width: 100%; border: 0 !important; border-collapse: collapse; margin: 0;
+ font-size: 14px}
 .found .row td, .found .row th {padding: 6px 10px; text-align: left; overflow-wrap: anywhere;
  border: 0; border-bottom: 1px solid var(--border-color-primary)}
 .found .row > :last-child {text-align: right; width: 5em}
@@ -235,8 +236,18 @@ def _example(drawn: dict[str, Any] | None, called: str) -> Example | None:
         ]
     except (KeyError, TypeError, ZeroDivisionError, AttributeError):
         raise OVDError("The boxes of the example cannot be used: draw them again.") from None
-    content = Path(drawn["image"]["path"]).read_bytes()
+    content = _content(drawn["image"]["path"])
     return Example(called.strip(), content, boxes, turns=drawn["orientation"])
+
+
+def _content(path: str) -> bytes:
+    """Of an upload, and of no other file."""
+    from gradio.utils import get_upload_folder
+
+    found = _inside(path, Path(get_upload_folder()).resolve())
+    if found is None:
+        raise OVDError("The upload is no longer here: upload it again.")
+    return found.read_bytes()
 
 
 def _answering(model: ServedModel, ask: Callable[..., Answer]) -> Callable[..., list[Any]]:
@@ -247,11 +258,7 @@ def _answering(model: ServedModel, ask: Callable[..., Answer]) -> Callable[..., 
         if picture is None:
             raise gr.Error("Drop an image first.", print_exception=False)
         try:
-            try:
-                content = Path(picture).read_bytes()
-            except OSError:
-                raise OVDError("The upload is no longer here: upload it again.") from None
-            found = ask(model, content, words or "", *options)
+            found = ask(model, _content(picture), words or "", *options)
         except OVDError as error:
             raise gr.Error(html.escape(str(error)), print_exception=False) from None
         return _shown(found)

@@ -1,14 +1,10 @@
-import json
-
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
 from PIL import Image
 from small_uploads import LIMITS, encoded, png
 
 from ovd_d2.web.limits import BusyError
-
-schemathesis = pytest.importorskip("schemathesis")
-from hypothesis import HealthCheck, settings  # noqa: E402
 
 
 def predict(client, content=None, **fields):
@@ -104,23 +100,25 @@ def test_documented(client):
     assert client.get("/docs").status_code == 404  # that page would come from elsewhere
 
 
-@pytest.fixture
-def documented(client):
-    return schemathesis.openapi.from_asgi("/openapi.json", client.app)
+@pytest.mark.parametrize("path", ["/healthz", "/v1/models", "/v1/predict", "/v1/ground"])
+def test_whatever_the_schema_allows_is_answered(client, path):
+    schemathesis = pytest.importorskip("schemathesis")
+    schema = schemathesis.openapi.from_dict(client.get("/openapi.json").json())
+    (operation,) = schema[path].values()
+    seen = set()
 
+    @settings(max_examples=40, suppress_health_check=list(HealthCheck), deadline=None)
+    @given(case=operation.as_strategy())
+    def check(case):
+        sent = case.as_transport_kwargs(base_url="http://testserver")
+        sent.pop("cookies", None)
+        answer = client.request(**sent)
+        assert answer.status_code < 500, answer.text
+        assert answer.json()
+        seen.add(answer.status_code)
 
-schema = schemathesis.pytest.from_fixture("documented")
-
-
-@schema.parametrize()
-@settings(max_examples=25, suppress_health_check=list(HealthCheck), deadline=None)
-def test_whatever_the_schema_allows_is_answered(case, client):
-    sent = case.as_transport_kwargs(base_url="http://testserver")
-    sent.pop("cookies", None)
-    answer = client.request(**sent)
-    assert answer.status_code < 500, answer.text
-    if answer.headers.get("content-type") == "application/json":
-        json.loads(answer.text)
+    check()
+    assert seen and (path.startswith("/v1/") or seen == {200})
 
 
 def test_exif_turns_the_frame(client, tmp_path):
