@@ -104,7 +104,7 @@ def small_mini(source: Path, target: Path) -> None:
 
 
 def shortened(command: str) -> str:
-    """Trainings and fine-tunings of two iterations; the build of mini, which is there already, left out."""
+    """Trainings of two iterations, fine-tunings too; no build of mini, which is there already."""
     lines = []
     for line in command.replace("\\\n", " ").splitlines():
         if re.match(r"(python|torchrun .*) ?train_net\.py", line):
