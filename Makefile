@@ -1,4 +1,4 @@
-# make demo | test | coverage | benchmark | lint | install | wheelhouse | lock | clean | help. Nothing else to do by hand.
+# make demo | test | docs | coverage | benchmark | lint | install | wheelhouse | lock | clean | help. Nothing else to do by hand.
 # `make demo` and `make test` create the environment in .venv first (Python 3.10 to 3.12); a second
 # run reuses it. VENV=path uses another folder, PYTHON=path another interpreter.
 SHELL := /bin/bash
@@ -19,7 +19,7 @@ LOCKS := requirements/uv.txt requirements/build.txt requirements/all.txt require
 STAMP := $(VENV)/.installed-$(firstword $(shell (cat $(LOCKS) setup.py Makefile; pwd) | cksum))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo benchmark test coverage lint install wheelhouse lock clean
+.PHONY: help demo benchmark test docs coverage lint install wheelhouse lock clean
 
 help:  ## this list
 	@awk -F':.*##' '/^[a-z]+:.*##/ {printf "make %-11s%s\n", $$1, $$2}' Makefile
@@ -32,6 +32,9 @@ benchmark: $(STAMP)  ## every row of ViLD and RKD on mini, several seeds; resuma
 
 test: lint  ## all checks and tests, slow ones too (PYTEST_ARGS="-k name")
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+docs: $(STAMP)  ## the pages of docs as a site in output/docs; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Python 3.12 counts lines at no cost; before, tests of pure Python take up to twice their time.
 coverage: $(STAMP)  ## the lines that tests reach (PYTEST_ARGS="-m 'not slow'")

@@ -51,15 +51,15 @@ EXTRAS = {
     "timm": ["timm>=1.0"],
     "grounding": ["transformers>=4.40"],
     "openclip": ["open_clip_torch>=3"],
-    "web": ["gradio>=6.7"],
+    "web": ["gradio>=6.7", "gradio-image-annotation>=0.5.6"],
     # large images in tiles, and supervision's Detections
-    "tiles": ["supervision>=0.25"],
+    "tiles": ["supervision>=0.31"],
     # video files, webcams and streams, with ids that follow an object
-    "video": ["av>=14", "trackers>=2", "supervision>=0.25"],
+    "video": ["av>=14", "trackers>=2.6", "supervision>=0.31"],
     # detectors as ONNX graphs, and what runs them
     "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"],
     # fine-tuning of transformer backbones by adapters (LoRA)
-    "finetune": ["peft>=0.15"],
+    "finetune": ["peft>=0.15", "defusedxml>=0.7"],
     "docs": [
         "mkdocs>=1.6",
         "mkdocs-material>=9.6",

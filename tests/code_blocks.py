@@ -104,11 +104,13 @@ def small_mini(source: Path, target: Path) -> None:
 
 
 def shortened(command: str) -> str:
-    """Trainings of two iterations; the build of mini, which is there already, left out."""
+    """Trainings of two iterations, fine-tunings too; no build of mini, which is there already."""
     lines = []
     for line in command.replace("\\\n", " ").splitlines():
         if re.match(r"(python|torchrun .*) ?train_net\.py", line):
             line = line.split("   #")[0] + f" {TRAINING}"
+        elif line.startswith("ovd finetune"):
+            line = line.split("   #")[0] + " --iterations 2"
         elif line.startswith("ovd mini build"):
             continue
         lines.append(line)

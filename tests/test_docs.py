@@ -58,6 +58,11 @@ def test_blocks_are_seen_and_read(name):
             assert READ[block.language](block.text) is not None
 
 
+def test_the_program_without_torch_is_the_one_that_ships():
+    code = (ROOT / "ovd_d2/inference/detect_onnx.py").read_text(encoding="utf-8")
+    assert code in [block.text for block in blocks(PAGES["docs/export.md"])]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", WITH_COMMANDS)

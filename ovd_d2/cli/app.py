@@ -19,8 +19,8 @@ from ovd_d2 import __version__
 from ovd_d2.errors import OVDError
 
 COMMANDS = (
-    "benchmark", "clip", "convert", "demo", "doctor", "export", "ground", "mini",
-    "models", "predict", "pseudo-label", "regions", "speed", "vocab",
+    "benchmark", "clip", "convert", "demo", "doctor", "export", "finetune", "ground", "mini",
+    "models", "predict", "pseudo-label", "regions", "serve", "speed", "video", "vocab",
 )  # fmt: skip
 RENAMED = {"bench": "speed"}
 

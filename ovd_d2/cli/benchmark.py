@@ -20,6 +20,7 @@ from ovd_d2.benchmarks.recipes.commands import (
     device_settings,
     ground_captions,
     label_captions,
+    learn_examples,
     ovd_script,
     say,
 )
@@ -40,6 +41,10 @@ class Row:
         per_image: how many of them.
         labels: the row whose RPN proposes the pseudo boxes of the captions' names.
         captions: the row that finds the phrases of the captions.
+        examples: of how many examples each class is made; its seeds are choices of examples, all
+            for the weights of seed 1.
+        classes: which classes are made of examples, "novel" or "all".
+        yaml: another NAME of configs/mini.
     """
 
     title: str
@@ -49,6 +54,9 @@ class Row:
     per_image: int = 0
     labels: str = ""
     captions: str = ""
+    examples: int = 0
+    classes: str = "novel"
+    yaml: str = ""
 
     @property
     def parents(self) -> set[str]:
@@ -65,6 +73,17 @@ ROWS = {
     "vild_image": Row("ViLD-image", **_VILD),
     "vild": Row("ViLD", **_VILD),
     "vild_ensemble": Row("ViLD-ensemble", **_VILD),
+    **{
+        f"vild_ensemble_{classes}_by_{count}": Row(
+            f"ViLD-ensemble, {classes} classes by {count} example{'s' * (count > 1)}",
+            evaluates="vild_ensemble",
+            examples=count,
+            classes=classes,
+            yaml="vild_ensemble_examples",
+        )
+        for classes in ("novel", "all")
+        for count in (1, 5, 10)
+    },
     "vild_text_clip": Row("ViLD-text + CLIP on crops", evaluates="vild_text"),
     "clip_on_crops": Row("CLIP on crops", evaluates="vild_text"),
     "rkd_base": Row("RKD base (sigmoid)"),
@@ -138,7 +157,7 @@ def _one_seed(
     finished: dict[str, Run] = {}
     stores: dict[str, Path] = {}
     labels: dict[str, Path] = {}
-    for wave in waves(names):
+    for wave in waves(names, seed):
         runs = {name: _prepared(name, seed, finished, stores, labels, out, root) for name in wave}
         recipe_runs.perform(
             list(runs.values()), at_once=jobs, root=root, logs=out / "logs", say=say, watch=watch
@@ -147,14 +166,19 @@ def _one_seed(
     return {name: finished[name] for name in names}
 
 
-def waves(names: Iterable[str]) -> list[list[str]]:
-    """``names`` and all they depend on, in groups: each needs only rows of the groups before."""
+def waves(names: Iterable[str], seed: int = 1) -> list[list[str]]:
+    """``names`` and all they depend on, in groups: each needs only rows of the groups before. After
+    seed 1, rows of examples depend on nothing any more."""
+
+    def parents(name: str) -> set[str]:
+        return ROWS[name].parents if seed == 1 or not ROWS[name].examples else set()
+
     wanted = set(names)
-    while more := {parent for name in wanted for parent in ROWS[name].parents} - wanted:
+    while more := {parent for name in wanted for parent in parents(name)} - wanted:
         wanted |= more
 
     def depth(name: str) -> int:
-        return 1 + max(map(depth, ROWS[name].parents), default=-1)
+        return 1 + max(map(depth, parents(name)), default=-1)
 
     result: list[list[str]] = [[] for _ in range(1 + max(map(depth, wanted)))]
     for name in ROWS:
@@ -193,15 +217,22 @@ def _prepared(
         if row.captions not in labels:
             labels[row.captions] = ground_captions(of_seed_1[row.captions], out, root)
         settings += ["DATASETS.SOURCES", str(_boxes_captions_and(labels[row.captions]))]
+    evaluated = finished.get(row.evaluates)
+    if row.examples:
+        evaluated = recipe_runs.Run(name, "", "", out / f"{row.evaluates}-seed1")
+        evaluated = replace(evaluated, digest=evaluated.record(root)["digest"])
+        chosen = {"count": row.examples, "classes": row.classes, "seed": seed}
+        rows = learn_examples(evaluated, out, root, **chosen)
+        settings += ["MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS", str(rows)]
     run = recipe_runs.Run(
         f"{name}-seed{seed}",
         row.title,
-        f"configs/mini/{name}.yaml",
+        f"configs/mini/{row.yaml or name}.yaml",
         out / f"{name}-seed{seed}",
         (*settings, *device_settings()),
-        weights=f"{finished[row.evaluates].folder}/model_final.pth" if row.evaluates else "",
-        # Store and labels have the digest of their proposer in their names.
-        inputs=tuple(finished[p].digest for p in (row.start, row.evaluates) if p),
+        weights=f"{evaluated.folder}/model_final.pth" if evaluated else "",
+        # Store, labels and profile have the digest of what made them in their names.
+        inputs=tuple(run.digest for run in (finished.get(row.start), evaluated) if run),
     )
     return recipe_runs.prepare(run, root, say)
 

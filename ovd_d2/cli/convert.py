@@ -1,4 +1,4 @@
-"""``ovd convert``: checkpoints of other projects."""
+"""``ovd convert``: checkpoints of other projects, and detections for other tools."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 from .register_option import REGISTER
 
-app = typer.Typer(help="Checkpoints of other projects to ours, and back.", no_args_is_help=True)
+app = typer.Typer(
+    help="Checkpoints of other projects to ours, and back; detections for other tools.",
+    no_args_is_help=True,
+)
 _SOURCE = typer.Argument(..., metavar="FILE", help=".pth, .safetensors, or .pkl with --trust.")
 _OUT = typer.Option(
     None, help=".pth or .safetensors to write. Default: FILE with _converted.pth at the end."
@@ -25,6 +28,23 @@ _VOCABULARY = typer.Option(
     "", help="Class names of the embeddings, for example dataset:lvis_v1_train_base."
 )
 _ENCODER = typer.Option("openai-clip:ViT-B/32", help="What made the embeddings; it is not loaded.")
+_DETECTIONS = typer.Argument(
+    ...,
+    metavar="FILE",
+    help="predictions.json of `ovd predict`, a label file of `ovd pseudo-label` (labels:FILE too), "
+    "COCO's or LVIS's annotations, or a list of results.",
+)
+_TO = typer.Option(..., "--to", help="coco, yolo, voc, cvat or label-studio.")
+_FOLDER = typer.Option(..., help="Folder to write; what this command wrote there is replaced.")
+_RESULTS_OF = typer.Option(None, help="Of a list of results: the json they were made for.")
+_IMAGE_ROOT = typer.Option(
+    None, help="Folder that file names count from; default: what FILE says, else the current one."
+)
+_SCORES = typer.Option(False, "--scores", help="yolo: the score ends each line (not for training).")
+_COPY = typer.Option(False, "--copy-images", help="Put the images beside the files.")
+_IMAGE_URL = typer.Option(
+    "/data/local-files/?d=", help="label-studio: what stands before the path of an image."
+)
 _TRUST = typer.Option(False, "--trust", help="Open a .pkl, which can run any code.")
 
 
@@ -115,6 +135,39 @@ def groupvit(
 
     out = _prepare(source, out, trust=False)
     _report(out, convert_groupvit(source, out, to))
+
+
+@app.command()
+def detections(
+    source: str = _DETECTIONS,
+    to: str = _TO,
+    out: Path = _FOLDER,
+    annotations: Path | None = _RESULTS_OF,
+    image_root: Path | None = _IMAGE_ROOT,
+    scores: bool = _SCORES,
+    copy_images: bool = _COPY,
+    image_url: str = _IMAGE_URL,
+) -> None:
+    """Detections or pseudo-labels for training code and label tools: COCO, YOLO, Pascal VOC, CVAT,
+    Label Studio."""
+    from tqdm import tqdm
+
+    from ovd_d2.inference.formats import (
+        FormatOptions,
+        check_formats,
+        read_detections,
+        write_detections,
+    )
+
+    check_formats("--to", [to])
+    found = read_detections(source, annotations=annotations, image_root=image_root)
+    with tqdm(total=len(found.images), unit="image", delay=1, disable=None) as bar:
+        options = FormatOptions(scores, image_url, copy_images, bar.update)
+        count = write_detections(found, to, out, options)
+    objects = sum(len(image.objects) for image in found.images)
+    print(f"{out}: {objects} objects on {len(found.images)} images; files: {count}")
+    for reason, number in found.left_out.items():
+        print(f"  {number} objects are left out: they {reason}")
 
 
 def _prepare(source: Path, out: Path | None, trust: bool) -> Path:

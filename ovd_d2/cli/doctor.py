@@ -67,6 +67,7 @@ OPTIONAL_PARTS = (
     ("large images in tiles", "supervision", "supervision", "pip install 'ovd_d2[tiles]'"),
     ("video", "av", "av", "pip install 'ovd_d2[video]'"),
     ("video: track ids", "trackers", "trackers", "pip install 'ovd_d2[video]'"),
+    ("FiftyOne samples", "fiftyone", "fiftyone", "pip install fiftyone"),
     ("export: ONNX graphs", "onnx", "onnx", "pip install 'ovd_d2[export]'"),
     ("export: writes ONNX", "onnxscript", "onnxscript", "pip install 'ovd_d2[export]'"),
     ("export: runs ONNX", "onnxruntime", "onnxruntime", "pip install 'ovd_d2[export]'"),

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
 _IMAGE = typer.Argument(..., metavar="IMAGE", help="An image file.")
 _CAPTION = typer.Argument(..., metavar="CAPTION", help='"a cat on a red chair".')
-_YAML = typer.Option(None, help="The yaml of a GLIP or a DetCLIP, instead of --model.")
+_MODEL = typer.Option(
+    "",
+    help="A model of the zoo, a folder `ovd export` wrote, or hf: and a Grounding DINO or "
+    "MM-Grounding-DINO of transformers (name or folder).",
+)
+_YAML = typer.Option(
+    None, help="The yaml of a GLIP, DetCLIP or Grounding DINO, instead of --model."
+)
 _OUT = typer.Option(Path("output/ground.jpg"), help="The picture to write.")
 _PHRASES = typer.Option(
     [], "--phrase", help="What to look for, words of the caption (repeatable); default: its nouns."
@@ -28,7 +35,7 @@ _TOPK = typer.Option(None, min=1, help="Boxes; default: the config's.")
 def command(
     image: Path = _IMAGE,
     caption: str = _CAPTION,
-    model: str = typer.Option("", help="A model of the zoo, or a folder `ovd export` wrote."),
+    model: str = _MODEL,
     config_file: Path | None = _YAML,
     weights: str = typer.Option("", help="Checkpoint for --config-file."),
     phrases: list[str] = _PHRASES,

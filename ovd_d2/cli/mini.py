@@ -53,3 +53,19 @@ def show(
 
     out = out or Path("output") / f"mini_{split}.png"
     print(f"wrote {draw_sheet(_datasets_root(root), split, out, num=num)}")
+
+
+@app.command()
+def examples(
+    out: Path = typer.Option(..., help="The .json to write, for `ovd vocab learn`."),
+    root: Path | None = _ROOT,
+    split: str = typer.Option("val", help="Whose boxes: val (as test, of the unseen style), ..."),
+    count: int = typer.Option(5, min=1, help="Boxes per class."),
+    seed: int = typer.Option(1, help="Of the choice."),
+    classes: str = typer.Option("novel", help="Which classes by examples: novel or all."),
+) -> None:
+    """Draw example boxes of classes; the other classes stay words."""
+    from ovd_d2.benchmarks.mini.examples import draw_examples
+
+    options = {"split": split, "count": count, "seed": seed, "classes": classes}
+    print(f"{out}: {draw_examples(_datasets_root(root), out, **options)} examples")

@@ -10,6 +10,7 @@ import typer
 from ovd_d2.errors import OVDError
 
 from .register_option import REGISTER
+from .tile_options import OVERLAP, TILE
 
 if TYPE_CHECKING:
     from ovd_d2.inference.predict_files import Found, Report
@@ -25,8 +26,8 @@ _OUT = typer.Option(Path("output/predict"), help="Folder of the pictures and pre
 _VOCABULARY = typer.Option(
     "",
     "--vocab",
-    help='What to look for: "cat, red mug", a .txt or .json file, or dataset:NAME; left out: the '
-    "classes the model was trained on.",
+    help='What to look for: "cat, red mug", a .txt or .json file, dataset:NAME, or everything (the '
+    "1305 names of LVIS and Objects365); left out: the classes the model was trained on.",
 )
 _ATTRIBUTES = typer.Option(
     "", help='"red, striped": every name with the attribute that fits best, as in "red mug".'
@@ -50,7 +51,36 @@ _THRESHOLD = typer.Option(
 )
 _TOPK = typer.Option(None, min=1, help="Detections per image; default: the config's.")
 _DEVICE = typer.Option(None, help="cpu, cuda, cuda:1, ...; default: a GPU if there is one.")
+_FORMATS = typer.Option(
+    [],
+    "--format",
+    help="Also in OUT/FORMAT: yolo, voc, cvat, label-studio, coco (repeatable); predictions.json "
+    "is written anyway.",
+)
 _BATCH = typer.Option(4, min=1, help="Images that go through the model together.")
+_NEGATIVES = typer.Option(
+    "",
+    help="Names that are not looked for but compete, given as in --vocab: what scores more for one "
+    "of them is left out.",
+)
+_THRESHOLDS = typer.Option(
+    None,
+    help='A .json file of least scores per name, {"cat": 0.3}, or of `ovd vocab calibrate`; other '
+    "names have the --score-threshold.",
+)
+_SYNONYMS = typer.Option(
+    "mean",
+    help="mean: the words of a class as one text, as the model was trained; max: each of them is "
+    "looked for.",
+)
+_EXAMPLES = typer.Option(
+    None,
+    help="Classes by example boxes: a .json of them, or a profile of `ovd vocab learn` "
+    "(.safetensors); --vocab adds more by their words.",
+)
+_SEEN_BY = typer.Option(
+    "model", help="What sees the examples: the model, or (crop) the image tower of its encoder."
+)
 
 
 def command(
@@ -68,6 +98,14 @@ def command(
     device: str | None = _DEVICE,
     batch_size: int = _BATCH,
     registered: list[str] = REGISTER,
+    formats: list[str] = _FORMATS,
+    negatives: str = _NEGATIVES,
+    thresholds: Path | None = _THRESHOLDS,
+    synonyms: str = _SYNONYMS,
+    tile: int | None = TILE,
+    overlap: float | None = OVERLAP,
+    examples: Path | None = _EXAMPLES,
+    seen_by: str = _SEEN_BY,
 ) -> None:
     """Find what you name in images: pictures with boxes, names and scores, and a COCO json.
 
@@ -86,24 +124,44 @@ def command(
             "OUT/MODEL, and the picture is what they are for."
         )
     from ovd_d2 import register
-    from ovd_d2.inference.arguments import wanted_vocabulary
-    from ovd_d2.inference.predict_files import check_targets, find_images
+    from ovd_d2.files.videos import refuse_videos
+    from ovd_d2.inference.example_vocabulary import ByExamples
+    from ovd_d2.inference.formats import check_formats
+    from ovd_d2.inference.predict_files import check_targets, find_images, titles_of
+    from ovd_d2.inference.ruled_detector import check_rules
+    from ovd_d2.inference.tiles import wanted_tiles
 
     register()
     _silence_torch()
+    refuse_videos(images)
+    wanted_tiles(tile, overlap)
+    how = {
+        "attributes": attributes,
+        "formats": formats,
+        "tiles": {"tile": tile, "overlap": overlap},
+    }
     files = find_images(images)
-    if vocabulary:
-        wanted_vocabulary(vocabulary)  # a bad one is found before a model is loaded
+    for title in titles_of(models) if len(models) > 1 else ("",):
+        check_formats("--format", formats, out / title, files)
+    rules = {"negatives": negatives or None, "thresholds": thresholds, "synonyms": synonyms}
+    check_rules("" if examples else vocabulary, **rules)
     options: dict[str, Any] = {
+        "rules": rules,
         "vocabulary": vocabulary or None,
         "device": device,
         "score_threshold": score_threshold,
         "topk": topk,
         "batch_size": batch_size,
     }
-    inputs = [str(name) for name in (vocabulary, config_file, weights) if name]
+    inputs = [
+        str(name) for name in (vocabulary, config_file, weights, negatives, thresholds) if name
+    ]
+    if examples is not None:
+        wanted = ByExamples(examples, seen_by, vocabulary or None).checked()
+        options["vocabulary"] = wanted
+        inputs += [str(examples), *map(str, wanted.files())]
     if len(models) > 1:
-        skipped = _side_by_side(models, files, out, options, attributes, inputs)
+        skipped = _side_by_side(models, files, out, options, how, inputs)
     else:
         to_stdout = json_file == "-"
         path = Path(json_file) if json_file else out / "predictions.json"
@@ -114,7 +172,9 @@ def command(
         if weights:
             info["weights"] = weights
         places = (out if pictures else None, None if to_stdout else path)
-        skipped = _predict(predictor, files, places, info, attributes).skipped
+        report = _predict(predictor, files, places, info, how)
+        _write_formats(report, formats, out, sys.stderr if to_stdout else sys.stdout)
+        skipped = report.skipped
     for sentence in skipped:
         print(f"skipped: {sentence}", file=sys.stderr)
     if skipped:
@@ -126,7 +186,7 @@ def _predict(
     files: list[Path],
     places: tuple[Path | None, Path | None],
     info: dict[str, Any],
-    attributes: str,
+    how: dict[str, Any],
 ) -> "Report":
     """Predicts with one model and says what came of it.
 
@@ -135,19 +195,26 @@ def _predict(
         files: the images.
         places: folder of the pictures, None for none; and the json, None to print it.
         info: facts for the json.
-        attributes: of --attributes.
+        how: "attributes", "formats" and "tiles" of the options.
     """
     from tqdm import tqdm
 
     from ovd_d2.inference.predict_files import predict_files
 
     out, path = places
-    if attributes:
-        predictor.set_attributes(attributes)
+    if how["attributes"]:
+        predictor.set_attributes(how["attributes"])
     info = {**info, "score_threshold": predictor.score_threshold}
+    info |= predictor.rules.facts if predictor.rules else {}
     with tqdm(total=len(files), unit="image", delay=1, disable=None) as bar:
         report = predict_files(
-            predictor, files, pictures=out, json_file=path, info=info, on_image=bar.update
+            predictor,
+            files,
+            pictures=out,
+            json_file=path,
+            info=info,
+            on_image=bar.update,
+            **how["tiles"],
         )
     if path is None:
         print(json.dumps(report.coco))
@@ -168,7 +235,7 @@ def _side_by_side(
     files: list[Path],
     out: Path,
     options: dict[str, Any],
-    attributes: str,
+    how: dict[str, Any],
     inputs: list[str],
 ) -> list[str]:
     """Predicts with several models, one after the other, and draws what they have found into one
@@ -183,10 +250,19 @@ def _side_by_side(
         check_targets(files, *places, inputs)
         predictor = _load(model, None, "", dict(options))
         print(title)
-        reports[title] = _predict(predictor, files, places, {"model": model}, attributes)
+        reports[title] = _predict(predictor, files, places, {"model": model}, how)
+        _write_formats(reports[title], how["formats"], out / title, sys.stdout)
     count = write_side_by_side(files, out, reports)
     print(f"{out}: {count} picture{'s' if count > 1 else ''} of {len(titles)} models side by side")
     return list(dict.fromkeys(text for report in reports.values() for text in report.skipped))
+
+
+def _write_formats(report: "Report", formats: list[str], out: Path, printed_to: Any) -> None:
+    from ovd_d2.inference.formats import from_coco, write_detections
+
+    for name in dict.fromkeys(formats):
+        count = write_detections(from_coco(report.coco), name, out / name, what="--format")
+        print(f"{out / name}: {count} file{'s' if count > 1 else ''}", file=printed_to)
 
 
 def _silence_torch() -> None:
@@ -207,10 +283,15 @@ def _load(
     if options["score_threshold"] is None:
         facts = {} if config_file else facts_of(model or DEFAULT_MODEL)
         options["score_threshold"] = facts.get("score_threshold", SCORE_THRESHOLD)
+    rules, vocabulary = options.pop("rules"), options["vocabulary"]
+    if has_rules := any(value not in (None, "mean") for value in rules.values()):
+        options["vocabulary"] = None  # set with its rules, once
     if config_file:
         predictor = OpenVocabPredictor(config_file, weights, **options)
     else:
         predictor = OpenVocabPredictor.from_pretrained(model or DEFAULT_MODEL, **options)
+    if has_rules and (classes := vocabulary or predictor.vocabulary):
+        predictor.set_vocabulary(classes, **rules)
     if predictor.vocabulary is None:
         raise OVDError('The model does not bring its classes along: add --vocab "cat, red mug".')
     return predictor
@@ -256,9 +337,12 @@ def _show(report: "Report", predictor: "OpenVocabPredictor", file: Any) -> None:
     else:
         for name in ("name", "found", "in images", "best score"):
             table.add_column(name, justify="left" if name == "name" else "right")
-        rows = []
+        rows, showing = [], {}
+        for found in report.found:
+            for name in found.shares or found.counts:
+                showing.setdefault(name, []).append(found)
         for name in predictor.vocabulary.names:
-            holders = [found for found in report.found if name in (found.shares or found.counts)]
+            holders = showing.get(name, ())
             total = sum(found.counts[name] or 1 for found in holders)
             best = max((found.best.get(name, 0.0) for found in holders), default=0.0)
             rows.append((name, total, len(holders), best))

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ovd_d2.cli.speed_tables import VocabularyTable, inference_table, machine, print_table
+from ovd_d2.cli import speed_export, speed_predict
+from ovd_d2.cli.speed_tables import (
+    VocabularyTable,
+    blocks_table,
+    inference_table,
+    machine,
+    print_table,
+)
 from ovd_d2.errors import OVDError
 
 if TYPE_CHECKING:
@@ -18,6 +25,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Measure our way and the usual one side by side, on this machine.", no_args_is_help=True
 )
+app.command("predict")(speed_predict.command)
 _FOLDER = typer.Option(None, help="Where to work, about 1 GB; default: for temporary files.")
 _STORE_ROWS = {
     "bytes": ("size", "MB"),
@@ -26,11 +34,12 @@ _STORE_ROWS = {
     "read_at_random": ("read at random", "s"),
 }
 _JSON = typer.Option(False, "--json", help="Print one JSON object, not a table.")
+app.command()(speed_export.export)
 
 
 @app.command()
 def inference(
-    classes: str = typer.Option("80,1203,20000", help="Numbers of classes, with commas."),
+    classes: str = typer.Option("80,1203,20000,1000000", help="Numbers of classes, with commas."),
     proposals: int = typer.Option(1000, help="Proposals in the image."),
     topk: int = typer.Option(300, help="Detections per image."),
     repeats: int = typer.Option(5, help="Timed runs of each side, after a first one."),
@@ -39,18 +48,23 @@ def inference(
         False, "--full", help="Also Detectron2 on dense scores of 20,000 classes (minutes)."
     ),
     as_json: bool = _JSON,
+    dim: int = typer.Option(512, min=1, help="Width of an embedding, where scores are made too."),
 ) -> None:
-    """From boxes and scores to detections, against Detectron2's fast_rcnn_inference."""
+    """From boxes and scores to detections, against Detectron2's fast_rcnn_inference; and from
+    embeddings to detections, against the bare product of all regions and classes."""
     numbers = _numbers("--classes", classes)
+    from dataclasses import asdict
+
     from rich.console import Console
 
+    from ovd_d2.benchmarks.speed.blocked_detection import MOST_DENSE_CLASSES, measure_blocks
     from ovd_d2.benchmarks.speed.detection_postprocessing import measure_inference
 
     console = Console(stderr=True)
     with console.status("") as status:
         cells = list(
             measure_inference(
-                numbers,
+                [number for number in numbers if number <= MOST_DENSE_CLASSES],
                 proposals=proposals,
                 topk=topk,
                 repeats=repeats,
@@ -59,18 +73,34 @@ def inference(
                 progress=status.update,
             )
         )
+        blocks = list(
+            measure_blocks(
+                numbers,
+                proposals=proposals,
+                dim=dim,
+                topk=topk,
+                repeats=repeats,
+                device=device,
+                progress=status.update,
+            )
+        )
     setting = {"proposals": proposals, "topk": topk, **machine(device)}
     if as_json:
-        print(
-            json.dumps({**setting, "cells": [_inference_facts(cell) for cell in cells]}, indent=2)
-        )
+        facts = {
+            "cells": [_inference_facts(cell) for cell in cells],
+            "dim": dim,
+            "blocks": [{**asdict(cell), "ratio": cell.ratio} for cell in blocks],
+        }
+        print(json.dumps({**setting, **facts}, indent=2))
         return
-    print_table(inference_table(cells, setting))
+    if cells:
+        print_table(inference_table(cells, setting))
     if any(cell.median("detectron2") is None for cell in cells):
         print(
             "skipped: Detectron2 on more than 5 million pairs, which takes minutes (about 350 s "
             "for 20,000 classes x 1000 proposals on 2 cores); --full runs it."
         )
+    print_table(blocks_table(blocks, {**setting, "dim": dim}))
 
 
 @app.command()

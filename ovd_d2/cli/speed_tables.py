@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ovd_d2.benchmarks.speed.blocked_detection import BlockedCell
     from ovd_d2.benchmarks.speed.detection_postprocessing import Cell
     from ovd_d2.benchmarks.speed.vocabulary_ways import Cell as VocabularyCell
 
@@ -51,6 +52,41 @@ def inference_table(cells: list["Cell"], setting: dict[str, Any]) -> "Table":
             "" if theirs is None else f"{cell.ratio:,.1f}x",
             megabytes(cell, "ours"),
             megabytes(cell, "detectron2"),
+            f"{cell.detections} {same}",
+        )
+    return table
+
+
+def blocks_table(cells: list["BlockedCell"], setting: dict[str, Any]) -> "Table":
+    """A row per cell; ``setting`` is what all share."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title=f"from embeddings of {setting['dim']} numbers, in blocks of classes: "
+        f"{setting['proposals']} proposals, {setting['topk']} detections; {setting['device']}, "
+        f"{setting['threads']} threads, torch {setting['torch']}",
+        caption="median seconds per image, in turn with the product of all regions and classes; "
+        "MB: peak memory beyond the embeddings; detections: against a table of all scores "
+        "(boxes, classes and order), and the largest relative difference of scores",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in ("classes", "scores", "ours s", "product s", "ratio", "MB", "detections"):
+        table.add_column(name, justify="left" if name == "scores" else "right", no_wrap=True)
+    for cell in cells:
+        same = "not compared"
+        if cell.same is not None:
+            same = f"{'identical' if cell.same else 'DIFFERENT'}, {cell.difference:.1e}"
+        table.add_row(
+            f"{cell.num_classes:,}",
+            cell.kind,
+            f"{cell.median('ours'):.3f}",
+            f"{cell.median('product'):.3f}",
+            f"{cell.ratio:.2f}",
+            "" if cell.peak_bytes is None else f"{cell.peak_bytes / 1e6:,.1f}",
             f"{cell.detections} {same}",
         )
     return table

@@ -20,11 +20,12 @@ from ovd_d2.config import (
     swin,
     text_backbone,
     timm,
+    tuning,
 )
 
 GROUPS = (
     open_vocab, region_tasks, image_branch, timm, swin, text_backbone, clip, glip, detclip, lseg,
-    groupvit, huggingface, layers, solver, data, evaluation,
+    groupvit, huggingface, tuning, layers, solver, data, evaluation,
 )  # fmt: skip
 
 

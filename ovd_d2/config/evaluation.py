@@ -4,13 +4,15 @@ import re
 
 from detectron2.config import CfgNode as CN
 
-from ovd_d2.config.rules import Rows, Rule, one_of
+from ovd_d2.config.rules import SHARE, Rows, Rule, either, one_of
 
 RULES: Rows = (  # rule, prefix, keys below it
     (one_of("hotcoco", "lvis-api"), "TEST.", "LVIS_BACKEND"),
     (one_of("no_truth", "nan", "zero"), "TEST.", "ABSENT_CLASSES"),
     (Rule(lambda v: bool(re.fullmatch(r"(imagenet21k:0*[1-9]\d*)?", v)), '"" or imagenet21k:N'),
      "TEST.", "DISTRACTORS"),
+    (either(SHARE, Rule(lambda v: v == -1, "-1 for the best one")),
+     "TEST.PRESENCE.", "THRESHOLD"),
 )  # fmt: skip
 
 
@@ -29,3 +31,10 @@ def add_keys(cfg: CN) -> None:
     # nor predicted are left out (mmsegmentation: GroupViT); "zero" none is, absent ones count 0
     # (LSeg). The same for data sets that show all of their classes.
     cfg.TEST.ABSENT_CLASSES = "no_truth"
+    # "Is it there?": whether names are found where they are and nowhere else, by one score
+    # threshold: F1 over pairs of an image and a name, F1 of boxes, cgF1 (SAM 3), beside AP.
+    cfg.TEST.PRESENCE = CN()
+    cfg.TEST.PRESENCE.ENABLED = False
+    # From which score on a name is there; -1: the threshold that is best on the very data, which
+    # nobody knows before (the results are called presence_at_best_of_same_data then).
+    cfg.TEST.PRESENCE.THRESHOLD = 0.5

@@ -17,8 +17,8 @@ def add_keys(cfg: CN) -> None:
     """Adds the group to ``cfg``, in place."""
     _C = cfg.MODEL.OPEN_VOCAB = CN()
     # What names the classes: "dataset:NAME" (its metadata), a .txt or .json file, a comma-separated
-    # list, "" for the names of DATASETS.TRAIN[0], or "later" for none before set_vocabulary is
-    # called; nothing is embedded then.
+    # list, "everything" (the names of LVIS and Objects365), "" for those of DATASETS.TRAIN[0], or
+    # "later" for none before set_vocabulary is called; nothing is embedded then.
     _C.VOCABULARY = ""
     # (K, D) class embeddings from a file (.npy of Detic / object-centric-ovd, or .safetensors);
     # "" computes them with TEXT_ENCODER and PROMPTS and caches them.

@@ -19,9 +19,11 @@ from ovd_d2.data.named_datasets import register_named_files
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation import build_evaluator, check_evaluator
 from ovd_d2.evaluation.odinw import summarize_what_was_evaluated
+from ovd_d2.modeling.adapters import adapter_state, load_adapter_state
 from ovd_d2.modeling.batch_norm import finish_model
 from ovd_d2.modeling.build import explained_build
 from ovd_d2.modeling.target_checks import EVALUATION, honour
+from ovd_d2.modeling.tuning import tune_model
 
 from .dataset_vocabulary import vocabulary_for
 from .optimizer import build_optimizer
@@ -71,7 +73,7 @@ class OpenVocabTraining:
             )
         self.check_evaluators(cfg)
         super().__init__(cfg)
-        model = getattr(self.model, "module", self.model)
+        model = self._unwrapped()
         check_teacher(self.cfg, model)
         if isinstance(self._trainer, AMPTrainer):
             self._trainer.precision = amp_dtype(cfg.SOLVER.AMP.DTYPE, "cuda")
@@ -79,7 +81,8 @@ class OpenVocabTraining:
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Detectron2's, with ``MODEL.BATCH_NORM`` and in the layout of ``MODEL.CHANNELS_LAST``.
+        """Detectron2's, with ``MODEL.BATCH_NORM``, in the layout of ``MODEL.CHANNELS_LAST``, and of
+        it learns what ``MODEL.TUNE`` says.
 
         Raises:
             OVDError: a part is named that no registry knows, or cannot be built from its keys.
@@ -88,7 +91,7 @@ class OpenVocabTraining:
             register_named_files(name)
         with explained_build(cfg):
             model = super().build_model(cfg)
-        return finish_model(model, cfg)
+        return tune_model(finish_model(model, cfg), cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -144,17 +147,23 @@ class OpenVocabTraining:
         return super().train()
 
     def state_dict(self) -> dict[str, Any]:
-        """The trainer's and the place in the data."""
+        """The trainer's, the place in the data, and adapters apart from the weights they are on."""
         state = super().state_dict()
+        if adapters := adapter_state(self._unwrapped()):
+            state["adapters"] = adapters
         if hasattr(self.data_loader, "state_dict"):
             state["data_loader"] = self.data_loader.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
+        load_adapter_state(self._unwrapped(), state_dict.get("adapters", {}))
         super().load_state_dict(state_dict)
         if "data_loader" in state_dict and hasattr(self.data_loader, "load_state_dict"):
             self.data_loader.load_state_dict(state_dict["data_loader"])
+
+    def _unwrapped(self) -> nn.Module:
+        return getattr(self.model, "module", self.model)
 
     @classmethod
     def test(

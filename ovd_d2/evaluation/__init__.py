@@ -5,6 +5,7 @@ from ovd_d2.evaluation.coco_open_vocab import COCOOpenVocabEvaluator
 from ovd_d2.evaluation.few_shot_segmentation import FewShotSegmentationEvaluator
 from ovd_d2.evaluation.lvis_open_vocab import LVISOpenVocabEvaluator
 from ovd_d2.evaluation.phrase_grounding import PhraseGroundingEvaluator
+from ovd_d2.evaluation.presence import PresenceEvaluator
 from ovd_d2.evaluation.referring_expressions import ReferringExpressionEvaluator
 from ovd_d2.evaluation.semantic_segmentation import OpenVocabSemSegEvaluator
 from ovd_d2.evaluation.zero_shot_classification import ZeroShotClassificationEvaluator
@@ -15,6 +16,7 @@ __all__ = [
     "LVISOpenVocabEvaluator",
     "OpenVocabSemSegEvaluator",
     "PhraseGroundingEvaluator",
+    "PresenceEvaluator",
     "ReferringExpressionEvaluator",
     "ZeroShotClassificationEvaluator",
     "build_evaluator",

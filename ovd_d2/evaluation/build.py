@@ -26,6 +26,7 @@ from ovd_d2.evaluation.few_shot_segmentation import FewShotSegmentationEvaluator
 from ovd_d2.evaluation.lvis_backends import FIXED_AP_DETS_PER_CATEGORY, check_backend
 from ovd_d2.evaluation.lvis_open_vocab import LVISOpenVocabEvaluator
 from ovd_d2.evaluation.phrase_grounding import PhraseGroundingEvaluator, phrase_targets
+from ovd_d2.evaluation.presence import PresenceEvaluator
 from ovd_d2.evaluation.referring_expressions import (
     ReferringExpressionEvaluator,
     expression_targets,
@@ -57,6 +58,7 @@ EVALUATOR_TYPES: dict[str, tuple[tuple[str, str], ...]] = {
     "cityscapes_sem_seg": (),
     "cityscapes_panoptic_seg": (_PANOPTIC_API, _CITYSCAPES_SCRIPTS),
 }
+_WITH_PRESENCE = ("lvis", "coco_ovd", "coco", "pascal_voc")
 
 
 def check_evaluator(cfg: CfgNode, dataset_name: str) -> None:
@@ -92,6 +94,11 @@ def check_evaluator(cfg: CfgNode, dataset_name: str) -> None:
             f"TEST.DISTRACTORS is for detectors, but '{dataset_name}' is for {evaluator_type}: set "
             'it to "".'
         )
+    if cfg.TEST.PRESENCE.ENABLED and evaluator_type not in _WITH_PRESENCE:
+        raise OVDError(
+            f"TEST.PRESENCE is for {', '.join(_WITH_PRESENCE)}, but '{dataset_name}' is for "
+            f"{evaluator_type}: set TEST.PRESENCE.ENABLED False."
+        )
     if evaluator_type == "lvis":
         check_backend(cfg.TEST.LVIS_BACKEND)
 
@@ -106,11 +113,13 @@ def build_evaluator(
     "few_shot_sem_seg". Where ``DATASETS.NOVEL_NAMES`` or the metadata mark novel classes, base and
     novel ones are reported apart, with "coco" and "sem_seg" as well. Cityscapes is evaluated by its
     own scripts where they are installed and no class is novel. With ``TEST.DISTRACTORS`` detections
-    of other classes do not count.
+    of other classes do not count. With ``TEST.PRESENCE.ENABLED`` a :class:`PresenceEvaluator` comes
+    along.
 
     Args:
         cfg: reads ``OUTPUT_DIR``, ``TEST.LVIS_BACKEND``, ``TEST.FIXED_AP``,
-            ``TEST.KEYPOINT_OKS_SIGMAS``, ``TEST.DISTRACTORS`` and ``TEST.ABSENT_CLASSES``.
+            ``TEST.KEYPOINT_OKS_SIGMAS``, ``TEST.DISTRACTORS``, ``TEST.ABSENT_CLASSES`` and
+            ``TEST.PRESENCE``.
         dataset_name: a registered data set.
         output_folder: where predictions go; None for "inference" under ``OUTPUT_DIR``.
 
@@ -121,6 +130,13 @@ def build_evaluator(
     if output_folder is None:
         output_folder = os.path.join(cfg.OUTPUT_DIR, "inference")
     evaluators = _evaluators_of(cfg, dataset_name, output_folder)
+    if cfg.TEST.PRESENCE.ENABLED:
+        threshold, is_novel = cfg.TEST.PRESENCE.THRESHOLD, _is_novel(cfg, dataset_name)
+        evaluators.append(
+            PresenceEvaluator(
+                dataset_name, threshold=None if threshold < 0 else threshold, is_novel=is_novel
+            )
+        )
     evaluator = evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
     return DataSetClassesOnly(evaluator, dataset_name) if cfg.TEST.DISTRACTORS else evaluator
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -142,6 +143,47 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
         raise
     _flush_folder(folder)
+
+
+@contextmanager
+def new_folder(what: str, path: str | os.PathLike) -> Iterator[Path]:
+    """A folder to fill that gets the name ``path`` when the block ends without an exception; after
+    one, nothing of it is left.
+
+    Args:
+        what: option or argument, for the message.
+        path: a folder that is not there, or empty.
+
+    Raises:
+        OVDError: it is there already, or cannot be written.
+    """
+    path = Path(path)
+    check_new_folder(what, path)
+    partial, made = beside(path, PARTIAL_SUFFIX), missing_folders(path.parent)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if path.is_dir():
+            path.rmdir()
+        partial.rename(path)
+    except OSError as error:
+        raise OVDError(f"Cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        remove_empty(made)
+
+
+def check_new_folder(what: str, path: str | os.PathLike) -> None:
+    """As :func:`check_output_folder`, for a folder that must not hold anything yet.
+
+    Raises:
+        OVDError: also if it does.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise OVDError(f"{what} {path} exists already: remove it, or choose another folder.")
+    check_output_folder(what, path)
 
 
 def put_in_place(partial: str | os.PathLike, path: str | os.PathLike) -> None:

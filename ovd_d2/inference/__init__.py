@@ -2,11 +2,23 @@
 
 from typing import Any
 
-__all__ = ["OpenVocabPredictor", "Prediction", "packaged_models"]
+__all__ = [
+    "ByExamples",
+    "OpenVocabPredictor",
+    "Prediction",
+    "packaged_models",
+    "to_fiftyone",
+    "to_supervision",
+    "track_video",
+]
 _HOME = {
+    "ByExamples": "example_vocabulary",
     "OpenVocabPredictor": "predictor",
-    "Prediction": "predictor",
+    "Prediction": "prediction",
     "packaged_models": "model_folders",
+    "to_fiftyone": "fiftyone_samples",
+    "to_supervision": "supervision_detections",
+    "track_video": "video",
 }
 
 

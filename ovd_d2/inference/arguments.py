@@ -24,10 +24,14 @@ def wanted_vocabulary(vocabulary: VocabularyLike, trained: Vocabulary | None = N
         OVDError: nothing of the kind, or no usable names.
     """
     found = as_vocabulary(vocabulary)
-    is_dataset = isinstance(vocabulary, str) and vocabulary.strip().startswith("dataset:")
-    if trained is None or is_dataset or found is vocabulary:
+    if trained is None or is_data_set(vocabulary) or found is vocabulary:
         return found
     return with_known_names(found, trained)
+
+
+def is_data_set(vocabulary: VocabularyLike) -> bool:
+    """Whether the names are those of a data set, "dataset:NAME"."""
+    return isinstance(vocabulary, str) and vocabulary.strip().startswith("dataset:")
 
 
 def as_attributes(attributes: str | Sequence[str]) -> list[str]:

@@ -19,14 +19,7 @@ from ovd_d2.config_file import load_config
 from ovd_d2.data.build import check_registered
 from ovd_d2.data.mixing import training_datasets
 from ovd_d2.errors import OVDError
-from ovd_d2.files.atomic import (
-    PARTIAL_SUFFIX,
-    beside,
-    check_output_folder,
-    missing_folders,
-    remove_empty,
-    write_json,
-)
+from ovd_d2.files.atomic import check_new_folder, new_folder, write_json
 from ovd_d2.language import ConceptDictionary
 from ovd_d2.modeling import get_vocabulary
 
@@ -82,9 +75,7 @@ def export_model(
             threshold.
     """
     out, checkpoint = Path(out), Path(checkpoint)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OVDError(f"--out {out} exists already: remove it, or choose another folder.")
-    check_output_folder("--out", out)
+    check_new_folder("--out", out)
     cfg = load_config(os.fspath(config_file), list(overrides))
     if not cfg.MODEL.OPEN_VOCAB.VOCABULARY:
         check_registered(f"{config_file}: DATASETS.TRAIN", cfg.DATASETS.TRAIN[:1])
@@ -94,24 +85,18 @@ def export_model(
             f"{config_file}: the names of its classes cannot be had here: prepare its data set, or "
             "set MODEL.OPEN_VOCAB.VOCABULARY."
         )
-    extra = {**_threshold_facts(cfg, checkpoint, score_threshold), **(notes or {})}
-    partial, made = beside(out, PARTIAL_SUFFIX), missing_folders(out.parent)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        facts = _write(partial, predictor, cfg, checkpoint, extra)
-        if out.is_dir():
-            out.rmdir()
-        partial.rename(out)
-    except OSError as error:
-        raise OVDError(f"Cannot write {out}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        remove_empty(made)
-    return facts
+    extra = {**threshold_facts(cfg, checkpoint, score_threshold), **(notes or {})}
+    with new_folder("--out", out) as folder:
+        return _write(folder, predictor, cfg, checkpoint, extra)
 
 
-def _threshold_facts(cfg: CfgNode, checkpoint: Path, wanted: str | float) -> dict[str, Any]:
+def threshold_facts(cfg: CfgNode, checkpoint: Path | str, wanted: str | float) -> dict[str, Any]:
+    """What a model's facts say of the threshold that is ``wanted``: a number, a data set on which
+    to choose it, or "", nothing.
+
+    Raises:
+        OVDError: as :func:`choose_score_threshold`.
+    """
     if wanted == "":
         return {}
     try:

@@ -44,8 +44,8 @@ def check_reads_captions(model: nn.Module) -> None:
     """Raises OVDError unless ``model`` takes samples with a ``caption``."""
     if part_with(model, "reads_captions") is None:
         raise OVDError(
-            f"{type(model).__name__} finds classes and reads no captions: ground with a GLIP or "
-            "a DetCLIP (MODEL.META_ARCHITECTURE), or name what to look for by set_vocabulary."
+            f"{model._get_name()} finds classes and reads no captions: ground with a GLIP, a "
+            "DetCLIP or a Grounding DINO, or name what to look for by set_vocabulary."
         )
 
 

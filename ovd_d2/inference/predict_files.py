@@ -21,7 +21,8 @@ from ovd_d2.visualization.label_maps import class_shares, draw_label_map
 from ovd_d2.visualization.side_by_side import side_by_side
 
 from .label_map_files import ENDING, coco_segments, labels_of, write_labels
-from .predictor import OpenVocabPredictor, Prediction
+from .prediction import Prediction
+from .predictor import OpenVocabPredictor
 
 _JPEG_MAX_SIDE = 65_000  # what the format can hold, nearly
 
@@ -81,6 +82,8 @@ def predict_files(
     json_file: Path | None,
     info: dict[str, Any] | None = None,
     on_image: Callable[[], None] = lambda: None,
+    tile: int | None = None,
+    overlap: float | None = None,
 ) -> Report:
     """Predicts ``files`` and writes what was found.
 
@@ -95,6 +98,8 @@ def predict_files(
         json_file: where the COCO json goes; None: nowhere.
         info: facts for the json's "info".
         on_image: called after every image.
+        tile: side of the tiles that large images are cut into, see ``predictor.predict``.
+        overlap: of neighbouring tiles, see ``predictor.predict``.
 
     Raises:
         OVDError: no image could be read, an output would replace an input, or cannot be written.
@@ -107,7 +112,7 @@ def predict_files(
         on_image()
 
     try:
-        for prediction in predictor.stream(files, on_error=skip):
+        for prediction in predictor.stream(files, on_error=skip, tile=tile, overlap=overlap):
             if not report.found:
                 _prepare(pictures, json_file)
             target = targets.get(Path(prediction.source))

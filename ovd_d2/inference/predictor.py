@@ -7,7 +7,6 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from ovd_d2.config_file import load_config
 from ovd_d2.data.model_kind import brings_weights
 from ovd_d2.errors import OVDError
 from ovd_d2.files.images import COLOUR_ORDERS, Picture, to_rgb
-from ovd_d2.language import Vocabulary, VocabularyLike
+from ovd_d2.language import ClassEmbedder, Vocabulary, VocabularyLike
 from ovd_d2.modeling import get_vocabulary, set_vocabulary
 from ovd_d2.modeling.open_vocabulary import part_with
 from ovd_d2.structures.grounding import Span, TokenSpans
@@ -33,37 +32,18 @@ from .arguments import (
     wanted_vocabulary,
 )
 from .attributes import AttributeExpansion
+from .example_vocabulary import ByExamples, given_examples, own_embedder, wanted_classes
+from .examples import ExamplesLike
 from .grounding import Grounding, as_caption, check_reads_captions
 from .model_folders import config_and_weights, facts_of
+from .name_thresholds import ThresholdsLike
 from .open_detector import inference_config, open_detector, to_sample, trained_vocabulary
 from .pictures import each_picture, is_single
+from .prediction import Prediction
+from .ruled_detector import RuledDetector, ruled_detector
+from .tiles import Tiles, detect_in_tiles, wanted_tiles
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What was found in one picture.
-
-    Attributes:
-        source: the file, or "image 3" for the third of the pictures given.
-        image: (H, W, 3) uint8, RGB, EXIF orientation applied.
-        instances: R detections in the frame of ``image``, on the CPU, best first:
-            ``pred_boxes``, ``scores`` in 0..1, ``pred_classes`` in [0, K), and with a mask head
-            ``pred_masks`` (R, H, W) bool. None of models that give label maps.
-        sem_seg: of these, (K, H, W) float scores on the CPU, whose scale is the model's; a pixel's
-            class is that of the largest.
-    """
-
-    source: str
-    image: np.ndarray
-    instances: Instances | None = None
-    sem_seg: Tensor | None = None
-
-    @property
-    def found(self) -> Instances | Tensor:
-        """``instances`` or ``sem_seg``, whichever the model gives."""
-        return self.sem_seg if self.instances is None else self.instances
 
 
 class OpenVocabPredictor:
@@ -79,6 +59,7 @@ class OpenVocabPredictor:
 
     Attributes:
         facts: what the folder of the model tells about it (``facts.json``); empty without one.
+        rules: what negatives, thresholds of names or synonyms made of it; None without any.
     """
 
     def __init__(
@@ -86,7 +67,7 @@ class OpenVocabPredictor:
         config: str | os.PathLike | CfgNode,
         weights: str | os.PathLike = "",
         *,
-        vocabulary: VocabularyLike | None = None,
+        vocabulary: VocabularyLike | ExamplesLike | ByExamples | None = None,
         device: str | torch.device | None = None,
         score_threshold: float | None = None,
         topk: int | None = None,
@@ -121,13 +102,18 @@ class OpenVocabPredictor:
             raise OVDError("No weights: give the checkpoint, or set MODEL.WEIGHTS in the config.")
         self._trained = trained_vocabulary(cfg)
         classes = self._trained
-        if vocabulary is not None:
+        by_examples = given_examples(vocabulary)
+        if vocabulary is not None and by_examples is None:
             classes = wanted_vocabulary(vocabulary, self._trained)
         self._attributes: AttributeExpansion | None = None
+        self.rules: RuledDetector | None = None
         self.cfg = _inference_config(cfg, self.device, score_threshold, topk)
         self._score_threshold = score_threshold
         self.model = open_detector(self.cfg, weights, self._trained)
-        set_vocabulary(self.model, classes)
+        self._words = own_embedder(self.model)
+        set_vocabulary(self.model, classes if by_examples is None else None)
+        if by_examples is not None:
+            self.set_vocabulary(by_examples)
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> "OpenVocabPredictor":
@@ -153,9 +139,18 @@ class OpenVocabPredictor:
     def vocabulary(self) -> Vocabulary | None:
         """The present K classes (names times attributes, if there are any); None before any were
         set."""
-        if self._attributes is not None:
-            return self._attributes.vocabulary
-        return get_vocabulary(self.model)
+        layer = self._attributes or self.rules
+        return get_vocabulary(self.model) if layer is None else layer.vocabulary
+
+    @property
+    def trained(self) -> Vocabulary | None:
+        """The classes the model was trained with; None if they cannot be had here."""
+        return self._trained
+
+    @property
+    def words(self) -> ClassEmbedder | None:
+        """What embeds names; None where the model reads them itself."""
+        return self._words
 
     @property
     def score_threshold(self) -> float:
@@ -170,22 +165,49 @@ class OpenVocabPredictor:
         owner = part_with(self.model, "class_embedder")
         return "" if owner is None else owner.class_embedder.encoder_id
 
-    def set_vocabulary(self, vocabulary: VocabularyLike) -> None:
+    def set_vocabulary(
+        self,
+        vocabulary: VocabularyLike | ExamplesLike | ByExamples,
+        *,
+        negatives: VocabularyLike | None = None,
+        thresholds: ThresholdsLike | None = None,
+        synonyms: str = "mean",
+    ) -> None:
         """Swaps the classes to look for. Their embeddings are made by the config's TEXT_ENCODER and
         PROMPTS and cached on disk.
 
         Args:
-            vocabulary: "cat, red mug", a .txt or .json file, "dataset:NAME", a list of names, or a
-                :class:`Vocabulary`. Names that the model was trained with get the synonyms it was
-                trained with; those it had no boxes of count as novel where branches vote (see
+            vocabulary: "cat, red mug", a .txt or .json file, "dataset:NAME", "everything" (the
+                names of LVIS and Objects365), a list of names, or a :class:`Vocabulary`. Names that
+                the model was trained with get the synonyms it was trained with; those it had no
+                boxes of count as novel where branches vote (see
                 :func:`~ovd_d2.language.known_names.with_known_names`). A data set's or a
-                :class:`Vocabulary` is taken as it is.
+                :class:`Vocabulary` is taken as it is. By examples:
+                ``{"my mug": [("a.jpg", (x0, y0, x1, y1)), ...], "cat": None}``, None for a class by
+                its word; a profile of ``ovd vocab learn`` (.safetensors); or :class:`ByExamples`.
+            negatives: names, given in the same ways, that compete and are not reported: what scores
+                more for one of them is no detection (and "dataset:NAME": its other names), see
+                :class:`~ovd_d2.inference.ruled_detector.RuledDetector`. None: none.
+            thresholds: name -> least score, or a .json file of them; other names have the
+                predictor's ``score_threshold``.
+            synonyms: "mean": a class is one text, made of its words as the model was trained to
+                (MODEL.OPEN_VOCAB.USE_SYNONYMS: the mean of their embeddings). "max": each of its
+                words is looked for, see :meth:`~ovd_d2.inference.class_rules.ClassRules.apply`.
 
         Raises:
-            OVDError: no usable names, or the encoder cannot be had; the present classes stay.
+            OVDError: no usable names or examples, a name that is a negative too, a threshold of
+                none of them, a model that cannot, or no encoder; the present classes stay.
         """
-        set_vocabulary(self.model, wanted_vocabulary(vocabulary, self._trained))
-        self._attributes = None
+        names, embedder = wanted_classes(self, vocabulary)
+        rules = ruled_detector(
+            self.model, names, negatives, thresholds, synonyms,
+            trained=self._trained,
+            score_threshold=self._score_threshold,
+            default_threshold=self.score_threshold,
+            topk=self.cfg.TEST.DETECTIONS_PER_IMAGE,
+        )  # fmt: skip
+        set_vocabulary(self.model, names if rules is None else rules.scored, embedder)
+        self._attributes, self.rules = None, rules
 
     def set_attributes(self, attributes: str | Sequence[str]) -> None:
         """Every name in all of these attributes from now on, until the next ``set_vocabulary``:
@@ -201,6 +223,11 @@ class OpenVocabPredictor:
         names = get_vocabulary(self.model)
         if names is None:
             raise OVDError("There is nothing to describe: call set_vocabulary first.")
+        if self.rules is not None:
+            raise OVDError(
+                "Attributes go with neither negatives, thresholds of names nor synonyms='max': "
+                "call set_vocabulary without them first."
+            )
         self._attributes = AttributeExpansion(self.model, names, as_attributes(attributes))
         if self.facts.get("attributes"):
             logger.warning("Attributes of this model: %s", self.facts["attributes"])
@@ -212,7 +239,12 @@ class OpenVocabPredictor:
         return {"sem_seg" if isinstance(found, Tensor) else "instances": found}
 
     def predict(
-        self, images: Picture | Iterable[Picture], *, input_format: str | None = None
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        input_format: str | None = None,
+        tile: int | None = None,
+        overlap: float | None = None,
     ) -> Instances | Tensor | list[Instances] | list[Tensor]:
         """Finds the vocabulary's classes.
 
@@ -221,6 +253,9 @@ class OpenVocabPredictor:
                 :func:`~ovd_d2.files.images.to_rgb` for grey, alpha, 16 bits); or a folder, or a
                 list of all these.
             input_format: colour order of arrays and tensors; None: the predictor's.
+            tile: side of the tiles, in pixels, that larger pictures are cut into, to find what is
+                small in them (see :mod:`~ovd_d2.inference.tiles`); None: they are not cut.
+            overlap: what neighbouring tiles have in common, as a share of ``tile``; None: 0.2.
 
         Returns:
             ``Instances``, or ``sem_seg`` (K, H, W) of models that give label maps (see
@@ -229,7 +264,8 @@ class OpenVocabPredictor:
         Raises:
             OVDError: a picture cannot be read, or no vocabulary was set.
         """
-        found = [p.found for p in self.stream(images, input_format=input_format)]
+        options = {"input_format": input_format, "tile": tile, "overlap": overlap}
+        found = [p.found for p in self.stream(images, **options)]
         return found[0] if is_single(images) else found
 
     def ground(
@@ -269,6 +305,8 @@ class OpenVocabPredictor:
         *,
         input_format: str | None = None,
         on_error: Callable[[str, OVDError], None] | None = None,
+        tile: int | None = None,
+        overlap: float | None = None,
     ) -> Iterator[Prediction]:
         """As :meth:`predict`, one by one in order, reading ``batch_size`` pictures ahead at most:
         for folders and generators of any length.
@@ -278,26 +316,30 @@ class OpenVocabPredictor:
             input_format: see :meth:`predict`.
             on_error: called with source and error of a picture that cannot be read, which is then
                 left out; None: the error is raised.
+            tile: see :meth:`predict`; one picture is read ahead then.
+            overlap: see :meth:`predict`.
         """
         if self.vocabulary is None:
             raise OVDError("There is nothing to look for: call set_vocabulary first.")
-        return self._stream(each_picture(images), input_format or self.input_format, on_error)
+        tiles = wanted_tiles(tile, overlap)
+        order = input_format or self.input_format
+        return self._stream(each_picture(images), order, on_error, tiles)
 
     def _stream(
         self,
         pictures: Iterator[tuple[str, Picture]],
         input_format: str,
         on_error: Callable[[str, OVDError], None] | None,
+        tiles: Tiles | None,
     ) -> Iterator[Prediction]:
-        while chunk := list(itertools.islice(pictures, self.batch_size)):
+        limit, at_once = self.cfg.INPUT.MAX_PIXELS, self.batch_size
+        if tiles is not None:
+            limit, at_once = tiles.max_pixels(limit), 1
+        while chunk := list(itertools.islice(pictures, at_once)):
             sources, decoded = [], []
             for source, picture in chunk:
                 try:
-                    pixels = to_rgb(
-                        picture,
-                        input_format=input_format,
-                        max_pixels=self.cfg.INPUT.MAX_PIXELS,
-                    )
+                    pixels = to_rgb(picture, input_format=input_format, max_pixels=limit)
                 except OVDError as error:
                     if not isinstance(picture, os.PathLike):  # files are named already
                         error = OVDError(f"{source}: {error}")
@@ -307,7 +349,14 @@ class OpenVocabPredictor:
                     continue
                 sources.append(source)
                 decoded.append(pixels)
-            for source, pixels, found in zip(sources, decoded, self._detect(decoded)):
+            if tiles is None:
+                outputs = self._detect(decoded)
+            else:
+                outputs = [
+                    detect_in_tiles(self._detect, pixels, tiles, self.batch_size)
+                    for pixels in decoded
+                ]
+            for source, pixels, found in zip(sources, decoded, outputs):
                 yield Prediction(source, pixels, **found)
 
     def _detect(self, images: list[np.ndarray]) -> list[dict[str, Instances | Tensor]]:
@@ -320,13 +369,16 @@ class OpenVocabPredictor:
         found: dict[int, dict[str, Instances | Tensor]] = {}
         for members in by_size.values():
             with torch.no_grad():
-                detect = self._attributes.detect if self._attributes else self.model
-                outputs = detect([samples[i] for i in members])
+                layer = self._attributes or self.rules
+                outputs = (layer.detect if layer else self.model)([samples[i] for i in members])
             for i, output in zip(members, outputs):
                 if "sem_seg" in output:
                     found[i] = {"sem_seg": output["sem_seg"].cpu()}
                 else:
-                    found[i] = {"instances": self._good_enough(output["instances"].to("cpu"))}
+                    instances = output["instances"].to("cpu")
+                    found[i] = {
+                        "instances": instances if self.rules else self._good_enough(instances)
+                    }
         return [found[i] for i in range(len(images))]
 
     def _good_enough(self, instances: Instances) -> Instances:

@@ -1,25 +1,23 @@
 """Choice of the score threshold for showing detections, measured on a data set.
 
-Letters: R detections over all images, Ri of image i, Gi objects of image i.
+Letter: R detections over all images.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from detectron2.data import DatasetCatalog
-from detectron2.structures import BoxMode
-from torchvision.ops import box_iou
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovd_d2.data.build import dataset_errors
 from ovd_d2.errors import OVDError
+from ovd_d2.evaluation.presence_counts import Comparison, compare, image_truth, joined
 from ovd_d2.language import Vocabulary
 
 from .predictor import OpenVocabPredictor
 
-MIN_IOU = 0.5
 IMAGES = 300
 LOWEST = 0.01  # thresholds below are not considered
 KINDS = ("base", "novel")
@@ -85,40 +83,52 @@ def match_data_set(
     Raises:
         OVDError: no such data set, no boxes in it, or an image that cannot be read.
     """
-    with dataset_errors("dataset", [dataset]):
-        records = DatasetCatalog.get(dataset)[:images]
     classes = Vocabulary.from_metadata(dataset)
     predictor.set_vocabulary(list(classes.names) if by_name else classes)
-    matches = Matches()
+    found = compare_data_set(predictor, dataset, images)
+    novel = np.array(classes.is_novel)
+    objects = (int(found.objects[~novel].sum()), int(found.objects[novel].sum()))
+    return Matches(
+        found.scores.tolist(),
+        found.right.tolist(),
+        novel[found.classes].tolist(),
+        dict(zip(KINDS, objects)),
+    )
+
+
+def compare_data_set(
+    predictor: OpenVocabPredictor,
+    dataset: str,
+    images: int | None = None,
+    on_image: Callable[[], None] = lambda: None,
+) -> Comparison:
+    """What ``predictor`` finds beside what is known of a data set's images.
+
+    Args:
+        predictor: its vocabulary is the data set's classes.
+        dataset: a registered data set with boxes.
+        images: the first so many of it; None: all.
+        on_image: called after every image.
+
+    Raises:
+        OVDError: as :func:`match_data_set`.
+    """
+    with dataset_errors("dataset", [dataset]):
+        records = DatasetCatalog.get(dataset)[:images]
+    places = MetadataCatalog.get(dataset).get("thing_dataset_id_to_contiguous_id")
+    num_classes, parts = len(predictor.vocabulary), []
     files = [os.fspath(record["file_name"]) for record in records]
     for record, prediction in zip(records, predictor.stream(files)):
-        objects = [a for a in record.get("annotations", ()) if not a.get("iscrowd")]
-        truth = torch.tensor([a["category_id"] for a in objects], dtype=torch.long)
-        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]
         found = prediction.instances
         if found is None:
             raise OVDError("The model gives label maps: these have no score threshold to choose.")
-        overlap = box_iou(found.pred_boxes.tensor, torch.tensor(boxes).float().view(-1, 4))
-        same = found.pred_classes[:, None] == truth[None, :]
-        matches.right += _match(overlap.where(same, 0.0))
-        matches.scores += found.scores.tolist()
-        matches.novel += [classes.is_novel[k] for k in found.pred_classes.tolist()]
-        for k in truth.tolist():
-            matches.objects[KINDS[classes.is_novel[k]]] += 1
-    if not sum(matches.objects.values()):
+        truth = image_truth(record, num_classes, places)
+        parts.append(compare(truth, found.pred_boxes.tensor, found.scores, found.pred_classes))
+        on_image()
+    comparison = joined(parts, num_classes)
+    if not comparison.objects.any():
         raise OVDError(f"data set {dataset} has no boxes to compare detections with.")
-    return matches
-
-
-def _match(overlap: torch.Tensor) -> list[bool]:
-    """(Ri, Gi) IoUs of equal names, best-scored detection first -> whether each is right."""
-    right = []
-    for row in overlap:
-        best = int(row.argmax()) if row.numel() else 0
-        right.append(bool(row.numel() and row[best] >= MIN_IOU))
-        if right[-1]:
-            overlap[:, best] = 0.0  # taken
-    return right
+    return comparison
 
 
 def choose_score_threshold(

@@ -5,7 +5,7 @@ Letters: K classes, D embedding width.
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -158,7 +158,10 @@ def as_vocabulary(value: VocabularyLike) -> Vocabulary:
         return Vocabulary.load(value)
     if isinstance(value, os.PathLike):
         return Vocabulary.from_file(value)
-    if isinstance(value, Iterable) and not isinstance(value, bytes):  # omegaconf's ListConfig too
+    no_names = isinstance(
+        value, bytes | Mapping
+    )  # a mapping may bring examples: not lost in silence
+    if isinstance(value, Iterable) and not no_names:  # omegaconf's ListConfig too
         return Vocabulary.from_names(list(value))
     raise OVDError(
         f"vocabulary is {value!r}; give names in a string or a list, a .txt or .json file, "

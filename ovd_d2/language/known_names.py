@@ -4,6 +4,7 @@ Letter: K classes.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ovd_d2.language.prompts import clean_name
@@ -26,8 +27,7 @@ def with_known_names(vocabulary: Vocabulary, trained: Vocabulary) -> Vocabulary:
     Returns:
         the K classes in their order; names unchanged.
     """
-    by_word = _rows_by_word(trained)
-    rows = [by_word.get(clean_name(name)) for name in vocabulary.names]
+    rows = known_rows(vocabulary.names, trained)
     shared = Counter(row for row in rows if row is not None)
     synonyms, definitions = list(vocabulary.synonyms), list(vocabulary.definitions)
     for k, row in enumerate(rows):
@@ -42,6 +42,12 @@ def with_known_names(vocabulary: Vocabulary, trained: Vocabulary) -> Vocabulary:
     return replace(
         vocabulary, synonyms=tuple(synonyms), definitions=tuple(definitions), is_novel=novel
     )
+
+
+def known_rows(names: Sequence[str], trained: Vocabulary) -> list[int | None]:
+    """The class of ``trained`` that each name means; None: a name it does not know."""
+    by_word = _rows_by_word(trained)
+    return [by_word.get(clean_name(name)) for name in names]
 
 
 def _rows_by_word(trained: Vocabulary) -> dict[str, int]:

@@ -27,6 +27,7 @@ from ovd_d2.language.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 _CHUNK = 512  # texts encoded between two steps of the progress bar
+_ROWS = 1 << 15  # normalised at a time: of a million rows every copy would take gigabytes
 _PROGRESS_AFTER = 5.0  # seconds
 _LONGEST_WAIT = 3600.0  # seconds, for another process that embeds the same
 
@@ -57,7 +58,7 @@ class TextEmbeddings:
                 f"{len(self.names)} names; they must be (names, dimensions)"
             )
         normalised = _unit_rows(embeddings)
-        bad = ~normalised.isfinite().all(dim=1)
+        bad = ~normalised.sum(dim=1).isfinite()
         if bad.any():
             name = self.names[int(bad.nonzero()[0])]
             raise OVDError(
@@ -268,11 +269,14 @@ def _unit_rows(embeddings: Tensor) -> Tensor:
     Rows that have norm 1 already keep their bits, so that reading a saved file gives exactly what
     was saved.
     """
-    # By the largest entry first: the norm of tiny or huge rows would under- or overflow.
-    scaled = embeddings / embeddings.abs().amax(dim=1, keepdim=True)
-    normalised = nn.functional.normalize(scaled, dim=1)
-    is_unit = (embeddings.norm(dim=1, keepdim=True) - 1).abs() < 1e-6
-    return torch.where(is_unit, embeddings, normalised)
+    found = torch.empty_like(embeddings)
+    for rows, result in zip(embeddings.split(_ROWS), found.split(_ROWS)):
+        # By the largest entry first: the norm of tiny or huge rows would under- or overflow.
+        scaled = rows / rows.abs().amax(dim=1, keepdim=True)
+        normalised = nn.functional.normalize(scaled, dim=1)
+        is_unit = (rows.norm(dim=1, keepdim=True) - 1).abs() < 1e-6
+        result.copy_(torch.where(is_unit, rows, normalised))
+    return found
 
 
 def _check_fits(

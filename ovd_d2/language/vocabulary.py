@@ -5,8 +5,9 @@ Letter: K is the number of classes.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
@@ -17,6 +18,8 @@ from ovd_d2.files.atomic import is_special_file
 
 from .dataset_classes import class_names
 
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+_CONTROL = re.compile("[\0-\x1f]")
 _FILE_SUFFIXES = (".txt", ".json")
 _LOOKS_LIKE_A_FILE = (*_FILE_SUFFIXES, ".csv", ".tsv", ".yaml", ".yml", ".npy", ".pkl", ".pt")
 
@@ -47,12 +50,8 @@ class Vocabulary:
     def __post_init__(self) -> None:
         names = _strings(self.names, "names")
         _check_names(names)
-        synonyms = tuple(
-            tuple(dict.fromkeys(_strings(words, f"synonyms of '{name}'"))) or (name,)
-            for name, words in _paired(names, self.synonyms or [(name,) for name in names])
-        )
         object.__setattr__(self, "names", names)
-        object.__setattr__(self, "synonyms", synonyms)
+        object.__setattr__(self, "synonyms", _synonyms(names, self.synonyms))
         object.__setattr__(
             self, "definitions", _strings(self.definitions or [""] * len(names), "definitions")
         )
@@ -79,7 +78,8 @@ class Vocabulary:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain lists; as a JSON file, ``from_file`` reads them back."""
-        return json.loads(json.dumps(asdict(self)))
+        plain = {field.name: list(getattr(self, field.name)) for field in fields(self)}
+        return {**plain, "synonyms": [list(words) for words in self.synonyms]}
 
     @classmethod
     def from_names(cls, names: Sequence[str] | str) -> "Vocabulary":
@@ -184,7 +184,8 @@ class Vocabulary:
 
     @classmethod
     def load(cls, spec: str) -> "Vocabulary":
-        """From "dataset:NAME", the path of a .txt or .json file, or names between commas.
+        """From "dataset:NAME", the path of a .txt or .json file, names between commas, or
+        "everything" alone: the names of LVIS and Objects365 (see :func:`.everything.everything`).
 
         Any of them may be followed by "+imagenet21k:N": N further names, of ImageNet-21K.
 
@@ -196,7 +197,7 @@ class Vocabulary:
         spec = spec.strip()
         if not spec:
             raise OVDError(
-                "empty vocabulary: give 'dataset:NAME', a .txt or .json file, "
+                "empty vocabulary: give 'dataset:NAME', a .txt or .json file, 'everything', "
                 "or class names between commas"
             )
         first, plus, count = spec.rpartition("+imagenet21k:")
@@ -204,6 +205,10 @@ class Vocabulary:
             from ovd_d2.language.imagenet_names import extend_with_imagenet21k
 
             return extend_with_imagenet21k(cls.load(first), count)
+        if spec == "everything":
+            from ovd_d2.language.everything import everything
+
+            return everything()
         if spec.startswith("dataset:"):
             return cls.from_metadata(spec.removeprefix("dataset:").strip())
         if spec.lower().endswith(_LOOKS_LIKE_A_FILE) or _is_file(spec):
@@ -217,8 +222,7 @@ def _from_json(content: Any) -> Vocabulary:
     if isinstance(content, dict) and "categories" in content:
         return _from_categories(content["categories"])
     if isinstance(content, dict) and isinstance(content.get("names"), list):
-        fields = ("names", "synonyms", "definitions", "is_novel", "image_counts")
-        values = {field: content.get(field) or () for field in fields}
+        values = {field.name: content.get(field.name) or () for field in fields(Vocabulary)}
         for field, value in values.items():
             if not isinstance(value, (list, tuple)):
                 raise OVDError(f"'{field}' must be a list")
@@ -265,14 +269,28 @@ def _strings(values: Iterable[Any], what: str) -> tuple[str, ...]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise OVDError(f"vocabulary: {what} must be a list of strings, not {values!r}")
     values = tuple(values)
+    if set(map(type, values)) <= {str}:  # a million names are looked at as one text
+        text = "".join(values)
+        if not _HALF_PAIR.search(text) and (what == "definitions" or not _CONTROL.search(text)):
+            return values
     for value in values:
         if not isinstance(value, str):
             raise OVDError(f"vocabulary: {what} must be strings, not {value!r}")
-        if any(0xD800 <= ord(letter) < 0xE000 for letter in value):
+        if _HALF_PAIR.search(value):
             raise OVDError(f"vocabulary: {what} hold half a surrogate pair in {value!r}; repair it")
-        if what != "definitions" and any(ord(letter) < 32 for letter in value):
+        if what != "definitions" and _CONTROL.search(value):
             raise OVDError(f"vocabulary: {what} hold a control character in {value!r}; remove it")
     return values
+
+
+def _synonyms(names: tuple[str, ...], given: Any) -> tuple[tuple[str, ...], ...]:
+    """One tuple of distinct words for each name."""
+    if not given:
+        return tuple((name,) for name in names)
+    return tuple(
+        tuple(dict.fromkeys(_strings(words, f"synonyms of '{name}'"))) or (name,)
+        for name, words in _paired(names, given)
+    )
 
 
 def _paired(names: tuple[str, ...], synonyms: Any) -> list[tuple[str, Any]]:

@@ -21,10 +21,10 @@ def modulated_deform_conv2d(
 ) -> Tensor:
     """``sum_t weight_t . factor_t x(p + t + offset_t) + bias``, x read bilinearly, 0 outside.
 
-    What torchvision's ``deform_conv2d`` computes for one offset group, and by it on GPUs. On CPU
-    the weights of the four neighbours are computed once for all channels and the neighbours' rows
-    summed by torch's ``embedding_bag``. One thread, 256 channels, 60 x 80: 0.11 s for 0.27 s, with
-    backward 0.4 s for 2.6 s.
+    What torchvision's ``deform_conv2d`` computes for one offset group, and by it on GPUs and while
+    a graph is traced. On CPU the weights of the four neighbours are computed once for all channels
+    and the neighbours' rows summed by torch's ``embedding_bag``. One thread, 256 channels, 60 x 80:
+    0.11 s for 0.27 s, with backward 0.4 s for 2.6 s.
 
     Args:
         x: (N, C, H, W) float.
@@ -39,7 +39,7 @@ def modulated_deform_conv2d(
     Returns:
         (N, O, h, w), on CPU with the channels last in memory.
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.jit.is_tracing():  # one operation in a graph
         return deform_conv2d(x, offsets, weight, bias, stride=stride, padding=padding, mask=factors)
     number, channels = x.shape[:2]
     height, width = offsets.shape[2:]

@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
 from ovd_d2.language import (
@@ -30,6 +30,27 @@ class OpenVocabularyModel(Protocol):
 
         Raises:
             OVDError: they cannot be had; the model is unchanged then.
+        """
+
+
+class SeesExamples(Protocol):
+    """A model that says what it sees in boxes, in the space of its class embeddings: of it classes
+    can be made by visual examples.
+
+    ROI heads say it by ``region_embeddings``, everybody else by this. ``class_embedder`` then is
+    one that may be exchanged (see :func:`set_vocabulary`); a model that mixes examples and words
+    in another way than :class:`~ovd_d2.language.example_rows.Mixing` has an ``example_mixing``.
+    """
+
+    def embed_examples(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """What is in boxes of an image, and around them.
+
+        Args:
+            image: (3, H, W), as ``image`` of the model's input.
+            boxes: (R, 4) x0 y0 x1 y1, absolute, in the frame of ``image``.
+
+        Returns:
+            (R, D) of L2 norm 1, and (D,), the mean over all that the model looks at in ``image``.
         """
 
 
@@ -82,7 +103,7 @@ def set_vocabulary(
     if class_embedder is None:
         owner.set_vocabulary(vocabulary)
         return
-    if not hasattr(owner, "class_embedder"):
+    if getattr(owner, "class_embedder", None) is None:
         raise OVDError(
             f"{type(owner).__name__} makes its class embeddings itself: leave class_embedder out."
         )

@@ -31,6 +31,7 @@ from ovd_d2.inference.open_detector import (
 from ovd_d2.language import Vocabulary
 from ovd_d2.modeling import set_vocabulary
 from ovd_d2.modeling.open_vocabulary import part_with
+from ovd_d2.modeling.roi_heads import BlockedScores
 from ovd_d2.pseudo_labelling import Found
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,9 @@ class DetectedLabels:
         images = self._model.preprocess_image([sample])
         features = self._model.backbone(images.tensor)
         proposals, _ = self._model.proposal_generator(images, features, None)
-        (boxes,), (scores,) = heads.boxes_and_scores(images, features, proposals)
+        in_blocks = heads.scores_in_blocks
+        score = heads.boxes_and_blocked_scores if in_blocks else heads.boxes_and_scores
+        (boxes,), (scores,) = score(images, features, proposals)
         best = best_of_classes(boxes, scores, classes, images.image_sizes[0])
         return [self._found(rows, height, width) for rows in best]
 
@@ -115,24 +118,32 @@ class DetectedLabels:
 
 
 def best_of_classes(
-    boxes: Tensor, scores: Tensor, classes: Sequence[int], image_size: tuple[int, int]
+    boxes: Tensor,
+    scores: Tensor | BlockedScores,
+    classes: Sequence[int],
+    image_size: tuple[int, int],
 ) -> list[Instances]:
     """The ``BOXES_PER_LABEL`` best proposals of each class, whatever other class scores more.
 
     Args:
         boxes: (Ri, 4), absolute; rows that are not finite are passed over.
-        scores: (Ri, K + 1).
+        scores: (Ri, K + 1), or (Ri, K) in blocks.
         classes: indices in [0, K).
         image_size: height and width, to which the boxes are clipped.
 
     Returns:
         Per class ``pred_boxes`` and ``scores``, the best first.
     """
-    finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
-    boxes, scores = boxes[finite].float(), scores[finite]
+    columns = torch.tensor(list(classes), dtype=torch.int64, device=boxes.device)
+    if isinstance(scores, BlockedScores):
+        finite, scores = scores.is_finite(), scores.columns(columns)
+    else:
+        finite, scores = torch.isfinite(scores).all(dim=1), scores[:, columns]
+    finite &= torch.isfinite(boxes).all(dim=1)
+    boxes = boxes[finite].float()
     results = []
-    for k in classes:
-        values, rows = scores[:, k].sort(descending=True, stable=True)
+    for of_class in scores[finite].T:
+        values, rows = of_class.sort(descending=True, stable=True)
         found = Instances(image_size)
         found.pred_boxes = Boxes(boxes[rows[:BOXES_PER_LABEL]])
         found.pred_boxes.clip(image_size)

@@ -17,9 +17,11 @@ from ovd_d2.errors import OVDError
 MIN_SIDE = 800  # smaller pictures are enlarged until their longer side has this many pixels
 MAX_ENLARGEMENT = 8
 MASK_OPACITY = 0.35
+GREY = (150, 150, 150)
 # Bright, and apart from their neighbours for colour-blind readers too; after these come the same
 # hues, darker and lighter.
 _HUES = (0.57, 0.10, 0.33, 0.92, 0.15, 0.75, 0.47, 0.02, 0.63, 0.25, 0.83, 0.52)
+_COLOURS = 12 * len(_HUES)
 _Rectangle = tuple[int, int, int, int]
 
 
@@ -28,13 +30,15 @@ def draw_detections(
 ) -> np.ndarray:
     """A copy of ``image`` with its detections.
 
-    The colour belongs to the class and is the same in every picture. Labels are moved so that they
-    do not cover each other where there is room; the best-scored ones come first and lie on top.
+    The colour belongs to the class, or to the track where there are ids, and is the same in every
+    picture; what has no id yet is grey. Labels are moved so that they do not cover each other where
+    there is room; the best-scored ones come first and lie on top.
 
     Args:
         image: (H, W, 3) uint8, RGB.
         instances: R detections in the frame of ``image``: ``pred_boxes``, ``scores``,
-            ``pred_classes`` and, if there, ``pred_masks`` (R, H, W) bool.
+            ``pred_classes`` and, if there, ``pred_masks`` (R, H, W) bool and ``track_ids`` (R,),
+            which labels show as "#3 cat 0.71"; -1: none.
         names: what the classes are called.
         min_side: see :data:`MIN_SIDE`; 0 draws at the size of ``image``.
 
@@ -60,18 +64,14 @@ def draw_detections(
     instances = instances.to("cpu")
     order = instances.scores.argsort(descending=True, stable=True)
     instances = instances[order]
+    colours, labels = _colours(instances), _labels(instances, names)
     if instances.has("pred_masks"):
-        canvas = _with_masks(canvas, instances)
+        canvas = _with_masks(canvas, instances.pred_masks.numpy(), colours)
     boxes = (instances.pred_boxes.tensor * scale).round().int().tolist()
-    colours = [class_colour(k) for k in instances.pred_classes.tolist()]
     line = max(3, round(max(canvas.size) / 420))
     draw = ImageDraw.Draw(canvas)
     for box, colour in list(zip(boxes, colours))[::-1]:
         _draw_box(draw, box, colour, line)
-    labels = [
-        f"{names[k].replace('_', ' ')} {score:.2f}"
-        for k, score in zip(instances.pred_classes.tolist(), instances.scores.tolist())
-    ]
     _draw_labels(draw, canvas.size, boxes, labels, colours)
     return np.array(canvas)
 
@@ -96,6 +96,24 @@ def _check(image: np.ndarray, instances: Instances, names: Sequence[str]) -> Non
         )
 
 
+def _colours(instances: Instances) -> list[tuple[int, int, int]]:
+    if not instances.has("track_ids"):
+        return [class_colour(k) for k in instances.pred_classes.tolist()]
+    tracks = instances.track_ids.tolist()
+    return [GREY if track < 0 else class_colour(track % _COLOURS) for track in tracks]
+
+
+def _labels(instances: Instances, names: Sequence[str]) -> list[str]:
+    """As "#3 cat 0.71", or "cat 0.71" of what has no id."""
+    count = len(instances)
+    tracks = instances.track_ids.tolist() if instances.has("track_ids") else [-1] * count
+    rows = zip(tracks, instances.pred_classes.tolist(), instances.scores.tolist())
+    return [
+        f"{f'#{track} ' if track >= 0 else ''}{names[k].replace('_', ' ')} {score:.2f}"
+        for track, k, score in rows
+    ]
+
+
 @functools.cache
 def class_colour(index: int) -> tuple[int, int, int]:
     """(R, G, B) 0-255 of a class; neighbouring indices look different."""
@@ -116,10 +134,11 @@ def _draw_box(
     draw.rectangle((x0, y0, x1, y1), outline=colour, width=line)
 
 
-def _with_masks(canvas: Image.Image, instances: Instances) -> Image.Image:
+def _with_masks(
+    canvas: Image.Image, masks: np.ndarray, colours: Sequence[tuple[int, int, int]]
+) -> Image.Image:
     """``canvas`` with tinted masks and their outlines, large ones first."""
     pixels = np.asarray(canvas).astype(np.float32)
-    masks = instances.pred_masks.numpy()
     outline = max(1, round(max(canvas.size) / 800))
     for i in np.argsort([-int(mask.sum()) for mask in masks], kind="stable"):
         rows, columns = masks[i].any(axis=1).nonzero()[0], masks[i].any(axis=0).nonzero()[0]
@@ -134,7 +153,7 @@ def _with_masks(canvas: Image.Image, instances: Instances) -> Image.Image:
         piece = piece.resize((right - left, bottom - top), Image.Resampling.BILINEAR)
         inside = np.asarray(piece) > 127
         edge = inside & ~_eroded(inside, outline)
-        colour = np.array(class_colour(int(instances.pred_classes[i])), np.float32)
+        colour = np.array(colours[i], np.float32)
         region = pixels[top:bottom, left:right]
         region[inside] += MASK_OPACITY * (colour - region[inside])
         region[edge] = colour

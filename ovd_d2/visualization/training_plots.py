@@ -69,7 +69,7 @@ def plot_loss_curves(
     ordered = sorted(names, key=lambda name: (name != "total_loss", name))
     columns = min(3, len(ordered))
     rows = math.ceil(len(ordered) / columns)
-    figure = _new_figure(4.2 * columns, 2.9 * rows + 0.5)
+    figure = new_figure(4.2 * columns, 2.9 * rows + 0.5)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, name in zip(grid.flat, ordered):
         for colour, (title, records) in zip(_cycle(LINE_COLOURS), runs.items()):
@@ -106,7 +106,7 @@ def plot_average_precision(
         file: the PNG to write.
         metric: "AP", or "mIoU" for the mean IoU of label maps.
     """
-    figure = _new_figure(8.0, 0.62 * len(models) + 1.1)
+    figure = new_figure(8.0, 0.62 * len(models) + 1.1)
     axes = figure.subplots()
     keys = {f"{metric}_base": BASE_COLOUR, f"{metric}_novel": NOVEL_COLOUR}
     for row, (key, colour) in enumerate(keys.items()):
@@ -137,10 +137,12 @@ def draw_comparison(
     file: str | os.PathLike,
     *,
     num_images: int = 6,
+    only_novel: bool = True,
 ) -> None:
     """Draws the ground truth and each model's detections side by side, one row per image.
 
-    Nothing is hand-picked: the images are the first ``num_images`` by id that show a novel object.
+    Nothing is hand-picked: the images are the first ``num_images`` by id that show a novel object,
+    or any object at all.
     Of each model the n highest-scored detections are drawn, n being the number of objects in the
     image, after boxes that overlap a better one by more than 0.5 IoU are dropped whatever their
     class. Solid: right name and IoU of at least 0.5; dashed: wrong.
@@ -151,6 +153,7 @@ def draw_comparison(
             ``coco_instances_results.json``) for that data set.
         file: the PNG to write.
         num_images: rows.
+        only_novel: images need a novel object.
 
     Raises:
         OVDError: a file is missing or unreadable, or the data set has no image with a novel object.
@@ -164,10 +167,12 @@ def draw_comparison(
     metadata = MetadataCatalog.get(dataset_name)
     names: list[str] = metadata.thing_classes
     is_novel = torch.tensor(metadata.get("is_novel", [False] * len(names)))
-    records = [record for record in records if _shows_novel(record, is_novel)]
+    wanted_classes = is_novel if only_novel else torch.ones_like(is_novel)
+    records = [record for record in records if _shows(record, wanted_classes)]
     records = sorted(records, key=lambda record: record["image_id"])[:num_images]
     if not records:
-        raise OVDError(f"Data set {dataset_name} has no image with a novel object to draw.")
+        what = "a novel object" if only_novel else "an object"
+        raise OVDError(f"Data set {dataset_name} has no image with {what} to draw.")
     to_index = metadata.get("thing_dataset_id_to_contiguous_id") or {
         k + 1: k for k in range(len(names))
     }
@@ -176,22 +181,23 @@ def draw_comparison(
         title: _read_predictions(path, wanted, to_index) for title, path in predictions.items()
     }
     columns = 1 + len(predictions)
-    figure = _new_figure(2.9 * columns, 3.05 * len(records) + 0.7)
+    figure = new_figure(2.9 * columns, 3.05 * len(records) + 0.7)
     grid = figure.subplots(len(records), columns, squeeze=False)
     for row, record in zip(grid, records):
-        truth = _ground_truth(record)
+        truth = ground_truth(record)
         image = read_image(record["file_name"])
-        _draw_panel(row[0], image, truth, truth, names, is_novel)
+        draw_panel(row[0], image, truth, truth, names, is_novel)
         for axes, title in zip(row[1:], predictions):
             detections = _best(found[title].get(record["image_id"]), len(truth))
-            _draw_panel(axes, image, detections, truth, names, is_novel)
+            draw_panel(axes, image, detections, truth, names, is_novel)
     for axes, title in zip(grid[0], ["ground truth", *predictions]):
         axes.set_title(title, fontsize=11)
-    _add_legend(figure)
+    _add_legend(figure, base_and_novel=bool(is_novel.any()))
     figure.savefig(file)
 
 
-def _new_figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches, that needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -206,11 +212,12 @@ def _cycle(colours: Sequence[str]) -> Any:
     return itertools.cycle(colours)
 
 
-def _shows_novel(record: Mapping[str, Any], is_novel: torch.Tensor) -> bool:
-    return any(bool(is_novel[a["category_id"]]) for a in record["annotations"])
+def _shows(record: Mapping[str, Any], classes: torch.Tensor) -> bool:
+    return any(bool(classes[a["category_id"]]) for a in record["annotations"])
 
 
-def _ground_truth(record: Mapping[str, Any]) -> Boxes:
+def ground_truth(record: Mapping[str, Any]) -> Boxes:
+    """The annotations of a record in Detectron2's format."""
     from detectron2.structures import BoxMode
 
     boxes = [
@@ -256,7 +263,7 @@ def _best(detections: Boxes | None, count: int) -> Boxes:
     return Boxes(detections.boxes[keep], detections.classes[keep], detections.scores[keep])
 
 
-def _draw_panel(
+def draw_panel(
     axes: "Axes",
     image: np.ndarray,
     shown: Boxes,
@@ -264,6 +271,16 @@ def _draw_panel(
     names: Sequence[str],
     is_novel: torch.Tensor,
 ) -> None:
+    """Draws boxes into an image.
+
+    Args:
+        axes: to draw on.
+        image: (H, W, 3) uint8, RGB.
+        shown: the boxes to draw.
+        truth: of the image; boxes that are none of these are dashed.
+        names: of the K classes.
+        is_novel: (K,) bool, which decides about colours.
+    """
     from matplotlib.patches import Rectangle
 
     axes.imshow(image)
@@ -307,12 +324,15 @@ def _is_right(shown: Boxes, truth: Boxes) -> torch.Tensor:
     return ((box_iou(shown.boxes, truth.boxes) >= OVERLAP_THRESHOLD) & same).any(dim=1)
 
 
-def _add_legend(figure: "Figure") -> None:
+def _add_legend(figure: "Figure", *, base_and_novel: bool) -> None:
     from matplotlib.patches import Patch
 
-    handles = [
+    kinds = [
         Patch(facecolor=BASE_COLOUR, label="base category"),
         Patch(facecolor=NOVEL_COLOUR, label="novel category"),
+    ]
+    handles = [
+        *(kinds if base_and_novel else []),
         Patch(facecolor="none", edgecolor="black", label="right name and box"),
         Patch(facecolor="none", edgecolor="black", linestyle=(0, (3, 2)), label="wrong"),
     ]

@@ -1,4 +1,4 @@
-"""The numbers of the README are those of the committed summaries, seed by seed."""
+"""The numbers of the page on results are those of the committed summaries, seed by seed."""
 
 import json
 from pathlib import Path
@@ -28,9 +28,19 @@ def test_the_table_is_that_of_the_summary(name):
             found = mean_and_spread([run[task] for run in row["runs"]], TASKS[task])
             assert row[task] == found
             means.update(found)
-    assert markdown_table(rows) in (ROOT / "README.md").read_text()
+    assert markdown_table(rows) in (ROOT / "docs/results.md").read_text()
 
 
 @pytest.mark.parametrize("name", ROWS_OF)
 def test_every_row_is_there(name):
     assert set(committed(name)) == {row for row in ROWS if row.startswith(ROWS_OF[name])}
+
+
+def test_the_summary_of_examples():
+    """Means of five choices of examples; the names beside them are of one training."""
+    rows = committed("examples")
+    assert list(rows) == [row for row in ROWS if row.startswith("vild_ensemble")]
+    for key, row in rows.items():
+        assert row["title"] == ROWS[key].title
+        assert row["seeds"] == len(row["runs"]) == (5 if ROWS[key].examples else 1)
+        assert row["box"] == mean_and_spread([run["box"] for run in row["runs"]])

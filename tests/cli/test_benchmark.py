@@ -38,10 +38,10 @@ def test_every_row_has_its_yaml_and_the_yamls_agree_with_the_rows():
     from ovd_d2.engine.setup import load_config
 
     for name, row in benchmark.ROWS.items():
-        cfg = load_config(f"configs/mini/{name}.yaml")
+        cfg = load_config(f"configs/mini/{row.yaml or name}.yaml")
         before = row.start or row.evaluates
         assert (before and f"output/mini/{before}/model_final.pth") == cfg.MODEL.WEIGHTS
-        assert bool(cfg.DATASETS.REGION_STORE) == bool(row.regions)
+        assert bool(cfg.DATASETS.REGION_STORE) == bool(row.regions or row.examples)
         assert ("labels:" in str(cfg.DATASETS.SOURCES)) == bool(row.labels)
         if row.labels:
             named = benchmark._boxes_and("x")
@@ -96,6 +96,28 @@ def test_label_maps_have_a_table_of_their_own(checkout, no_mini_build, capsys):
     assert "mIoU in percent on mini_v1_test" in shown
     with Image.open(checkout / "here/mean_iou.png") as image:
         assert image.size[0] > 200
+
+
+def test_rows_of_examples_ask_the_weights_of_seed_1(checkout, no_mini_build, capsys):
+    words = ("--rows", "vild_ensemble_novel_by_5,vild_ensemble_all_by_1", "--seeds", "2")
+    assert run(*words, "--out", "here") == 0
+    done = calls(checkout)
+    assert "vild_ensemble-seed1" in done and "vild_ensemble-seed2" not in done
+    name = f"here/examples-{digest(checkout, 'vild_ensemble-seed1')[:8]}-novel-5-seed2"
+    last = done["vild_ensemble_novel_by_5-seed2"]
+    assert "--eval-only MODEL.WEIGHTS here/vild_ensemble-seed1/model_final.pth" in last
+    assert "--config-file configs/mini/vild_ensemble_examples.yaml" in last
+    assert f"MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS {name}.safetensors" in last
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("$ ")]
+    drawn = f"mini examples --count 5 --classes novel --seed 2 --out {name}.json"
+    learned = (
+        f"vocab learn {name}.json --out {name}.safetensors --config-file "
+        "here/vild_ensemble-seed1/config.yaml --weights here/vild_ensemble-seed1/model_final.pth"
+    )
+    for command in (drawn, learned):
+        assert any(line.endswith(command) for line in shown), command
+    summary = json.loads((checkout / "here/summary.json").read_text())["rows"]
+    assert summary["vild_ensemble_all_by_1"]["title"] == "ViLD-ensemble, all classes by 1 example"
 
 
 def test_finished_rows_are_kept_and_a_changed_parent_changes_its_children(

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from ovd_d2.benchmarks.speed import blocked_detection
 from ovd_d2.benchmarks.speed import detection_postprocessing as bench_inference
 from ovd_d2.cli.app import main
+from ovd_d2.errors import OVDError
 
 OVD = str(Path(sys.executable).with_name("ovd"))
 
@@ -34,16 +36,31 @@ def test_inference_json():
         assert len(ours["seconds"]) == len(theirs["seconds"]) == 3
         assert sorted(ours["seconds"])[1] == ours["median_seconds"] > 0
         assert cell["ratio"] == theirs["median_seconds"] / ours["median_seconds"]
+    assert [(c["num_classes"], c["kind"]) for c in facts["blocks"]] == [
+        (1, "softmax"), (1, "sigmoid"), (40, "softmax"), (40, "sigmoid")
+    ]  # fmt: skip
+    for cell in facts["blocks"]:
+        assert cell["same"] is True
+        assert cell["difference"] <= (0 if cell["kind"] == "sigmoid" else 1e-6)
+        assert len(cell["seconds"]["ours"]) == len(cell["seconds"]["product"]) == 3
 
 
 def test_inference_table_skips_what_takes_minutes():
-    words = ("--classes", "17000", "--proposals", "300", "--repeats", "1")
+    words = ("--classes", "17000,51000", "--proposals", "300", "--repeats", "1", "--dim", "16")
     lines = bench("inference", *words).splitlines()
     dense = next(line for line in lines if " dense " in line and "17,000" in line)
     assert "5,100,000" in dense and " skipped " in dense and "300 not compared" in dense
     sparse = next(line for line in lines if " sparse " in line and "17,000" in line)
     assert "skipped" not in sparse and sparse.rstrip().endswith("300 identical")
-    assert lines[-1].startswith("skipped: ") and lines[-1].endswith("--full runs it.")
+    skipped = next(line for line in lines if line.startswith("skipped: "))
+    assert skipped.endswith("--full runs it.")
+    blocks = [line.split() for line in lines if line.split()[1:2] in (["softmax"], ["sigmoid"])]
+    assert [(line[0], line[-3:-1]) for line in blocks[:2]] == [
+        ("17,000", ["300", "identical,"])
+    ] * 2
+    assert [(line[0], line[-3:]) for line in blocks[2:]] == [
+        ("51,000", ["300", "not", "compared"])
+    ] * 2
     head = next(line for line in lines if " detectron2 s " in line)
     for name in (" ours s ", " ratio ", " detections"):  # right-aligned below their heads
         end = head.rindex(name) + len(name.rstrip())
@@ -80,6 +97,24 @@ def test_a_difference_is_reported(monkeypatch):
     monkeypatch.setitem(bench_inference.SIDES, "detectron2", other)
     cells = list(bench_inference.measure_inference([9], proposals=100, topk=50, repeats=1))
     assert [cell.identical for cell in cells] == [False, False]
+
+
+def test_a_difference_to_a_table_is_reported(monkeypatch):
+    """The comparison can fail: the table has other probabilities here."""
+    monkeypatch.setattr(blocked_detection, "row_softmax", lambda logits: logits.softmax(1) ** 1.01)
+    softmax, sigmoid = blocked_detection.measure_blocks([300], proposals=100, dim=64, repeats=1)
+    assert softmax.same is False or softmax.difference > 1e-3
+    assert sigmoid.same is True
+    assert sigmoid.difference == 0
+
+
+def test_embeddings_that_do_not_fit_are_one_sentence(monkeypatch):
+    def no_memory(num_classes, dim):
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(blocked_detection, "class_embeddings", no_memory)
+    with pytest.raises(OVDError, match="300 embeddings of 64 numbers do not fit into memory"):
+        next(blocked_detection.measure_blocks([300], proposals=100, dim=64, repeats=1))
 
 
 def test_a_slow_side_is_not_repeated(monkeypatch):

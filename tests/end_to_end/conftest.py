@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests"))
 
-from test_readme import small_mini  # noqa: E402
+from code_blocks import small_mini  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import json
 import re
 
 import pytest
-import torch
 from random_models import make_pixels
 
 from ovd_d2.errors import OVDError
@@ -13,7 +12,6 @@ from ovd_d2.inference.export import export_model
 from ovd_d2.inference.model_folders import FACTS, MODELS, model_folder, read_facts
 from ovd_d2.inference.score_threshold import (
     Matches,
-    _match,
     choose_score_threshold,
     match_data_set,
 )
@@ -48,12 +46,6 @@ def test_a_data_set_without_novel_classes_goes_by_what_it_has():
     found = matches()
     found.objects["novel"] = 0
     assert found.best_threshold() == 0.02  # all right ones, without the wrong one at 0.02
-
-
-def test_an_object_is_found_once():
-    overlap = torch.tensor([[0.6, 0.0], [0.9, 0.0], [0.4, 0.7], [0.0, 0.49]])
-    assert _match(overlap) == [True, False, True, False]
-    assert _match(torch.zeros(2, 0)) == [False, False] and _match(torch.zeros(0, 3)) == []
 
 
 def test_the_model_s_own_threshold_is_used_unless_one_is_given(

@@ -105,6 +105,7 @@ def test_what_a_config_names(tmp_path):
         (None, "vocabulary is None"),
         (3, "vocabulary is 3"),
         (b"cat", "vocabulary is b'cat'"),
+        ({"cat": None}, "vocabulary is .*give names in a string"),
         ([], "at least one"),
         (["cat", 3], "must be strings"),
     ],

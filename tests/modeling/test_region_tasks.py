@@ -104,6 +104,21 @@ def test_the_lists_tasks_keep_their_names_whatever_else_is_learned(build):
     assert [type(task) for task in rich.roi_heads.tasks] == [Guess, Foreground, RegionDistiller]
 
 
+def test_a_head_that_is_fixed_asks_for_nothing(build):
+    tasks = ("MODEL.OPEN_VOCAB.REGION_TASKS", ["Foreground"])
+    model = build("fpn", 5, *METHODS["ensemble"], *tasks)
+    heads = model.roi_heads
+    heads.image_branch.requires_grad_(False)
+    assert not heads.needs_teacher_regions
+    assert [type(task) for task in heads.tasks] == [Foreground]
+    heads.region_tasks[0].requires_grad_(False)
+    assert heads.tasks == []
+    losses = training_losses(model, make_batch(two_images()))
+    assert not any("distill" in name for name in losses)
+    heads.image_branch.requires_grad_(True)
+    assert heads.needs_teacher_regions
+
+
 def test_unknown_tasks_and_losses_of_one_name_are_named(build):
     with pytest.raises(OVDError, match=r"REGION_TASKS names 'Gues'; .*: Foreground, Guess\."):
         build("fpn", 5, "MODEL.OPEN_VOCAB.REGION_TASKS", ["Gues"])

@@ -164,13 +164,14 @@ def test_the_prefix_grows_while_too_few_survive(monkeypatch):
 
     def spy(scores, threshold, at_least):
         asked.append(at_least)
-        rows, classes, complete = top_pairs(scores, threshold, at_least)
+        rows, classes, found, complete = top_pairs(scores, threshold, at_least)
+        assert torch.equal(found, scores[rows, classes])
         assert not complete
         assert len(rows) >= at_least
         left_out = torch.ones_like(scores, dtype=torch.bool)
         left_out[rows, classes] = False
         assert scores[left_out].max() <= scores[rows, classes].min()
-        return rows, classes, complete
+        return rows, classes, found, complete
 
     monkeypatch.setattr(room, "_BLOCK", 1)  # exactly as many pairs as asked for
     monkeypatch.setattr(room, "_top_pairs", spy)
@@ -185,7 +186,7 @@ def test_all_scores_equal(score):
     boxes, _ = random_case(0, 500, 1)
     scores = torch.full((500, 101), score)
     compare(boxes, scores, 0.0, 0.5, 50)
-    rows, _, complete = room._top_pairs(scores[:, :-1], 0.0, 2048)
+    rows, _, _, complete = room._top_pairs(scores[:, :-1], 0.0, 2048)
     assert not complete
     assert rows.max() < 500 and 2048 <= len(rows) < 50_000
 

@@ -19,6 +19,7 @@ from random_models import (  # noqa: F401  (fixtures)
 from ovd_d2.errors import OVDError
 from ovd_d2.inference.predictor import OpenVocabPredictor
 from ovd_d2.language import Vocabulary
+from ovd_d2.modeling.roi_heads import blocked_scoring
 from ovd_d2.proposals.build import build_label_proposer
 from ovd_d2.proposals.own_detector import DetectedLabels, best_of_classes
 
@@ -48,6 +49,17 @@ def test_each_label_gets_its_highest_scored_box(checkpoint):  # noqa: F811
         torch.testing.assert_close(boxes[0], best.pred_boxes.tensor[best.scores.argmax()])
         assert (scores.diff() <= 0).all() and len(boxes) <= 50
         assert (boxes[:, 2:] <= torch.tensor([120.0, 70])).all() and (boxes >= 0).all()
+
+
+def test_labels_of_very_many(checkpoint, monkeypatch):  # noqa: F811
+    source = DetectedLabels(str(checkpoint), VOCABULARY)
+    tables = source({}, image(3), (4, 1, 0))
+    monkeypatch.setattr(blocked_scoring, "MOST_DENSE_CLASSES", 4)
+    monkeypatch.setattr(type(source._model.roi_heads), "boxes_and_scores", lambda *_: 1 / 0)
+    for one, two in zip(tables, source({}, image(3), (4, 1, 0)), strict=True):
+        assert torch.equal(one[0], two[0])
+        torch.testing.assert_close(one[1], two[1], rtol=1e-5, atol=0)
+    assert source({}, image(3), ()) == []
 
 
 def test_the_wanted_labels_do_not_change_each_other(checkpoint):  # noqa: F811

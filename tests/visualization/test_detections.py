@@ -54,6 +54,22 @@ def test_box_name_and_score_at_full_size(texts):
         assert not drawn[y, x].any()
 
 
+def test_tracks_have_numbers_and_colours_of_their_own(texts):
+    image = np.zeros((900, 1000, 3), np.uint8)
+    boxes = [[100, 200, 300, 300], [400, 200, 600, 300], [700, 200, 900, 300]]
+    masks = torch.zeros(3, 900, 1000, dtype=torch.bool)
+    masks[0, 220:280, 120:280] = True
+    found = detections((900, 1000), boxes, [1, 1, 0], [0.7, 0.8, 0.9], masks)
+    found.track_ids = torch.tensor([3, 144 * 10**6 + 4, -1])
+    drawn = draw_detections(image, found, NAMES)
+    assert [text for _, _, text, _, _ in texts] == [
+        "#3 red mug 0.70", "#144000004 red mug 0.80", "cat 0.90"
+    ]  # fmt: skip
+    colours = [drawn[250, x].tolist() for x in (100, 400, 700)]
+    assert colours == [list(class_colour(3)), list(class_colour(4)), list(draw.GREY)]
+    assert drawn[250, 120].tolist() == colours[0]  # the outline of its mask
+
+
 def test_small_pictures_are_enlarged(texts):
     image = np.zeros((192, 96, 3), np.uint8)
     found = detections((192, 96), [[10, 20, 40, 60]], [0])

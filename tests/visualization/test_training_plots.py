@@ -54,9 +54,9 @@ def result(category_id=2, **changes):
 
 def test_draws_the_images_with_novel_objects(tmp_path, dataset, monkeypatch):
     panels = []
-    draw_panel = visualize._draw_panel
+    draw_panel = visualize.draw_panel
     monkeypatch.setattr(
-        visualize, "_draw_panel", lambda *args: (panels.append(args), draw_panel(*args))
+        visualize, "draw_panel", lambda *args: (panels.append(args), draw_panel(*args))
     )
     found = predictions(tmp_path, [result(), result(category_id=3, image_id=1)])
     draw_comparison(NAME, found, tmp_path / "out.png")

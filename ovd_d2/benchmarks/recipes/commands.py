@@ -81,3 +81,25 @@ def ground_captions(teacher: "Run", out: Path, root: Path) -> Path:
     words += ["--detector", f"model:{teacher.folder}/model_final.pth", "--out", str(found)]
     recipe_runs.run_in_foreground(words, root, say)
     return found
+
+
+def learn_examples(
+    trained: "Run", out: Path, root: Path, *, count: int, classes: str, seed: int
+) -> Path:
+    """``ovd mini examples`` and ``ovd vocab learn``: rows of classes from example boxes on the
+    images of val, which show the style of the test images; the profile, named by the run."""
+    from ovd_d2.benchmarks.recipes import runs as recipe_runs
+
+    # What decides the rows is in the name.
+    name = f"examples-{trained.digest[:8]}-{classes}-{count}-seed{seed}"
+    boxes, rows = out / f"{name}.json", out / f"{name}.safetensors"
+    if (root / rows).is_file():
+        return rows
+    words = [*ovd_script(), "mini", "examples", "--count", str(count), "--classes", classes]
+    words += ["--seed", str(seed), "--out", str(boxes)]
+    recipe_runs.run_in_foreground(words, root, say)
+    words = [*ovd_script(), "vocab", "learn", str(boxes), "--out", str(rows)]
+    words += ["--config-file", f"{trained.folder}/config.yaml"]
+    words += ["--weights", f"{trained.folder}/model_final.pth"]
+    recipe_runs.run_in_foreground(words, root, say)
+    return rows

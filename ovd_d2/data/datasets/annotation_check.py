@@ -26,6 +26,7 @@ class FileKind:
         boxes_optional: an annotation may come without a box.
         counts_from_one: category ids are 1 to K, as Detectron2's loader for LVIS takes them.
         blank_names: the names of categories may be white space; nobody will read them.
+        for_training: warnings say what training will do without.
     """
 
     image_field: str = "file_name"
@@ -33,6 +34,7 @@ class FileKind:
     boxes_optional: bool = False
     counts_from_one: bool = False
     blank_names: bool = False
+    for_training: bool = True
 
 
 COCO = FileKind()
@@ -72,7 +74,8 @@ def check_annotations(content: Any, path: str, kind: FileKind = COCO) -> None:
     if kind.with_ids and "minival" not in path:  # COCO's own minival repeats some, harmlessly
         _check_annotation_ids(lists["annotations"], found)
     found.refuse()
-    found.tell()
+    if kind.for_training:
+        found.tell()
 
 
 def _mappings(entries: list, noun: str, found: Findings) -> Iterable[tuple[int, dict[str, Any]]]:

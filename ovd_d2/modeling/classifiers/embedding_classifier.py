@@ -111,7 +111,8 @@ class EmbeddingClassifier(nn.Module):
                 f"expects (K, {self.embed_dim}): use the text encoder the model was built with "
                 "(MODEL.OPEN_VOCAB.TEXT_ENCODER) or change MODEL.OPEN_VOCAB.EMBED_DIM."
             )
-        if not torch.isfinite(embeddings).all():
+        # A finite sum tells without another table of this size.
+        if not (embeddings.sum().isfinite() or embeddings.isfinite().all()):
             raise OVDError("The class embeddings hold nan or inf: compute or download them again.")
         if encoders_differ(self.encoder_id, encoder_id):
             raise OVDError(
@@ -148,13 +149,20 @@ class EmbeddingClassifier(nn.Module):
 
     def _logits(self, embeddings: Tensor) -> Tensor:
         classes = F.linear(embeddings, self.class_embeddings)
-        if self.background is None:
-            background = classes.new_zeros(len(classes), 1)
-        else:
-            unit = F.normalize(self.background.float(), dim=0)
-            background = F.linear(embeddings, unit[None])
-        logits = self.logit_scale * torch.cat([classes, background], dim=1)
+        logits = self.logit_scale * torch.cat([classes, self._background(embeddings)], dim=1)
         return logits if self.bias is None else logits + self.bias
+
+    def background_logits(self, embeddings: Tensor) -> Tensor:
+        """The last column of :meth:`logits`, (R, 1)."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            logits = self.logit_scale * self._background(embeddings)
+            return logits if self.bias is None else logits + self.bias
+
+    def _background(self, embeddings: Tensor) -> Tensor:
+        if self.background is None:
+            return embeddings.new_zeros(len(embeddings), 1)
+        unit = F.normalize(self.background.float(), dim=0)
+        return F.linear(embeddings, unit[None])
 
     def forward(self, x: Tensor) -> Tensor:
         """(R, in_features) float -> (R, K + 1) fp32 logits, logit scale applied."""

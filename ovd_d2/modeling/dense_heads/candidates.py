@@ -55,7 +55,7 @@ def without_duplicates(
 def clip_to_image(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """(R, 4) into an image of (height, width); a box beyond its border becomes the pixel next to
     it, not an empty box."""
-    height, width = size
-    last = boxes.new_tensor([width - 1, height - 1])
-    first = boxes[:, :2].clamp(min=0).minimum(last)
-    return torch.cat([first, boxes[:, 2:].clamp(min=1).minimum(last + 1)], dim=1)
+    height, width = size  # tensors while a graph is traced
+    x0, y0 = boxes[:, 0].clamp(0, width - 1), boxes[:, 1].clamp(0, height - 1)
+    x1, y1 = boxes[:, 2].clamp(1, width), boxes[:, 3].clamp(1, height)
+    return torch.stack([x0, y0, x1, y1], dim=1)

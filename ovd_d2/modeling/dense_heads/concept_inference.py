@@ -4,6 +4,7 @@ Letters: N images, A anchors, K classes, D embedding width, R candidates of an i
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -23,6 +24,8 @@ class ConceptInference:
     level any more is dropped as a logit, so neither memory nor time spent behind the product of
     regions and classes grows with A x K.
     """
+
+    word_norm = math.inf  # classes are scored one by one
 
     def __init__(
         self,
@@ -49,6 +52,10 @@ class ConceptInference:
         self.nms_threshold = nms_threshold
         self.max_detections = max_detections
         self.classes_at_once = classes_at_once
+
+    def threshold_for(self, score: float) -> float:
+        """See :class:`~ovd_d2.modeling.detection_choice.DetectionChoice`; centerness is <= 1."""
+        return score**2
 
     @torch.no_grad()
     def __call__(

@@ -3,6 +3,7 @@
 Letters: N images, P prompts, Kp classes of prompt p, A anchors, L tokens, R candidates of an image.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -46,6 +47,8 @@ class GroundingInference:
     class score alone.
     """
 
+    word_norm = math.inf  # classes are scored one by one
+
     def __init__(
         self,
         *,
@@ -76,6 +79,10 @@ class GroundingInference:
         self.nms_threshold = nms_threshold
         self.max_detections = max_detections
         self.aggregation = aggregation
+
+    def threshold_for(self, score: float) -> float:
+        """See :class:`~ovd_d2.modeling.detection_choice.DetectionChoice`; centerness is <= 1."""
+        return score**2
 
     @torch.no_grad()
     def candidates(

@@ -10,7 +10,7 @@ Pre-training via Word-Region Alignment". No code of the authors is public.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -37,7 +37,9 @@ from ovd_d2.language.concept_prompts import (
     merged,
     names_in,
 )
+from ovd_d2.language.example_rows import Mixing
 from ovd_d2.language.prompts import clean_name
+from ovd_d2.modeling.box_vectors import vectors_of_boxes
 from ovd_d2.modeling.concept_text import ConceptText, OwnTextTower
 from ovd_d2.modeling.dense_heads import (
     ConceptHead,
@@ -46,7 +48,9 @@ from ovd_d2.modeling.dense_heads import (
     RegionChoice,
     build_concept_head,
 )
+from ovd_d2.modeling.dense_heads.candidates import clip_to_image
 from ovd_d2.modeling.target_checks import TargetChecks
+from ovd_d2.modeling.tuning import LORA
 from ovd_d2.modeling.word_region_learning import WordRegionLearning
 from ovd_d2.structures.grounding import TokenSpans
 
@@ -76,6 +80,17 @@ class DetCLIP(OneStageDetector):
     vocabulary, or phrases where a sample has a ``caption``. What comes out for an image does not
     depend on the images it is batched with, and what it costs hardly on the vocabulary.
     """
+
+    # AP_base / AP_novel on half of val, novel classes by 1 example: 9.4 / 4.4, by 5: 6.8 / 6.0;
+    # with the usual mixing 6.9 / 4.2 and 4.7 / 5.7; names alone: 11.2 / 3.3.
+    example_mixing = Mixing(strength=0.2, own_name=0.5)
+    recipes: ClassVar[dict[str, tuple]] = {
+        # the paper's rates on ODinW
+        "full": ("SOLVER.BASE_LR", 4e-5, "SOLVER.LR_MULTIPLIERS", [["text.", 0.01]]),
+        "frozen": ("SOLVER.BASE_LR", 2e-4, "MODEL.TUNE.FROZEN", ["backbone.", "text."]),
+        "linear": ("MODEL.TUNE.ONLY", ["head.embedding.", "head.box_deltas.", "head.centerness."]),
+        "lora": ("SOLVER.BASE_LR", 2e-4, *LORA),
+    }
 
     @configurable
     def __init__(
@@ -181,6 +196,11 @@ class DetCLIP(OneStageDetector):
         if not len(self.prompts.dictionary):
             self.prompts.dictionary = labelled_dictionary(vocabulary)
             self._encoded.clear()
+
+    @property
+    def detection_choice(self) -> ConceptInference:
+        """See :class:`~ovd_d2.modeling.detection_choice.DetectionChoice`."""
+        return self.detections
 
     def _set_vocabulary(self, vocabulary: VocabularyLike | None) -> None:
         classes = None if vocabulary is None else as_vocabulary(vocabulary)
@@ -328,6 +348,18 @@ class DetCLIP(OneStageDetector):
             self.anchor_generator(features), self.head(features), concepts.to(self.device),
             self.head.bias, images.image_sizes,
         )  # fmt: skip
+
+    @torch.no_grad()
+    def embed_examples(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`~ovd_d2.modeling.open_vocabulary.SeesExamples`: the regions of the anchors
+        that predict the boxes best; centerness weighs what is around."""
+        images = self._preprocess([image])
+        features = self._features(images)
+        outputs, anchors = self.head(features), Boxes.cat(self.anchor_generator(features)).tensor
+        predicted = self.detections.box2box_transform.apply_deltas(outputs.box_deltas[0], anchors)
+        predicted = clip_to_image(predicted, images.image_sizes[0])
+        centerness = outputs.centerness[0].sigmoid()
+        return vectors_of_boxes(outputs.regions[0], predicted, centerness, boxes.to(self.device))
 
     def _class_rows(self) -> Tensor:
         """(K, D) of the vocabulary, encoded once."""

@@ -8,7 +8,7 @@ Source: Li et al. 2022, "Grounded Language-Image Pre-training".
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -20,9 +20,15 @@ from torch import Tensor, nn
 from ovd_d2.errors import OVDError
 from ovd_d2.language import Vocabulary, VocabularyLike, as_vocabulary
 from ovd_d2.language.caption_prompts import CaptionPrompts, Prompt, read_name_prompts
-from ovd_d2.modeling.dense_heads import Candidates, GroundingHead, build_grounding_head
+from ovd_d2.modeling.dense_heads import (
+    Candidates,
+    GroundingHead,
+    GroundingInference,
+    build_grounding_head,
+)
 from ovd_d2.modeling.target_checks import TargetChecks
 from ovd_d2.modeling.text_backbone import build_text_backbone
+from ovd_d2.modeling.tuning import LORA
 from ovd_d2.structures.grounding import TokenSpans
 
 from .one_stage import OneStageDetector, one_stage_parts
@@ -55,6 +61,18 @@ class GLIP(OneStageDetector):
     run once per image for all of them. What comes out for an image does not depend on the images
     it is batched with.
     """
+
+    recipes: ClassVar[dict[str, tuple]] = {  # rates: of the paper's appendix and public configs
+        "full": ("SOLVER.BASE_LR", 1e-4, "SOLVER.LR_MULTIPLIERS", [["text_backbone.", 0.1]]),
+        "frozen": (
+            "SOLVER.BASE_LR", 1e-4, "MODEL.TUNE.FROZEN", ["backbone.", "text_backbone."]
+        ),
+        "linear": ("SOLVER.BASE_LR", 1e-4, "MODEL.GLIP.TUNE", "linear_probe"),
+        "prompt": (
+            "SOLVER.BASE_LR", 0.05, "SOLVER.WEIGHT_DECAY", 0.25, "MODEL.GLIP.TUNE", "prompt"
+        ),
+        "lora": ("SOLVER.BASE_LR", 2e-4, *LORA),
+    }  # fmt: skip
 
     @configurable
     def __init__(
@@ -144,6 +162,11 @@ class GLIP(OneStageDetector):
             "pairs_at_once": keys.PAIRS_AT_ONCE,
             "tune": keys.TUNE,
         }
+
+    @property
+    def detection_choice(self) -> GroundingInference:
+        """See :class:`~ovd_d2.modeling.detection_choice.DetectionChoice`."""
+        return self.head.inference
 
     def _set_vocabulary(self, vocabulary: VocabularyLike | None) -> None:
         classes = None if vocabulary is None else as_vocabulary(vocabulary)

@@ -3,7 +3,9 @@
 Letters: N images, P prompts, Q boxes, Kp classes of a prompt, k candidates, K classes.
 """
 
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -17,6 +19,7 @@ from ovd_d2.errors import OVDError
 from ovd_d2.language import Vocabulary, VocabularyLike, as_vocabulary, configured_vocabulary
 from ovd_d2.modeling.dense_heads.candidates import Candidates, without_duplicates
 from ovd_d2.modeling.target_checks import TargetChecks
+from ovd_d2.modeling.tuning import LORA
 from ovd_d2.modeling.zero_shot import FAMILIES, ImageBatch, TextGroup
 from ovd_d2.structures.grounding import TokenSpans
 
@@ -35,11 +38,23 @@ class HuggingFaceDetector(WordDetector):
     class by itself, so a box may come with several classes. Training (Grounding DINO and its kin)
     gives the losses of transformers, ``loss_*``.
 
+    Grounding DINO and its kin read captions too: a sample with a ``caption`` (TokenSpans) is asked
+    for its phrases, and ``pred_classes`` are their places in it.
+
     A vocabulary of any size is split into as many prompts as it needs. What sees the image alone
     runs once per image, what sees the words alone once per vocabulary.
     """
 
+    recipes: ClassVar[dict[str, tuple]] = {
+        "full": ("SOLVER.BASE_LR", 1e-5),
+        "frozen": (
+            "SOLVER.BASE_LR", 1e-4, "MODEL.TUNE.FROZEN",
+            ["family.model.model.backbone.", "family.model.model.text_backbone."],
+        ),
+        "lora": ("SOLVER.BASE_LR", 2e-4, *LORA),
+    }  # fmt: skip
     brings_weights = True  # without MODEL.WEIGHTS it is a trained model all the same
+    word_norm = math.inf  # names are scored one by one
 
     @configurable
     def __init__(
@@ -89,6 +104,8 @@ class HuggingFaceDetector(WordDetector):
         self.family = FAMILIES[facts.family](
             *load_detector(folder, asked), prompt=prompt or facts.prompt, class_score=class_score
         ).to(device)
+        self.reads_captions = self.family.reads_captions or None
+        self.class_embedder = self._own_embedder = self.family.class_embedder(folder)
         self.names_per_prompt = names_per_prompt
         self.pairs_at_once = pairs_at_once
         self.score_threshold = score_threshold
@@ -136,15 +153,32 @@ class HuggingFaceDetector(WordDetector):
         }
 
     @property
+    def can_learn(self) -> bool:
+        """Whether it can be trained."""
+        return self.family.learns
+
+    @property
     def device(self) -> torch.device:
         """Where it computes."""
         return self.family.device
 
+    @property
+    def detection_choice(self) -> "HuggingFaceDetector":
+        """See :class:`~ovd_d2.modeling.detection_choice.DetectionChoice`."""
+        return self
+
+    def threshold_for(self, score: float) -> float:
+        """See :class:`~ovd_d2.modeling.detection_choice.DetectionChoice`."""
+        return score
+
     def _set_vocabulary(self, vocabulary: VocabularyLike | None) -> None:
         classes = None if vocabulary is None else as_vocabulary(vocabulary)
         prompts = []
-        if classes is not None:
+        if classes is not None and self.class_embedder is self._own_embedder:
             prompts = self.family.prompts_of(classes.names, self.names_per_prompt)
+        elif classes is not None:
+            rows = self.class_embedder.embed(classes).embeddings
+            prompts = self.family.prompts_of_rows(rows, self.names_per_prompt)
         self.vocabulary: Vocabulary | None = classes
         self._prompts = prompts
         self._encoded.clear()
@@ -163,13 +197,34 @@ class HuggingFaceDetector(WordDetector):
         pixels = [self._rgb(sample["image"]) for sample in batched_inputs]
         return self.family.losses(pixels, prompts, boxes, places)
 
+    def _has_caption(self, sample: dict[str, Any]) -> bool:
+        return bool(self.reads_captions) and isinstance(sample.get("caption"), TokenSpans)
+
+    def _caption_of(self, sample: dict[str, Any]) -> TokenSpans | None:
+        """Captions whose phrases are not marked are nobody's question."""
+        return sample["caption"] if self._has_caption(sample) else None
+
+    def _get_name(self) -> str:
+        """In messages and in ``repr``: which of the families it is."""
+        return f"{type(self).__name__} ({self.family.model.config.model_type})"
+
+    @property
+    def embed_examples(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+        """See :class:`~ovd_d2.modeling.open_vocabulary.SeesExamples`; None of families that give no
+        embeddings of boxes."""
+        of_family = self.family.embed_examples
+        return of_family and (lambda image, boxes: of_family(self._rgb(image), boxes))
+
     def _rgb(self, image: Tensor) -> Tensor:
         return image if self.input_format == "RGB" else image.flip(0)
 
     def _detect(self, pixels: list[Tensor], caption: TokenSpans | None) -> list[Instances]:
         """See the base class."""
         images = self.family.encode_images([self._rgb(image) for image in pixels])
-        groups = self._vocabulary_in_groups(max(self.pairs_at_once // len(pixels), 1))
+        if caption is not None:
+            groups = [self.family.encode_texts([self.family.caption_prompt(caption)])]
+        else:
+            groups = self._vocabulary_in_groups(max(self.pairs_at_once // len(pixels), 1))
         found = [self._candidates(images, group) for group in groups]
         joined = [Candidates(*map(torch.cat, zip(*of_image))) for of_image in zip(*found)]
         size = tuple(pixels[0].shape[-2:])

@@ -1,5 +1,6 @@
 """Box predictor and ROI heads whose classes are text."""
 
+from .blocked_scores import BlockedScores
 from .heads_with_norm import BoxHeadWithNorm, MaskHeadWithNorm
 from .image_branch import IMAGE_BRANCH_REGISTRY, DistilledImageBranch, LabelledImageBranch
 from .open_vocab_box_predictor import OpenVocabBoxPredictor
@@ -18,6 +19,7 @@ from .top_pairs_inference import top_pairs_inference
 __all__ = [
     "IMAGE_BRANCH_REGISTRY",
     "REGION_TASK_REGISTRY",
+    "BlockedScores",
     "BoxHeadWithNorm",
     "DistilledImageBranch",
     "LabelledImageBranch",

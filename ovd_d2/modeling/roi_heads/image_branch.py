@@ -12,11 +12,15 @@ from detectron2.structures import ImageList, Instances
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
+from ovd_d2.errors import OVDError
 from ovd_d2.language import TextEmbeddings, Vocabulary
+from ovd_d2.layers.row_softmax import row_softmax
 from ovd_d2.losses import masked_softmax_cross_entropy
 from ovd_d2.modeling.classifiers import EmbeddingClassifier, linear_projection
 from ovd_d2.structures import Supervision
 
+from .blocked_scores import MOST_DENSE_CLASSES, Opinion
+from .blocked_scoring import opinions_of
 from .open_vocab_box_predictor import held_out
 from .region_distiller import RegionDistiller
 from .region_task import RegionTask
@@ -33,7 +37,13 @@ Parts that ``MODEL.IMAGE_BRANCH.NAME`` names, built as ``Branch.build(cfg, make_
 
 
 class ImageBranch(nn.Module):
-    """What the ROI heads ask of a second opinion. One that learns is a :class:`RegionTask` too."""
+    """What the ROI heads ask of a second opinion. One that learns is a :class:`RegionTask` too.
+
+    Attributes:
+        looks_at_crops: it runs an image model of its own on every region's pixels.
+    """
+
+    looks_at_crops = False
 
     def check_vocabulary(self, embeddings: TextEmbeddings) -> None:
         """Raises OVDError if this branch cannot go with class ``embeddings`` that the text branch
@@ -62,6 +72,13 @@ class ImageBranch(nn.Module):
         """
         raise NotImplementedError
 
+    def opinions(self, pooled: Tensor, boxes: list[Tensor], images: ImageList) -> list[Opinion]:
+        """Per image what :meth:`probabilities` are made of, for more classes than fit."""
+        raise OVDError(
+            f"{type(self).__name__} cannot score classes in blocks: give it a method opinions, or "
+            f"the model at most {MOST_DENSE_CLASSES} names."
+        )
+
 
 class SecondHead(ImageBranch, RegionTask):
     """Convolutions, fully connected layers and projection of its own, on the pooled regions that
@@ -85,7 +102,12 @@ class SecondHead(ImageBranch, RegionTask):
     def probabilities(self, pooled: Tensor, boxes: list[Tensor], images: ImageList) -> list[Tensor]:
         """See :class:`ImageBranch`; the regions are those that were pooled."""
         logits = self.cls_score(self.features(pooled))[:, :-1]
-        return list(logits.softmax(dim=1).split([len(b) for b in boxes]))
+        return list(row_softmax(logits).split([len(b) for b in boxes]))
+
+    def opinions(self, pooled: Tensor, boxes: list[Tensor], images: ImageList) -> list[Opinion]:
+        """See :class:`ImageBranch`."""
+        x = self.features(pooled)
+        return opinions_of(self.cls_score, x, [len(b) for b in boxes], with_background=False)
 
 
 @IMAGE_BRANCH_REGISTRY.register()

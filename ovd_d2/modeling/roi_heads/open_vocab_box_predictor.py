@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
 from ovd_d2.language import TextEmbeddings, Vocabulary
+from ovd_d2.layers.row_softmax import row_softmax
 from ovd_d2.losses import (
     federated_class_mask,
     masked_softmax_cross_entropy,
@@ -151,11 +152,11 @@ class OpenVocabBoxPredictor(FastRCNNOutputLayers):
         """Per image (Ri, K + 1): Detectron2's, or a softmax over the K names and a column of 0."""
         logits, _ = predictions
         if not self.train_classifier:
-            probabilities = F.pad(logits[:, :-1].softmax(dim=1), (0, 1))
+            probabilities = F.pad(row_softmax(logits[:, :-1]), (0, 1))
         elif self.use_sigmoid_ce:
             probabilities = logits.sigmoid()
         else:
-            probabilities = logits.softmax(dim=1)
+            probabilities = row_softmax(logits)
         return list(probabilities.split([len(p) for p in proposals]))
 
     def inference(

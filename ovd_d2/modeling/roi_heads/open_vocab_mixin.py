@@ -5,6 +5,7 @@ Letters: Ri target rows of image i, R regions over the batch, K classes, D embed
 
 from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -26,7 +27,10 @@ from ovd_d2.language import (
 )
 from ovd_d2.modeling.classifiers.embedding_classifier import encoders_differ
 from ovd_d2.modeling.target_checks import EVALUATION, TargetChecks
+from ovd_d2.modeling.tuning import LORA
 
+from .blocked_scoring import BlockedScoring
+from .detection_choice import BoxPredictorsChoice
 from .head_checks import check_class_agnostic, check_head_name, check_parts
 from .image_branch import IMAGE_BRANCH_REGISTRY, ImageBranch
 from .image_label_supervision import ImageLabelSupervision
@@ -37,7 +41,7 @@ from .region_training import RegionTraining
 from .score_fusion import ScoreRule
 
 
-class OpenVocabROIHeadsMixin(RegionTraining):
+class OpenVocabROIHeadsMixin(RegionTraining, BlockedScoring):
     """Gives any of Detectron2's ROI heads text classes and targets of mixed supervision.
 
     Target rows may carry ``supervision`` (Ri,): Detectron2's own losses see the BOX rows only, and
@@ -50,8 +54,17 @@ class OpenVocabROIHeadsMixin(RegionTraining):
     """
 
     __jit_unused_properties__ = (
-        "box_predictors", "vocabulary", "logit_scale", "tasks", "needs_teacher_regions"
+        "box_predictors", "vocabulary", "logit_scale", "tasks", "needs_teacher_regions",
+        "detection_choice",
+        "scores_in_blocks",
     )  # fmt: skip
+
+    recipes: ClassVar[dict[str, tuple]] = {
+        "full": (),
+        "frozen": ("MODEL.TUNE.FROZEN", ["backbone."]),
+        "linear": ("MODEL.TUNE.ONLY", ["roi_heads.box_predictor."]),
+        "lora": LORA,
+    }
 
     @configurable
     def __init__(
@@ -184,6 +197,13 @@ class OpenVocabROIHeadsMixin(RegionTraining):
         """Factor on cosines of :meth:`region_embeddings`."""
         return self.box_predictors[-1].cls_score.logit_scale
 
+    @property
+    def detection_choice(self) -> BoxPredictorsChoice:
+        """See :class:`~ovd_d2.modeling.detection_choice.DetectionChoice`."""
+        return BoxPredictorsChoice(
+            self.box_predictors, self.score_rule, self.image_branch is not None
+        )
+
     def check_teacher(self, encoder_id: str) -> None:
         """Raises OVDError unless region embeddings by ``encoder_id`` share the classes' space."""
         classes = self.box_predictors[0].cls_score.encoder_id
@@ -218,8 +238,18 @@ class OpenVocabROIHeadsMixin(RegionTraining):
             predictor.set_vocabulary(vocabulary, embeddings)
         if self.image_branch is not None:
             self.image_branch.set_vocabulary(vocabulary, embeddings)
+        self._share_class_embeddings()
         self.num_classes = len(vocabulary)
         self.is_novel = list(vocabulary.is_novel)
+
+    def _share_class_embeddings(self) -> None:
+        """One (K, D) in memory for all stages and branches: a million of 512 numbers take 2 GB."""
+        parts = [*self.box_predictors, *filter(None, [self.image_branch])]
+        classifiers = [getattr(part, "cls_score", None) for part in parts]
+        first = classifiers[0].class_embeddings
+        for classifier in classifiers[1:]:
+            if classifier is not None and torch.equal(classifier.class_embeddings, first):
+                classifier.class_embeddings = first
 
     def _check_has_vocabulary(self) -> None:
         if self.vocabulary is None:
@@ -243,6 +273,10 @@ class OpenVocabROIHeadsMixin(RegionTraining):
             if not torch.jit.is_scripting():
                 self._check_has_vocabulary()
                 self.target_checks.before_inference(self.vocabulary)
+                if self.scores_in_blocks:
+                    found = self.boxes_and_blocked_scores(images, features, proposals)
+                    found = self._detections(*found, [p.image_size for p in proposals])
+                    return self.forward_with_given_boxes(features, found), {}
             boxes, scores = self.boxes_and_scores(images, features, proposals)
             found = self._detections(boxes, scores, [p.image_size for p in proposals])
             return self.forward_with_given_boxes(features, found), {}

@@ -18,6 +18,8 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from .blocked_scores import Opinion
+from .blocked_scoring import boxes_and_opinions
 from .joint_rows import BOX, JointRows
 from .open_vocab_mixin import OpenVocabROIHeadsMixin
 
@@ -93,6 +95,20 @@ class OpenVocabCascadeROIHeads(OpenVocabROIHeadsMixin, CascadeROIHeads):
             stages.append(predictor.predict_probs(predictions, proposals))
         mean = [sum(probabilities) * (1.0 / len(stages)) for probabilities in zip(*stages)]
         return self._scored(images, pooled, boxes, mean, of_rpn)
+
+    def _stages(
+        self, features: dict[str, Tensor], proposals: list[Instances]
+    ) -> tuple[Tensor, list[Tensor], list[list[Opinion]]]:
+        """See :meth:`BlockedScoring._stages`."""
+        image_sizes = [p.image_size for p in proposals]
+        boxes, stages = None, []
+        for k, (head, predictor) in enumerate(zip(self.box_head, self.box_predictor)):
+            if k > 0:
+                proposals = self._create_proposals_from_boxes(boxes, image_sizes)
+            pooled = self.pool(features, [p.proposal_boxes for p in proposals])
+            boxes, opinions = boxes_and_opinions(predictor, head(pooled), proposals)
+            stages.append(opinions)
+        return pooled, boxes, stages
 
 
 @ROI_HEADS_REGISTRY.register()

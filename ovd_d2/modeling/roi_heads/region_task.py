@@ -34,6 +34,12 @@ class RegionTask(nn.Module):
     kind: Supervision
     has_head: bool = False
 
+    @property
+    def learns(self) -> bool:
+        """False for a head of its own of which every parameter is fixed."""
+        parameters = list(self.parameters()) if self.has_head else []
+        return not parameters or any(p.requires_grad for p in parameters)
+
     def losses(
         self, predictor: nn.Module, features: Tensor, rows: Sequence[Instances]
     ) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ class RegionTraining:
     def tasks(self) -> list[RegionTask]:
         """All that learn beside Detectron2's losses: the image branch too, if it does."""
         branch = [self.image_branch] if isinstance(self.image_branch, RegionTask) else []
-        return [*self.region_tasks, *branch]
+        return [task for task in (*self.region_tasks, *branch) if task.learns]
 
     def _train(
         self, features: dict[str, Tensor], proposals: list[Instances], targets: list[Instances]

@@ -105,10 +105,20 @@ class ScoreRule(nn.Module):
         Returns:
             (R, K + 1) scores in [0, 1]; the last column is 0.
         """
+        exponents = None if self.combine == "objectness" else self.exponents(is_novel)
+        return F.pad(self.fused(text[:, :-1], image, objectness, exponents), (0, 1))
+
+    def exponents(self, is_novel: list[bool]) -> Tensor:
+        """(K,) :func:`text_exponents`."""
+        return text_exponents(is_novel, self.base_weight, self.fixed_weight)
+
+    def fused(
+        self, text: Tensor, image: Tensor | None, objectness: Tensor, exponents: Tensor | None
+    ) -> Tensor:
+        """(R, K) scores of classes alone, from (R, K) probabilities of each branch, (R,) objectness
+        and, of an ensemble, (K,) :meth:`exponents`."""
         if self.combine == "objectness":
-            scores = with_objectness(text[:, :-1] if image is None else image, objectness)
-        else:
-            assert image is not None, "an ensemble needs an image branch"
-            exponents = text_exponents(is_novel, self.base_weight, self.fixed_weight)
-            scores = ensemble_probabilities(text[:, :-1], image, exponents)
-        return F.pad(scores, (0, 1))
+            return with_objectness(text if image is None else image, objectness)
+        assert image is not None, "an ensemble needs an image branch"
+        assert exponents is not None, "an ensemble needs exponents"
+        return ensemble_probabilities(text, image, exponents)

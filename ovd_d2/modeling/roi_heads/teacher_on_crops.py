@@ -14,8 +14,10 @@ from torch import Tensor
 
 from ovd_d2.errors import OVDError
 from ovd_d2.language import TextEmbeddings, Vocabulary
+from ovd_d2.layers.row_softmax import row_softmax
 from ovd_d2.modeling.classifiers.embedding_classifier import encoders_differ
 
+from .blocked_scores import Opinion
 from .image_branch import IMAGE_BRANCH_REGISTRY, ImageBranch, SecondHeadFactory
 
 
@@ -38,6 +40,8 @@ class TeacherOnCrops(ImageBranch):
     With MODEL.IMAGE_BRANCH.SCORES "objectness" this is the paper's CLIP on crops, with "ensemble"
     its ViLD-text + CLIP. Weights of any detector of ours with the same ROI heads fit.
     """
+
+    looks_at_crops = True
 
     def __init__(
         self,
@@ -119,6 +123,13 @@ class TeacherOnCrops(ImageBranch):
         Raises:
             OVDError: the encoder cannot be loaded, or is not that of the class embeddings.
         """
+        opinions, every = self.opinions(pooled, boxes, images), slice(None)
+        with torch.autocast(pooled.device.type, enabled=False):  # fp32: see EmbeddingClassifier
+            return [row_softmax(o.logits(every, every)) for o in opinions]
+
+    @torch.no_grad()
+    def opinions(self, pooled: Tensor, boxes: Sequence[Tensor], images: ImageList) -> list[Opinion]:
+        """See :class:`ImageBranch`."""
         device = self.pixel_mean.device
         if self._encoder is None:
             encoder, self._encoder_id = self._load_encoder(str(device))
@@ -126,11 +137,8 @@ class TeacherOnCrops(ImageBranch):
             self._encoder = encoder
         inside = [_inside(b, size) for b, size in zip(boxes, images.image_sizes)]
         embeddings = self._encoder.encode(self.pixels(images), inside)
-        classes = self.class_embeddings
-        return [
-            (self.logit_scale * e.to(device, torch.float32) @ classes.T).softmax(dim=1)
-            for e in embeddings
-        ]
+        regions = [self.logit_scale * e.to(device, torch.float32) for e in embeddings]
+        return [Opinion(of_image, self.class_embeddings, 1.0) for of_image in regions]
 
     def pixels(self, images: ImageList) -> list[Tensor]:
         """The detector's input before normalisation and padding: (3, H, W) uint8 RGB each."""

@@ -7,7 +7,7 @@ only, and these depend on the best-scored pairs alone.
 Letters: R proposals of an image, K classes, T pairs (proposal, class) above the score threshold.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -17,13 +17,16 @@ from torch import Tensor
 
 from ovd_d2.errors import OVDError
 
-_BLOCK = 64  # scores per block whose maxima bound the top pairs from below
+from .blocked_scores import RUN, BlockedScores, run_maxima
+
+_BLOCK = RUN  # scores per block whose maxima bound the top pairs from below
+_TOPK_AT_ONCE = 1 << 20  # numbers
 _CHUNK = 1024  # pairs taken through NMS at a time: masks of at most 1024 x 1024
 
 
 def top_pairs_inference(
     boxes: Sequence[Tensor],
-    scores: Sequence[Tensor],
+    scores: Sequence[Tensor | BlockedScores],
     image_shapes: Sequence[tuple[int, int]],
     score_thresh: float,
     nms_thresh: float,
@@ -60,7 +63,8 @@ def top_pairs_inference(
     Args:
         boxes: per image (R, 4) float, absolute x0 y0 x1 y1; clipped to the image here.
         scores: per image (R, K + 1) probabilities, the last column background (ignored, but
-            Detectron2 drops a proposal with a box or any score, this one too, not finite).
+            Detectron2 drops a proposal with a box or any score, this one too, not finite), or
+            scores (R, K) that are computed in blocks.
         image_shapes: per image (height, width).
         score_thresh: pairs with a score above it are considered.
         nms_thresh: of two boxes of a class with an IoU above it, the lower-scored one goes.
@@ -83,7 +87,7 @@ def top_pairs_inference(
 
 def _single_image(
     boxes: Tensor,
-    scores: Tensor,
+    scores: Tensor | BlockedScores,
     image_shape: tuple[int, int],
     score_thresh: float,
     nms_thresh: float,
@@ -94,46 +98,55 @@ def _single_image(
             f"Boxes of shape {tuple(boxes.shape)} belong to classes: set "
             "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG True."
         )
-    valid = torch.isfinite(boxes).all(dim=1) & _finite_rows(scores)
+    in_blocks = isinstance(scores, BlockedScores)
+    finite = scores.is_finite() if in_blocks else _finite_rows(scores)
+    valid = torch.isfinite(boxes).all(dim=1) & finite
     if not valid.all():
-        boxes, scores = boxes[valid], scores[valid]
-    scores = scores[:, :-1]
+        boxes = boxes[valid]
+        scores = scores.of_rows(valid) if in_blocks else scores[valid]
+    if not in_blocks:
+        scores = scores[:, :-1]
     clipped = Boxes(boxes)
     clipped.clip(image_shape)
     boxes = clipped.tensor
 
-    rows, classes = _detect(boxes, scores, score_thresh, nms_thresh, topk)
+    rows, classes, found = _detect(boxes, scores, score_thresh, nms_thresh, topk)
     result = Instances(image_shape)
     result.pred_boxes = Boxes(boxes[rows])
-    result.scores = scores[rows, classes]
+    result.scores = found
     result.pred_classes = classes
     return result, rows
 
 
 def _detect(
-    boxes: Tensor, scores: Tensor, score_thresh: float, nms_thresh: float, topk: int
-) -> tuple[Tensor, Tensor]:
-    """Proposals and classes of the detections, best first.
+    boxes: Tensor,
+    scores: Tensor | BlockedScores,
+    score_thresh: float,
+    nms_thresh: float,
+    topk: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Proposals, classes and scores of the detections, best first.
 
     Args:
         boxes: (R, 4) float32, finite and clipped. scores: (R, K) finite.
     """
+    in_blocks = isinstance(scores, BlockedScores)
+    every = len(scores) * (scores.num_classes if in_blocks else scores.shape[1])
     shifted = _shifted_nms_limit(boxes)
-    at_least = max(2 * _CHUNK, 4 * topk, shifted + 1)
+    at_least = max(2 * _CHUNK, 4 * topk, shifted + 1) if topk >= 0 else max(1, every)
     while True:
-        rows, classes, complete = _top_pairs(
-            scores, score_thresh, at_least if topk >= 0 else max(1, scores.numel())
-        )
-        pair_scores, order = scores[rows, classes].sort(descending=True, stable=True)
+        top_pairs = _top_pairs_in_blocks if in_blocks else _top_pairs
+        rows, classes, found, complete = top_pairs(scores, score_thresh, at_least)
+        found, order = found.sort(descending=True, stable=True)
         rows, classes = rows[order], classes[order]
         if complete and (topk < 0 or len(rows) <= shifted):
-            keep = batched_nms(boxes[rows], pair_scores.float(), classes, nms_thresh)
+            keep = batched_nms(boxes[rows], found.float(), classes, nms_thresh)
             keep = keep.sort().values  # its own order of equal scores is not stable
             keep = keep[:topk] if topk >= 0 else keep
-            return rows[keep], classes[keep]
+            return rows[keep], classes[keep], found[keep]
         keep = _class_wise_nms(boxes[rows], classes, nms_thresh, topk)
         if complete or len(keep) >= topk:
-            return rows[keep], classes[keep]
+            return rows[keep], classes[keep], found[keep]
         at_least *= 8
 
 
@@ -152,7 +165,9 @@ def _finite_rows(scores: Tensor) -> Tensor:
     return finite
 
 
-def _top_pairs(scores: Tensor, threshold: float, at_least: int) -> tuple[Tensor, Tensor, bool]:
+def _top_pairs(
+    scores: Tensor, threshold: float, at_least: int
+) -> tuple[Tensor, Tensor, Tensor, bool]:
     """The first pairs above ``threshold`` in the order (score descending, proposal, class).
 
     The ``at_least``-th highest of the maxima of blocks of scores bounds the wanted pairs from
@@ -165,45 +180,77 @@ def _top_pairs(scores: Tensor, threshold: float, at_least: int) -> tuple[Tensor,
         at_least: how many are wanted, > 0.
 
     Returns:
-        Proposals and classes, int64, sorted by (proposal, class), and whether these are surely all
-        pairs above the threshold. If not, they are at least ``at_least``, and no pair left out
-        comes before one of them.
+        Proposals and classes, int64, sorted by (proposal, class), their scores, and whether these
+        are surely all pairs above the threshold. If not, they are at least ``at_least``, and no
+        pair left out comes before one of them.
     """
+    num_classes = scores.shape[1]
     block = min(_BLOCK, scores.numel() // (8 * at_least))
-    maxima = _block_maxima(scores, block) if block > 0 else scores[:0]
-    if maxima.numel() > at_least:
-        bound = maxima.flatten().topk(at_least, sorted=False).values.min()
-        if bound > threshold:
-            return *_pairs_from(bound, maxima, scores, block, at_least), False
-    return *(scores > threshold).nonzero(as_tuple=True), True
+    maxima = run_maxima(scores, block) if block > 0 else scores[:0]
+    bound = _bound(maxima, threshold, at_least)
+    if bound is None:
+        rows, classes = (scores > threshold).nonzero(as_tuple=True)
+        return rows, classes, scores[rows, classes], True
+
+    def of_blocks(rows: Tensor, blocks: Tensor) -> Tensor:
+        classes = blocks[:, None] * block + torch.arange(block, device=scores.device)
+        values = scores[rows[:, None], classes.clamp(max=num_classes - 1)]
+        return values.masked_fill(classes >= num_classes, -torch.inf)  # the last one's overhang
+
+    return *_pairs_from(bound, maxima, of_blocks, block, at_least), False
 
 
-def _block_maxima(scores: Tensor, block: int) -> Tensor:
-    """(R, ceil(K / block)): maxima over runs of ``block`` classes; the last run may be shorter."""
-    whole = scores.shape[1] // block * block
-    maxima = scores[:, :whole].unflatten(1, (whole // block, block)).amax(dim=2)
-    if whole == scores.shape[1]:
-        return maxima
-    return torch.cat([maxima, scores[:, whole:].amax(dim=1, keepdim=True)], dim=1)
+def _top_pairs_in_blocks(
+    scores: BlockedScores, threshold: float, at_least: int
+) -> tuple[Tensor, Tensor, Tensor, bool]:
+    """As :func:`_top_pairs`, of scores that are computed again where they are looked at."""
+    bound = _bound(scores.maxima, threshold, at_least)
+    if bound is None:
+        bound = scores.maxima.new_tensor(threshold)
+        return *_pairs_from(bound, scores.maxima, scores.of_runs, RUN, 0), True
+    return *_pairs_from(bound, scores.maxima, scores.of_runs, RUN, at_least), False
+
+
+def _bound(maxima: Tensor, threshold: float, at_least: int) -> Tensor | None:
+    """The ``at_least``-th highest of (R, blocks) maxima; None if ``threshold`` is as high, or there
+    are not that many."""
+    if maxima.numel() <= at_least:
+        return None
+    best = maxima[:0].flatten()
+    for some in maxima.split(max(_TOPK_AT_ONCE // maxima.shape[1], 1)):  # topk makes large copies
+        best = torch.cat([best, some.flatten()])
+        best = best.topk(min(at_least, len(best)), sorted=False).values
+    bound = best.min()
+    return bound if bound > threshold else None
 
 
 def _pairs_from(
-    bound: Tensor, maxima: Tensor, scores: Tensor, block: int, at_least: int
-) -> tuple[Tensor, Tensor]:
-    """Proposals and classes of all pairs above ``bound`` and, of those equal to it, all in the
-    first rows: in as many rows as make ``at_least`` pairs (all scores may be equal)."""
+    bound: Tensor,
+    maxima: Tensor,
+    of_blocks: Callable[[Tensor, Tensor], Tensor],
+    block: int,
+    at_least: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Proposals, classes and scores of all pairs above ``bound`` and, of those equal to it, all in
+    the first rows: in as many rows as make ``at_least`` pairs (all scores may be equal).
+
+    Args:
+        bound: of the scores.
+        maxima: (R, blocks) of the scores.
+        of_blocks: rows (T,) and blocks (T,) -> the (T, block) scores in them, a negative number
+            beyond the last class.
+        block: classes in a block.
+        at_least: how many pairs.
+    """
     above, tied = maxima > bound, maxima == bound
     num_tied = tied.sum(dim=1)
     tied_before = num_tied.cumsum(dim=0) - num_tied
     take_tied = tied_before < at_least - above.sum()  # (R,)
     rows, blocks = (above | (tied & take_tied[:, None])).nonzero(as_tuple=True)
-
-    num_classes = scores.shape[1]
-    classes = blocks[:, None] * block + torch.arange(block, device=scores.device)
-    values = scores[rows[:, None], classes.clamp(max=num_classes - 1)]
+    values = of_blocks(rows, blocks)
     selected = (values > bound) | ((values == bound) & take_tied[rows][:, None])
-    selected &= classes < num_classes  # the last block's overhang
-    return rows[:, None].expand_as(classes)[selected], classes[selected]
+    places, columns = selected.nonzero(as_tuple=True)
+    return rows[places], blocks[places] * block + columns, values[places, columns]
 
 
 def _class_wise_nms(boxes: Tensor, classes: Tensor, threshold: float, limit: int) -> Tensor:

@@ -4,13 +4,16 @@ Letters: N images, P prompts of a group, Q boxes of an image and a prompt, Kp cl
 of these prompts, K classes of the vocabulary, L tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
+from ovd_d2.language import ClassEmbedder
+from ovd_d2.structures.grounding import TokenSpans
 
 
 class ImageBatch(NamedTuple):
@@ -59,7 +62,11 @@ class ZeroShotFamily(nn.Module):
         class_score: "max" or "mean" of the tokens of a name, where a family scores tokens.
     """
 
+    learns = False  # whether transformers has a loss for it
     reads_prompt = True  # whether ``prompt`` may be more than the name
+    reads_captions = False  # whether phrases of a sentence can be looked for
+    # See SeesExamples, of RGB images; None: the family gives no embeddings of classes and boxes.
+    embed_examples: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     def __init__(
         self, model: nn.Module, processor: Any, *, prompt: str = "{}", class_score: str = "max"
@@ -91,6 +98,17 @@ class ZeroShotFamily(nn.Module):
         """
         raise NotImplementedError
 
+    def caption_prompt(self, caption: TokenSpans) -> Any:
+        """A caption as a prompt, whose classes are the places of its phrases.
+
+        Raises:
+            OVDError: the family reads names alone.
+        """
+        raise OVDError(
+            f"{self.model.config.model_type} models read names and no captions; take a Grounding "
+            "DINO, or name what to look for by set_vocabulary."
+        )
+
     def encode_texts(self, prompts: Sequence[Any]) -> TextGroup:
         """P prompts of :meth:`prompts_of`, on the model's device."""
         raise NotImplementedError
@@ -101,6 +119,19 @@ class ZeroShotFamily(nn.Module):
 
     def read(self, images: ImageBatch, texts: TextGroup) -> Scored:
         """What the model says about each name in each image."""
+        raise NotImplementedError
+
+    def class_embedder(self, folder: Path) -> ClassEmbedder | None:
+        """What embeds names, of families that have :attr:`embed_examples`, else None.
+
+        Args:
+            folder: of the model.
+        """
+        return None
+
+    def prompts_of_rows(self, rows: Tensor, most: int) -> list[Any]:
+        """Ready class embeddings (K, D) as prompts, of families that have :attr:`embed_examples`;
+        ``most`` as in :meth:`prompts_of`."""
         raise NotImplementedError
 
     def losses(

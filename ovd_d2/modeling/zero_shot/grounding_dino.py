@@ -1,6 +1,7 @@
 """Grounding DINO and MM-Grounding-DINO (LLMDet): captions of class names, fused with the image.
 
-Letters: N images, P captions, Q boxes, Kp names of a caption, L tokens.
+Letters: N images, P captions, Q boxes, Kp names (or phrases) of a caption, L tokens, T tokens of
+names, one that is in two of them counted twice.
 
 Source: Liu et al. 2023, "Grounding DINO"; Zhao et al. 2024, "An Open and Comprehensive Pipeline for
 Unified Object Grounding and Detection"; Fu et al. 2025, "LLMDet".
@@ -12,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_convert
 
 from ovd_d2.encoders.caption_tokenizer import CaptionTokenizer
 from ovd_d2.encoders.huggingface_detectors import dino_phrase
 from ovd_d2.errors import OVDError
 from ovd_d2.language.caption_prompts import CaptionPrompts, Prompt, clean_name
-from ovd_d2.structures.grounding import CaptionTokens
+from ovd_d2.structures.grounding import CaptionTokens, TokenSpans
 
 from .family import ImageBatch, Scored, TextGroup, ZeroShotFamily, padded_numbers, size_of
 from .stand_in import StandIn, standing_in
@@ -28,23 +30,28 @@ _CLASS_COST = 2.0  # weight of the loss on tokens, fixed in transformers
 
 @dataclass
 class _Captions:
-    """P captions: ``tokens``; ``owners`` (P, L) int64 in [0, Kp], the place of each token's name,
-    Kp for none; ``names`` Kp; ``hidden``: what the text backbone has made of them, once it has."""
+    """P captions: ``tokens``; ``places`` (P, T) int64, tokens of names; ``owners`` (P, T) int64 in
+    [0, Kp], the names they belong to, Kp for padding; ``names`` Kp; ``hidden``: what the text
+    backbone has made of them, once it has."""
 
     tokens: CaptionTokens
+    places: Tensor
     owners: Tensor
     names: int
     hidden: list[Any] = field(default_factory=list)
 
 
 class GroundingDinoFamily(ZeroShotFamily):
-    """A prompt is a caption "cat. red mug."; a name scores what its own tokens score.
+    """A prompt is a caption "cat. red mug.", or "a cat on a red chair."; a name or phrase scores
+    what its own tokens score: the best of them (``class_score`` "max"), or their mean.
 
     The image backbone runs once per image and BERT once per caption; encoder and decoder, where
     both are fused, run for each pair of them.
     """
 
+    learns = True
     reads_prompt = False
+    reads_captions = True
 
     def __init__(self, model: nn.Module, processor: Any, **options: Any) -> None:
         super().__init__(model, processor, **options)
@@ -82,14 +89,27 @@ class GroundingDinoFamily(ZeroShotFamily):
         prompt, kept = self.captions.for_training(classes, self.phrases(names), **options)
         return _closed(prompt), kept
 
+    def caption_prompt(self, caption: TokenSpans) -> Prompt:
+        """See the base class. Lower case and a full stop at the end, as the model was trained; the
+        other words are read too."""
+        text = "".join(c.lower() if len(c.lower()) == 1 else c for c in caption.caption)
+        prompt = Prompt(replace(caption, caption=text), torch.arange(len(caption)))
+        return prompt if text.rstrip().endswith((".", "?")) else _closed(prompt)
+
     def encode_texts(self, prompts: Sequence[Prompt]) -> TextGroup:
         """See the base class."""
         tokens = self.tokenizer([prompt.spans.caption for prompt in prompts])
         maps = [p.spans.token_map(offsets) for p, offsets in zip(prompts, tokens.offsets)]
         names = max(len(token_map) for token_map in maps)
-        owners = [m.int().argmax(0).masked_fill(~m.any(0), names) for m in maps]
+        owners, places = zip(*(token_map.nonzero(as_tuple=True) for token_map in maps))
+        captions = _Captions(
+            tokens.to(self.device),
+            pad_sequence(places, batch_first=True).to(self.device),
+            pad_sequence(owners, batch_first=True, padding_value=names).to(self.device),
+            names,
+        )
         return TextGroup(
-            _Captions(tokens.to(self.device), torch.stack(owners).to(self.device), names),
+            captions,
             padded_numbers([prompt.class_numbers for prompt in prompts], self.device),
         )
 
@@ -127,6 +147,8 @@ class GroundingDinoFamily(ZeroShotFamily):
 
     def _of_names(self, scores: Tensor, captions: _Captions) -> Tensor:
         """(N, P, Q, L) scores of tokens -> (N, P, Q, Kp) of names."""
+        n, _, q, _ = scores.shape
+        scores = scores.gather(-1, captions.places[None, :, None].expand(n, -1, q, -1))
         owners = captions.owners[None, :, None].expand_as(scores)
         reduce = {"max": "amax", "mean": "mean"}[self.class_score]
         empty = scores.new_zeros(*scores.shape[:-1], captions.names + 1)

@@ -1,0 +1,101 @@
+"""The present classes of a model as a file of embeddings, for a graph whose classes are an input.
+
+Letters: K classes, D embedding width.
+"""
+
+import os
+from pathlib import Path
+
+from ovd_d2.errors import OVDError
+from ovd_d2.files.atomic import check_output
+from ovd_d2.language import TextEmbeddings, VocabularyLike, as_vocabulary
+from ovd_d2.language.embedding_files import write_embedding_file
+from ovd_d2.modeling import get_vocabulary
+from ovd_d2.modeling.open_vocabulary import part_with
+
+from .model_folders import DEFAULT_MODEL
+from .predictor import OpenVocabPredictor
+
+SUFFIX = ".safetensors"
+
+
+def check_embedding_output(what: str, path: str | os.PathLike) -> None:
+    """Raises OVDError, before any work, unless ``path`` (of option ``what``) can be written."""
+    if Path(path).suffix != SUFFIX:
+        raise OVDError(f"{what} {path}: end the name in {SUFFIX}.")
+    check_output(what, path)
+
+
+def class_embeddings(predictor: OpenVocabPredictor) -> TextEmbeddings:
+    """(K, D) embeddings of the predictor's classes, by the model's own class embedder.
+
+    Raises:
+        OVDError: no classes, or a model that has no class embeddings.
+    """
+    vocabulary, owner = (
+        get_vocabulary(predictor.model),
+        part_with(predictor.model, "class_embedder"),
+    )
+    if owner is None:
+        raise OVDError(
+            f"{type(predictor.model).__name__} has no class embeddings, it reads the names itself: "
+            "give a model with ovd_d2's ROI heads, a DetCLIP or an LSeg."
+        )
+    if vocabulary is None:
+        raise OVDError("There are no names to embed: give some.")
+    return owner.class_embedder.embed(vocabulary)
+
+
+def write_class_embeddings(
+    predictor: OpenVocabPredictor, path: str | os.PathLike
+) -> TextEmbeddings:
+    """Writes ``path`` (.safetensors) and its manifest, which names the encoder and the classes, and
+    says which of these are novel ("is_novel"), as an ensemble has to know.
+
+    Raises:
+        OVDError: as :func:`class_embeddings`, or it cannot be written.
+    """
+    rows = class_embeddings(predictor)
+    manifest = {
+        "encoder_id": rows.encoder_id,
+        "names": list(rows.names),
+        "is_novel": list(get_vocabulary(predictor.model).is_novel),
+    }
+    try:
+        write_embedding_file(Path(path), rows.embeddings, manifest)
+    except OSError as error:
+        raise OVDError(f"Cannot write {path}: {error.strerror or error}.") from error
+    return rows
+
+
+def embed_names(
+    names: VocabularyLike,
+    path: str | os.PathLike,
+    *,
+    model: str | os.PathLike = "",
+    config_file: str | os.PathLike | None = None,
+    weights: str | os.PathLike = "",
+) -> TextEmbeddings:
+    """:func:`write_class_embeddings` of names for a model.
+
+    Args:
+        names: see ``OpenVocabPredictor.set_vocabulary``.
+        path: the file to write.
+        model: see ``OpenVocabPredictor.from_pretrained``; "": the default one.
+        config_file: a yaml, instead of ``model``.
+        weights: of ``config_file``.
+
+    Raises:
+        OVDError: both or neither fit together, no such model, or no usable names.
+    """
+    if model and config_file:
+        raise OVDError("--model and --config-file exclude each other.")
+    if weights and not config_file:
+        raise OVDError("--weights needs the --config-file they were trained with.")
+    as_vocabulary(names)  # bad ones are found before a model is loaded
+    if config_file:
+        predictor = OpenVocabPredictor(config_file, weights, device="cpu")
+    else:
+        predictor = OpenVocabPredictor.from_pretrained(model or DEFAULT_MODEL, device="cpu")
+    predictor.set_vocabulary(names)
+    return write_class_embeddings(predictor, path)

@@ -1,0 +1,178 @@
+"""A detector behind class rules: what it finds is that of the reported classes.
+
+Letters: M rows that the model scores, K reported classes.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+from ovd_d2.errors import OVDError
+from ovd_d2.language import Vocabulary, VocabularyLike
+from ovd_d2.modeling.detection_choice import changed_choice, detection_choice
+
+from .arguments import wanted_vocabulary
+from .class_rules import ClassRules, class_rules, wanted_negatives
+from .name_thresholds import ThresholdsLike, as_thresholds
+
+logger = logging.getLogger(__name__)
+
+OVERLAP = 0.5  # IoU from which boxes are the same thing, for detectors that suppress none
+ROOM = 4  # the model gives so many times the detections that are wanted
+
+
+class RuledDetector:
+    """Names, negatives and synonyms in one pass of the model, and thresholds per name.
+
+    *Negatives.* They compete inside the model as any of its classes (softmax). Whatever the
+    model, a detection of a name is dropped if one of a negative scores more and overlaps it by
+    more than the IoU of the model's own NMS (0.5 of detectors without one).
+
+    *Places.* The model gives :data:`ROOM` times the detections that are wanted, of which those of
+    negatives, of other words for a class and below the thresholds are taken away. Should these
+    have filled all places, so that better ones may be missing, a warning says so.
+
+    Attributes:
+        scored: the M rows that the model gets as its vocabulary.
+        vocabulary: the K reported classes.
+        facts: what was asked for, for whoever writes down what was found.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rules: ClassRules,
+        thresholds: Mapping[str, float],
+        *,
+        score_threshold: float | None,
+        default_threshold: float,
+        topk: int,
+    ) -> None:
+        """
+        Args:
+            model: in eval mode.
+            rules: of the classes.
+            thresholds: class name -> least score, of those that have one of their own.
+            score_threshold: least score of the others; None: what the model considers.
+            default_threshold: their least score where that is None and the model has to consider
+                lower scores because of thresholds or synonyms.
+            topk: most detections per image; < 0: all.
+
+        Raises:
+            OVDError: negatives or thresholds for a model that chooses no boxes.
+        """
+        self.scored, self.vocabulary = rules.scored, rules.reported
+        self._model, self._rules, self._topk = model, rules, topk
+        self._choice = detection_choice(model)
+        if self._choice is None and (rules.negatives or thresholds):
+            raise OVDError(
+                f"{type(model).__name__} does not say how it chooses boxes (it has no "
+                "detection_choice), which negatives and thresholds need: if it gives every pixel a "
+                'class, name what else is there ("sky, wall") in the vocabulary.'
+            )
+        self._norm = math.inf if self._choice is None else self._choice.word_norm
+        sums = rules.most_words > 1 and math.isfinite(self._norm)
+        general = score_threshold
+        if general is None:
+            general = default_threshold if thresholds or sums else 0.0
+        self._least = [thresholds.get(name, general) for name in rules.reported.names]
+        self._lowest = min(self._least) if thresholds or sums else None
+        self.facts = {
+            "negatives": list(rules.negatives),
+            "thresholds": dict(thresholds),
+            "synonyms": rules.synonyms,
+        }
+
+    def detect(self, samples: list[dict[str, Any]]) -> list[dict[str, Instances | Tensor]]:
+        """As ``model(samples)``, of the reported classes."""
+        with self._room():
+            outputs = self._model(samples)
+            most = -1 if self._choice is None else self._choice.max_detections
+        return [self._reported(output, most) for output in outputs]
+
+    def _room(self) -> AbstractContextManager:
+        """The model's own limits, wide enough for all that is taken away afterwards."""
+        choice = self._choice
+        if choice is None:
+            return nullcontext()
+        least = choice.score_threshold
+        if self._lowest is not None:
+            of_a_word = self._lowest / self._rules.most_words ** (1 / self._norm)
+            least = min(least, choice.threshold_for(of_a_word))
+        return changed_choice(choice, least, self._topk * ROOM)
+
+    def _reported(
+        self, output: dict[str, Instances | Tensor], most: int
+    ) -> dict[str, Instances | Tensor]:
+        if "sem_seg" in output:
+            return {"sem_seg": self._rules.apply_to_maps(output["sem_seg"])}
+        overlap = OVERLAP if self._choice is None else self._choice.nms_threshold
+        given = output["instances"]
+        found = self._rules.apply(given, overlap if overlap < 1 else OVERLAP, self._norm)
+        least = torch.tensor(self._least, device=found.scores.device)
+        found = found[found.scores >= least[found.pred_classes]]
+        full = 0 <= most == len(given) and given.scores.min() > least.min()
+        if full and len(found) < self._topk:
+            logger.warning(
+                "All %d detections that the model gives of an image were used up: %d are left of "
+                "the %d wanted, the others were of negatives, of other words for a class, or below "
+                "a threshold. Raise topk or the score threshold, or give fewer negatives.",
+                *(most, len(found), self._topk),
+            )
+        return {"instances": found if self._topk < 0 else found[: self._topk]}
+
+
+def ruled_detector(
+    model: nn.Module,
+    vocabulary: Vocabulary,
+    negatives: VocabularyLike | None = None,
+    thresholds: ThresholdsLike | None = None,
+    synonyms: str = "mean",
+    *,
+    trained: Vocabulary | None = None,
+    **options: Any,
+) -> RuledDetector | None:
+    """The detector for what ``OpenVocabPredictor.set_vocabulary`` was asked for; None if ``model``
+    does for it as it is. It does not get its vocabulary here.
+
+    Args:
+        model: in eval mode.
+        vocabulary: the K classes.
+        negatives: names that compete, whatever gives them; None: none.
+        thresholds: see :func:`as_thresholds`; None: none.
+        synonyms: see :func:`class_rules`.
+        trained: what the model was trained with, see :func:`wanted_vocabulary`.
+        options: of :class:`RuledDetector`.
+
+    Raises:
+        OVDError: arguments that do not go together, or that the model cannot follow.
+    """
+    others = None if negatives is None else wanted_negatives(negatives, vocabulary, trained)
+    rules = class_rules(vocabulary, others, synonyms)
+    own = {} if thresholds is None else as_thresholds(thresholds, vocabulary.names)
+    return RuledDetector(model, rules, own, **options) if own or not rules.is_plain else None
+
+
+def check_rules(
+    vocabulary: str = "",
+    *,
+    negatives: str | None = None,
+    thresholds: ThresholdsLike | None = None,
+    synonyms: str = "mean",
+) -> None:
+    """Raises OVDError for arguments of ``OpenVocabPredictor.set_vocabulary`` that are wrong for any
+    model. Without a ``vocabulary``, that of a model, only what needs no names is looked at."""
+    if vocabulary:
+        names = wanted_vocabulary(vocabulary)
+        others = None if negatives is None else wanted_negatives(negatives, names)
+        class_rules(names, others, synonyms)
+        if thresholds is not None:
+            as_thresholds(thresholds, names.names)
+    else:
+        class_rules(wanted_vocabulary(negatives or "object"), synonyms=synonyms)

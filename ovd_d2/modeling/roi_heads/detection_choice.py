@@ -1,0 +1,55 @@
+"""The detection choice of ROI heads: that of their box predictors."""
+
+import math
+from collections.abc import Sequence
+
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+
+from .score_fusion import ScoreRule
+
+
+class BoxPredictorsChoice:
+    """See :class:`~ovd_d2.modeling.detection_choice.DetectionChoice`; ``MODEL.ROI_HEADS`` and
+    ``TEST`` say it at first."""
+
+    def __init__(
+        self,
+        predictors: Sequence[FastRCNNOutputLayers],
+        score_rule: ScoreRule | None,
+        has_image_branch: bool,
+    ) -> None:
+        """
+        Args:
+            predictors: one, or one per cascade stage; all alike.
+            score_rule: of the heads; None: the probabilities are the scores.
+            has_image_branch: its probabilities are shares, whatever the predictors give.
+        """
+        self._predictors = predictors
+        by_objectness = score_rule is not None and score_rule.combine == "objectness"
+        shares = has_image_branch and by_objectness or not predictors[0].use_sigmoid_ce
+        self.word_norm = (2.0 if by_objectness else 1.0) if shares else math.inf
+
+    @property
+    def score_threshold(self) -> float:
+        return self._predictors[0].test_score_thresh
+
+    @score_threshold.setter
+    def score_threshold(self, value: float) -> None:
+        for predictor in self._predictors:
+            predictor.test_score_thresh = value
+
+    @property
+    def nms_threshold(self) -> float:
+        return self._predictors[0].test_nms_thresh
+
+    @property
+    def max_detections(self) -> int:
+        return self._predictors[0].test_topk_per_image
+
+    @max_detections.setter
+    def max_detections(self, value: int) -> None:
+        for predictor in self._predictors:
+            predictor.test_topk_per_image = value
+
+    def threshold_for(self, score: float) -> float:
+        return score

@@ -1,0 +1,1 @@
+"""``ovd serve``: a page and REST endpoints for everybody who has no command line."""
