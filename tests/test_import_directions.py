@@ -20,7 +20,8 @@ FLOORS = [
     {"proposals"},
     {"jobs"},
     {"benchmarks"},
-    {"cli", "web"},
+    {"web"},
+    {"cli"},
 ]
 ALL = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
 MAY_IMPORT = {

@@ -30,6 +30,7 @@ from ovd_d2.visualization.label_maps import class_shares, draw_label_map
 from .limits import BusyError, Limits, TooLargeError, check_threshold
 
 LEAST_THRESHOLD = 0.05  # what scores less is dropped inside of the model, as in Detectron2
+LABEL_MAPS = ("LSeg", "GroupViT")  # give (K, H, W) scores, not boxes
 UPLOAD = "upload"  # what messages call a picture
 Box = Sequence[float]
 
@@ -226,6 +227,7 @@ class ServedModel:
         with self._turn():
             pixels = read_upload(content, self.limits)
             self._look_for(wanted, example)
+            self._check_label_map(pixels)
             found = next(self._predictor.stream([pixels]))
             return Answer(
                 self.title,
@@ -266,6 +268,17 @@ class ServedModel:
             ) from None
         finally:
             self._places.release()
+
+    def _check_label_map(self, pixels: np.ndarray) -> None:
+        """A label map is (K, H, W) numbers, whatever of it is shown."""
+        classes, (height, width) = len(self._predictor.vocabulary or ()), pixels.shape[:2]
+        if self._predictor.model._get_name() not in LABEL_MAPS:
+            return
+        if classes * height * width > self.limits.label_map:
+            raise TooLargeError(
+                f"{classes} names in {height} x {width} pixels are too many for {self.title}: use "
+                "fewer names or a smaller image."
+            )
 
     def _look_for(self, names: list[str], example: Example | None) -> None:
         """Sets the predictor's vocabulary; the lock must be held."""

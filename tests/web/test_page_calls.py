@@ -77,6 +77,8 @@ def test_bad_input_is_one_sentence(client, capfd, content, names, sentence):
 def test_nothing_uploaded(client):
     ok, output = call(client, None, "dog", 0.05, None, "x")
     assert not ok and output["error"] == "Drop an image first."
+    ok, output = call(client, None, "dog", 0.05, None, "x", index=1)  # of the slider
+    assert ok and output["data"] == [{"__type__": "update"}] * 3
 
 
 @pytest.mark.parametrize("place", range(5))
