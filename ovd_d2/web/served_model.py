@@ -30,7 +30,6 @@ from ovd_d2.visualization.label_maps import class_shares, draw_label_map
 from .limits import BusyError, Limits, TooLargeError, check_threshold
 
 LEAST_THRESHOLD = 0.05  # what scores less is dropped inside of the model, as in Detectron2
-LABEL_MAPS = ("LSeg", "GroupViT")  # give (K, H, W) scores, not boxes
 UPLOAD = "upload"  # what messages call a picture
 Box = Sequence[float]
 
@@ -147,6 +146,10 @@ class ServedModel:
         self.limits = limits
         self._predictor = predictor
         self._trained = predictor.vocabulary
+        if self._trained is None:
+            predictor.set_vocabulary(["thing"])
+        black = np.zeros((64, 64, 3), np.uint8)  # the first picture takes longest, too
+        self._gives_label_maps = next(predictor.stream([black])).sem_seg is not None
         self._present: tuple[str, ...] | None = None
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(1 + limits.waiting)
@@ -272,9 +275,7 @@ class ServedModel:
     def _check_label_map(self, pixels: np.ndarray) -> None:
         """A label map is (K, H, W) numbers, whatever of it is shown."""
         classes, (height, width) = len(self._predictor.vocabulary or ()), pixels.shape[:2]
-        if self._predictor.model._get_name() not in LABEL_MAPS:
-            return
-        if classes * height * width > self.limits.label_map:
+        if self._gives_label_maps and classes * height * width > self.limits.label_map:
             raise TooLargeError(
                 f"{classes} names in {height} x {width} pixels are too many for {self.title}: use "
                 "fewer names or a smaller image."
