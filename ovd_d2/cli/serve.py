@@ -37,10 +37,8 @@ def command(
     """
     from ovd_d2 import register
     from ovd_d2.web.limits import Limits
-    from ovd_d2.web.server import serve
+    from ovd_d2.web.server import bound_socket, check_packages, serve
 
-    register()
-    _silence_torch()
     limits = Limits(
         names=max_names, pixels=max_pixels, bytes=max_megabytes << 20, waiting=max_waiting
     )
@@ -49,6 +47,10 @@ def command(
         print(f"{address} (Ctrl-C ends it)", flush=True)
 
     try:
-        serve(models or ["mini"], host, port, device, limits, say)
+        with bound_socket(host, port) as listening:
+            check_packages()
+            register()
+            _silence_torch()
+            serve(models or ["mini"], listening, device, limits, say)
     except KeyboardInterrupt:
         raise typer.Exit from None

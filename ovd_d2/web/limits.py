@@ -29,6 +29,7 @@ class Limits:
         pixels: of a picture, looked at before it is decoded.
         bytes: of an upload, and of every other request.
         waiting: requests that wait for a model while it works on another.
+        label_map: names times pixels of a model that gives label maps, 4 bytes each.
         stored: bytes of all uploads together that are kept for pages that are open.
     """
 
@@ -38,6 +39,7 @@ class Limits:
     pixels: int = 16_000_000
     bytes: int = 20 << 20
     waiting: int = 8
+    label_map: int = 500_000_000
     stored: int = 1 << 30
 
     def wanted_names(self, text: str) -> list[str]:

@@ -25,12 +25,13 @@ _FONTS = ("system-ui", "sans-serif")  # those of the browser: none is fetched
 _SWEEP, _KEEP = 60, 1800  # seconds: how often uploads are looked at, and how long they are kept
 _CSS = """
 .gradio-container {max-width: 1240px !important; width: 100% !important; margin: auto}
-.drawn img {max-height: 70vh; object-fit: contain}
+.drawn img {max-height: 62vh; object-fit: contain}
 .table.table {padding: 0}
 .found {max-height: 320px; overflow-y: auto; background: var(--block-background-fill);
  border-radius: 8px}
 .found table {width: 100%; border: 0 !important; border-collapse: collapse; margin: 0;
  font-size: 14px}
+.found tr, .found thead, .found tbody {border: 0 !important}
 .found .row td, .found .row th {padding: 6px 10px; text-align: left; overflow-wrap: anywhere;
  border: 0; border-bottom: 1px solid var(--border-color-primary)}
 .found .row > :last-child {text-align: right; width: 5em}
@@ -161,11 +162,8 @@ def _find_tab(served: Mapping[str, ServedModel], limits: Limits) -> None:
             for title, model in served.items():
                 with gr.Column(min_width=280):
                     outputs = _outputs(title)
-                gr.on(
-                    [go.click, names.submit, threshold.release, picture.upload],
-                    _answering(model, _find), inputs, outputs,
-                    concurrency_limit=1, concurrency_id=title, api_visibility="private",
-                )  # fmt: skip
+                triggers = [go.click, names.submit, picture.upload]
+                _connect(title, model, _find, triggers, threshold.release, inputs, outputs)
 
 
 def _ground_tab(served: Mapping[str, ServedModel], limits: Limits) -> None:
@@ -184,11 +182,29 @@ def _ground_tab(served: Mapping[str, ServedModel], limits: Limits) -> None:
             for title, model in served.items():
                 with gr.Column(min_width=280):
                     outputs = _outputs(title)
-                gr.on(
-                    [go.click, caption.submit, threshold.release],
-                    _answering(model, ServedModel.ground), [picture, caption, threshold], outputs,
-                    concurrency_limit=1, concurrency_id=title, api_visibility="private",
+                _connect(
+                    title, model, ServedModel.ground, [go.click, caption.submit],
+                    threshold.release, [picture, caption, threshold], outputs,
                 )  # fmt: skip
+
+
+def _connect(
+    title: str,
+    model: ServedModel,
+    ask: Callable[..., Answer],
+    triggers: list[Any],
+    slider: Any,
+    inputs: list[Any],
+    outputs: list[Any],
+) -> None:
+    """Asks the model on every trigger; the slider asks only once there is a picture."""
+    import gradio as gr
+
+    for events, quiet in ((triggers, False), ([slider], True)):
+        gr.on(
+            events, _answering(model, ask, quiet), inputs, outputs, trigger_mode="always_last",
+            concurrency_limit=1, concurrency_id=title, api_visibility="private",
+        )  # fmt: skip
 
 
 def _threshold_slider(model: ServedModel) -> Any:
@@ -250,11 +266,16 @@ def _content(path: str) -> bytes:
     return found.read_bytes()
 
 
-def _answering(model: ServedModel, ask: Callable[..., Answer]) -> Callable[..., list[Any]]:
-    """What an event of the page calls: inputs -> outputs, and one sentence for what is wrong."""
+def _answering(
+    model: ServedModel, ask: Callable[..., Answer], quiet: bool
+) -> Callable[..., list[Any]]:
+    """What an event of the page calls: inputs -> outputs, and one sentence for what is wrong;
+    ``quiet``: nothing happens without a picture."""
     import gradio as gr
 
     def answer(picture: str | None, words: str, *options: Any) -> list[Any]:
+        if picture is None and quiet:
+            return [gr.skip()] * 3
         if picture is None:
             raise gr.Error("Drop an image first.", print_exception=False)
         try:

@@ -146,6 +146,10 @@ class ServedModel:
         self.limits = limits
         self._predictor = predictor
         self._trained = predictor.vocabulary
+        if self._trained is None:
+            predictor.set_vocabulary(["thing"])
+        black = np.zeros((64, 64, 3), np.uint8)  # the first picture takes longest, too
+        self._gives_label_maps = next(predictor.stream([black])).sem_seg is not None
         self._present: tuple[str, ...] | None = None
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(1 + limits.waiting)
@@ -226,6 +230,7 @@ class ServedModel:
         with self._turn():
             pixels = read_upload(content, self.limits)
             self._look_for(wanted, example)
+            self._check_label_map(pixels)
             found = next(self._predictor.stream([pixels]))
             return Answer(
                 self.title,
@@ -266,6 +271,15 @@ class ServedModel:
             ) from None
         finally:
             self._places.release()
+
+    def _check_label_map(self, pixels: np.ndarray) -> None:
+        """A label map is (K, H, W) numbers, whatever of it is shown."""
+        classes, (height, width) = len(self._predictor.vocabulary or ()), pixels.shape[:2]
+        if self._gives_label_maps and classes * height * width > self.limits.label_map:
+            raise TooLargeError(
+                f"{classes} names in {height} x {width} pixels are too many for {self.title}: use "
+                "fewer names or a smaller image."
+            )
 
     def _look_for(self, names: list[str], example: Example | None) -> None:
         """Sets the predictor's vocabulary; the lock must be held."""

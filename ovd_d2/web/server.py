@@ -37,7 +37,11 @@ def check_packages() -> None:
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """A socket that listens nowhere yet, so that a taken port shows before a model is loaded.
+    """A socket that listens, so that a taken port shows before a model is loaded.
+
+    Args:
+        host: of this machine.
+        port: 0: any that is free.
 
     Raises:
         OVDError: the port is taken, or the host is none of this machine.
@@ -75,8 +79,7 @@ def build_app(served: Mapping[str, Any], limits: Limits, folder: Path) -> Any:
 
 def serve(
     models: Sequence[str],
-    host: str,
-    port: int,
+    listening: socket.socket,
     device: str | None,
     limits: Limits,
     on_start: Callable[[str], None],
@@ -85,14 +88,13 @@ def serve(
 
     Args:
         models: see ``OpenVocabPredictor.from_pretrained``; several are shown side by side.
-        host: where to listen.
-        port: 0: any that is free.
+        listening: see :func:`bound_socket`.
         device: "cpu", "cuda", ...; None: a GPU if there is one.
         limits: what a request may ask for.
         on_start: called with the address.
 
     Raises:
-        OVDError: a package or model is missing, or the port is taken.
+        OVDError: a package or model is missing.
     """
     check_packages()
     import uvicorn
@@ -101,7 +103,7 @@ def serve(
 
     from .served_model import ServedModel
 
-    with bound_socket(host, port) as listening, _upload_folder() as folder:
+    with _upload_folder() as folder:
         titles = titles_of(models)
         served = {t: ServedModel.load(t, model, limits, device) for t, model in titles.items()}
         app = build_app(served, limits, Path(folder))
@@ -109,8 +111,8 @@ def serve(
             app, log_level="warning", timeout_graceful_shutdown=_GRACE, server_header=False,
             limit_concurrency=200, ws="none",
         )  # fmt: skip
-        shown = f"[{host}]" if ":" in host else host
-        on_start(f"http://{shown}:{listening.getsockname()[1]}")
+        host, port = listening.getsockname()[:2]
+        on_start(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
         uvicorn.Server(config).run(sockets=[listening])
 
 

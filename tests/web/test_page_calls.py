@@ -77,6 +77,9 @@ def test_bad_input_is_one_sentence(client, capfd, content, names, sentence):
 def test_nothing_uploaded(client):
     ok, output = call(client, None, "dog", 0.05, None, "x")
     assert not ok and output["error"] == "Drop an image first."
+    ok, output = call(client, None, "dog", 0.05, None, "x", index=1)  # of the slider
+    assert ok and len(output["data"]) == 3
+    assert all(kept["__type__"] == "update" and "value" not in kept for kept in output["data"])
 
 
 @pytest.mark.parametrize("place", range(5))

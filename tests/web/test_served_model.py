@@ -1,5 +1,6 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from small_uploads import LIMITS, encoded, png
 from ovd_d2.errors import OVDError
 from ovd_d2.inference.predictor import OpenVocabPredictor
 from ovd_d2.web.limits import BusyError, TooLargeError
-from ovd_d2.web.served_model import Example, read_upload
+from ovd_d2.web.served_model import Example, ServedModel, read_upload
 
 
 def test_finds_what_the_predictor_finds(served, exported):
@@ -127,6 +128,17 @@ def test_models_that_read_no_captions_say_so(served):
     assert not served["random"].reads_captions
     with pytest.raises(OVDError, match="reads no captions"):
         served["random"].ground(png(), "a cat")
+
+
+def test_label_maps(label_map_model):
+    model = ServedModel.load("maps", str(label_map_model), LIMITS, "cpu")
+    answer = model.detect(png(), "dog, red mug")
+    assert answer.rows() == [] and sum(answer.shares().values()) == pytest.approx(1)
+    assert answer.drawn().shape[2] == 3
+    assert {a["category_id"] for a in answer.coco()["annotations"]} <= {1, 2}
+    model.limits = replace(LIMITS, label_map=2 * 96 * 120 - 1)
+    with pytest.raises(TooLargeError, match="2 names in 96 x 120 pixels are too many for maps"):
+        model.detect(png(), "dog, red mug")
 
 
 def test_uploads_are_measured_before_they_are_decoded():
