@@ -199,6 +199,17 @@ def test_finds_what_was_drawn(open_page, scene):
 
 
 @needs_chromium
+def test_the_slider_waits_for_a_picture(open_page, scene):
+    page = open_page()
+    page.fill(".threshold input[type=number]", "0.5")
+    page.press(".threshold input[type=number]", "Tab")
+    page.wait_for_timeout(1000)
+    find(page, scene)
+    assert page.locator(".found td").count() == 4  # two rows
+    assert page.locator("[data-testid=toast-body]").count() == 0
+
+
+@needs_chromium
 def test_fits_a_phone(open_page, scene):
     page = open_page(**PHONE)
     find(page, scene)
