@@ -51,7 +51,7 @@ EXTRAS = {
     "timm": ["timm>=1.0"],
     "grounding": ["transformers>=4.40"],
     "openclip": ["open_clip_torch>=3"],
-    "web": ["gradio>=6.7", "gradio-image-annotation>=0.5.6"],
+    "web": ["gradio>=6.7", "gradio-image-annotation>=0.5.6", "fastapi", "uvicorn"],
     # large images in tiles, and supervision's Detections
     "tiles": ["supervision>=0.31"],
     # video files, webcams and streams, with ids that follow an object
@@ -68,7 +68,17 @@ EXTRAS = {
         "nbmake>=1.5",
         "ipykernel",
     ],
-    "dev": ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff"],
+    "dev": [
+        "pytest>=8",
+        "pytest-timeout",
+        "pytest-xdist",
+        "pytest-cov",
+        "hypothesis",
+        "ruff",
+        "httpx",
+        "schemathesis",
+        "playwright",
+    ],
 }
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 

@@ -63,7 +63,7 @@ OPTIONAL_PARTS = (
     ),
     ("OpenCLIP models", "open_clip", "open_clip_torch", "pip install open_clip_torch"),
     ("adapters (LoRA)", "peft", "peft", "pip install 'ovd_d2[finetune]'"),
-    ("web demo", "gradio", "gradio", "pip install 'gradio>=6.7'"),
+    ("ovd serve", "gradio", "gradio", "pip install 'ovd_d2[web]'"),
     ("large images in tiles", "supervision", "supervision", "pip install 'ovd_d2[tiles]'"),
     ("video", "av", "av", "pip install 'ovd_d2[video]'"),
     ("video: track ids", "trackers", "trackers", "pip install 'ovd_d2[video]'"),
