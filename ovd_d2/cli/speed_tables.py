@@ -65,7 +65,7 @@ def blocks_table(cells: list["BlockedCell"], setting: dict[str, Any]) -> "Table"
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        title=f"from embeddings of {setting['dim']} numbers, in blocks of classes: "
+        title=f"in blocks of classes, embeddings of {setting['dim']} numbers\n"
         f"{setting['proposals']} proposals, {setting['topk']} detections; {setting['device']}, "
         f"{setting['threads']} threads, torch {setting['torch']}",
         caption="median seconds per image, in turn with the product of all regions and classes; "

@@ -292,7 +292,8 @@ class OpenVocabROIHeadsMixin(RegionTraining, BlockedScoring):
     def boxes_and_scores(
         self, images: ImageList, features: dict[str, Tensor], proposals: list[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """What the heads make of the proposals, before thresholds and NMS choose among them.
+        """What the heads make of the proposals, before thresholds and NMS choose among them, as
+        tables: with very many classes see :meth:`BlockedScoring.boxes_and_blocked_scores`.
 
         Args:
             images: the model's input: normalised and padded.
