@@ -283,7 +283,7 @@ def _load(
     if options["score_threshold"] is None:
         facts = {} if config_file else facts_of(model or DEFAULT_MODEL)
         options["score_threshold"] = facts.get("score_threshold", SCORE_THRESHOLD)
-    rules, vocabulary = options.pop("rules"), options["vocabulary"]
+    rules, vocabulary = options.pop("rules", {}), options["vocabulary"]
     if has_rules := any(value not in (None, "mean") for value in rules.values()):
         options["vocabulary"] = None  # set with its rules, once
     if config_file:

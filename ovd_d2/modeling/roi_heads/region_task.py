@@ -31,6 +31,8 @@ class RegionTask(nn.Module):
             as pooled for the first.
     """
 
+    __jit_unused_properties__ = ("learns",)
+
     kind: Supervision
     has_head: bool = False
 
