@@ -44,6 +44,9 @@ def test_all_models_as_a_process(checkout):
     assert mask["box"]["AP_novel"] is None
     assert "segm" not in summary["models"]["vild_text"]
     assert mask["seconds"] > 0
+    page = (checkout / "output/demo/index.html").read_text()
+    assert "<td>ViLD-text</td>" in page and "<td>20.0</td>" in page
+    assert 'src="detections.png"' in page
     for name in ("average_precision.png", "detections.png", "loss_curves.png"):
         with Image.open(checkout / "output/demo" / name) as image:
             assert min(image.size) > 200
