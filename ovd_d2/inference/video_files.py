@@ -265,6 +265,9 @@ class VideoWriter:
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
         options = {"preset": "veryfast", "crf": "20"} if codec == "libx264" else {"qscale": "3"}
         self._stream = self._container.add_stream(codec, rate=self._rate, options=options)
+        self._stream.codec_context.thread_count = (
+            1  # bytes then do not depend on the machine's cores
+        )
         self._size = (height + height % 2, width + width % 2)
         self._stream.height, self._stream.width = self._size
         self._stream.pix_fmt = "yuv420p"
