@@ -42,5 +42,6 @@ def add_keys(cfg: CN) -> None:
     # Are the objects found, whatever they are called? AP50 and R50 of the boxes as if all classes
     # were one, by MAVL's protocol, beside AP: the TOPK best detections of an image, IoU above 0.5.
     # Detections in images without an object are wrong for data sets of type "pascal_voc", and do
-    # not count for others, as in the public code.
-    cfg.TEST.CLASS_AGNOSTIC = CN({"ENABLED": False, "TOPK": 50})
+    # not count for others, as in the public code. ONLY: nothing else is reported, and a model that
+    # finds objects without a vocabulary (MAVL) is asked for those, not for the data set's classes.
+    cfg.TEST.CLASS_AGNOSTIC = CN({"ENABLED": False, "TOPK": 50, "ONLY": False})

@@ -131,8 +131,9 @@ def build_evaluator(
     check_evaluator(cfg, dataset_name)
     if output_folder is None:
         output_folder = os.path.join(cfg.OUTPUT_DIR, "inference")
-    evaluators = _evaluators_of(cfg, dataset_name, output_folder)
-    if cfg.TEST.PRESENCE.ENABLED:
+    alone = cfg.TEST.CLASS_AGNOSTIC.ENABLED and cfg.TEST.CLASS_AGNOSTIC.ONLY
+    evaluators = [] if alone else _evaluators_of(cfg, dataset_name, output_folder)
+    if cfg.TEST.PRESENCE.ENABLED and not alone:
         threshold, is_novel = cfg.TEST.PRESENCE.THRESHOLD, _is_novel(cfg, dataset_name)
         evaluators.append(
             PresenceEvaluator(
