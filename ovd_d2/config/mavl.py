@@ -2,7 +2,17 @@
 
 from detectron2.config import CfgNode as CN
 
-from ovd_d2.config.rules import BELOW_1, COUNT, COUNT_OR_0, NAMES, SHARE, Rows, Rule
+from ovd_d2.config.rules import (
+    BELOW_1,
+    COUNT,
+    COUNT_OR_0,
+    NAMES,
+    SHARE,
+    Rows,
+    Rule,
+    at_least,
+    each,
+)
 
 RULES: Rows = (  # rule, prefix, keys below it
     (COUNT, "MODEL.MAVL.",
@@ -11,6 +21,8 @@ RULES: Rows = (  # rule, prefix, keys below it
     (COUNT_OR_0, "MODEL.MAVL.", "BOXES_PER_QUERY_TEST"),
     (SHARE, "MODEL.MAVL.", "SCORE_THRESH_TEST NMS_THRESH_TEST"),
     (BELOW_1, "MODEL.MAVL.", "DROPOUT"),
+    (each(at_least(0), 3), "MODEL.MAVL.", "MATCH_COSTS LOSS_WEIGHTS"),
+    (at_least(0), "MODEL.MAVL.", "NO_OBJECT_WEIGHT"),
     (NAMES, "MODEL.MAVL.", "IN_FEATURES QUERIES_TEST"),
     (Rule(lambda v: v.count("{}") == 1, "a text with one {} for the name"), "MODEL.MAVL.",
      "CLASS_QUERY"),
@@ -63,3 +75,8 @@ def add_keys(cfg: CN) -> None:
     _C.NMS_THRESH_TEST = 0.5
     # Boxes are cut to whole pixels before they are compared, as in the public code.
     _C.WHOLE_PIXELS_TEST = False
+    # Training: weights of the class, L1 and GIoU in the costs by which queries and objects are
+    # matched, and in the loss; and in it of queries without an object.
+    _C.MATCH_COSTS = [1.0, 5.0, 2.0]
+    _C.LOSS_WEIGHTS = [1.0, 5.0, 2.0]
+    _C.NO_OBJECT_WEIGHT = 0.1

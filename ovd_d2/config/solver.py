@@ -2,7 +2,18 @@
 
 from detectron2.config import CfgNode as CN
 
-from ovd_d2.config.rules import COUNT, COUNT_OR_0, NAMES, Rows, Rule, at_least, empty_or, one_of
+from ovd_d2.config.rules import (
+    BELOW_1,
+    COUNT,
+    COUNT_OR_0,
+    NAMES,
+    SHARE,
+    Rows,
+    Rule,
+    at_least,
+    empty_or,
+    one_of,
+)
 
 _PREFIX_FACTORS = Rule(
     lambda v: (
@@ -18,6 +29,9 @@ RULES: Rows = (  # rule, prefix, keys below it
     (_PREFIX_FACTORS, "SOLVER.", "LR_MULTIPLIERS"),
     (empty_or(NAMES), "SOLVER.", "NO_WEIGHT_DECAY"),
     (one_of("SGD", "ADAMW"), "SOLVER.", "OPTIMIZER"),
+    (empty_or(NAMES), "SOLVER.LINEAR_LR.", "PREFIXES"),
+    (SHARE, "SOLVER.LINEAR_LR.", "WARMUP"),
+    (BELOW_1, "SOLVER.EMA.", "DECAY"),
     (one_of("float16", "bfloat16"), "SOLVER.AMP.", "DTYPE"),
 )  # fmt: skip
 
@@ -35,6 +49,14 @@ def add_keys(cfg: CN) -> None:
             "SOLVER.LR_MULTIPLIERS",
             message=f'write [["{prefix}", factor]]; without a factor leave it out',
         )
+    # Parameters whose names begin with one of PREFIXES have a schedule of their own, whatever
+    # LR_SCHEDULER_NAME says: linear from 0 to their rate over the first share WARMUP of MAX_ITER,
+    # then linear to 0 (MDETR's and MAVL's text encoder).
+    cfg.SOLVER.LINEAR_LR = CN({"PREFIXES": [], "WARMUP": 0.01})
+    # An exponential moving average of the weights: it is what is saved, evaluated and opened by
+    # others. A checkpoint holds the trained weights too, for --resume. Short trainings need a
+    # smaller DECAY: it looks back over about 1 / (1 - DECAY) steps.
+    cfg.SOLVER.EMA = CN({"ENABLED": False, "DECAY": 0.9998})
     # Parameters that do not decay, by the last word of their names: learned factors on logits and
     # on the box deltas of a level, for which 0 means nothing. Biases and norms have keys of their
     # own.

@@ -18,6 +18,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.backbone import Backbone
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
+from torchvision.ops import box_convert
 
 from ovd_d2.errors import OVDError
 from ovd_d2.language import (
@@ -34,7 +35,9 @@ from ovd_d2.modeling.decoders import (
     QueryHeads,
 )
 from ovd_d2.modeling.fusion import LateFusion
+from ovd_d2.modeling.hungarian_matching import HungarianMatcher
 from ovd_d2.modeling.query_merging import QueryMerging
+from ovd_d2.modeling.set_criterion import SetCriterion
 from ovd_d2.modeling.target_checks import TargetChecks
 from ovd_d2.modeling.text_backbone import build_text_backbone
 from ovd_d2.modeling.tuning import LORA
@@ -75,6 +78,10 @@ class MAVL(WordDetector):
     ``scores`` in 0..1 and ``pred_classes``, best first. Backbone and transformer run once per image
     whatever is asked; the results for an image do not depend on the images it is batched with.
 
+    Training takes samples with a ``caption`` of P phrases and ``instances`` with ``gt_boxes`` (Gi,
+    4) and ``gt_phrases`` (Gi,) int64 in [0, P), and returns the losses of :class:`SetCriterion`. A
+    model without text learns boxes alone, with or without a caption.
+
     A model without text (``fusion`` None; MAVL's control "minus language") has heads of two
     columns, reads the queries after every decoder layer, and finds objects of any class alone.
     """
@@ -110,6 +117,7 @@ class MAVL(WordDetector):
         queries: Sequence[str] = ("all objects",),
         class_query: str = "every {}",
         pairs_at_once: int = 16,
+        criterion: SetCriterion | None = None,
         target_checks: TargetChecks | None = None,
     ) -> None:
         """
@@ -128,6 +136,7 @@ class MAVL(WordDetector):
             queries: what is asked for objects of any class.
             class_query: what is asked for a class, {} for its name.
             pairs_at_once: most pairs of image and text in the fusion at test time.
+            criterion: the losses; None: with the public code's weights.
             target_checks: knows how the data sets number their classes; None: as the vocabulary.
 
         Raises:
@@ -144,6 +153,10 @@ class MAVL(WordDetector):
         self.fusion = fusion
         self.heads = heads
         self.merging = merging
+        if criterion is None:
+            kind = "focal" if fusion is None else "soft_token"
+            criterion = SetCriterion(matcher=HungarianMatcher(), kind=kind)
+        self.criterion = criterion
         self.in_features = list(in_features)
         self.queries = tuple(queries)
         self.class_query = class_query
@@ -195,6 +208,7 @@ class MAVL(WordDetector):
                 max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
                 whole_pixels=keys.WHOLE_PIXELS_TEST,
             ),
+            "criterion": _criterion(keys),
             "vocabulary": configured_vocabulary(
                 cfg.MODEL.OPEN_VOCAB.VOCABULARY, cfg.DATASETS.TRAIN, cfg.DATASETS.NOVEL_NAMES
             ),
@@ -301,6 +315,39 @@ class MAVL(WordDetector):
         ]
         return {**outputs[-1], "aux_outputs": outputs[:-1]}
 
+    # Training.
+
+    def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """See the class.
+
+        Raises:
+            OVDError: an image has no caption, or boxes that belong to no phrase of it.
+        """
+        targets = [sample["instances"].to(self.device) for sample in batched_inputs]
+        image = self.read_images([sample["image"] for sample in batched_inputs])
+        boxes = [_relative_boxes(rows) for rows in targets]
+        if self.fusion is None:
+            maps = [torch.ones_like(one[:, :1], dtype=torch.bool) for one in boxes]
+            return self.criterion(self.predict_queries(image, None), maps, boxes)
+        captions = [self._training_caption(sample) for sample in batched_inputs]
+        self._check_phrases(batched_inputs, targets)
+        tokens = self.text_backbone.tokenizer([one.caption for one in captions], truncate=True)
+        maps = [
+            caption.token_map(offsets).to(self.device)[rows.gt_phrases]
+            for caption, offsets, rows in zip(captions, tokens.offsets, targets)
+        ]
+        return self.criterion(self.predict_queries(image, self.read_texts(tokens)), maps, boxes)
+
+    def _training_caption(self, sample: dict[str, Any]) -> TokenSpans:
+        caption = self._caption_of(sample)
+        if caption is None:
+            raise OVDError(
+                f"{sample.get('file_name', 'A training image')} has no caption, and MAVL learns "
+                "from grounded captions: name data sets of them in DATASETS.TRAIN and set "
+                "INPUT.MAPPER GroundingMapper, or set MODEL.MAVL.LANGUAGE False."
+            )
+        return caption
+
     # Detection.
 
     @torch.no_grad()
@@ -372,6 +419,27 @@ class MAVL(WordDetector):
         scores = torch.einsum("nqt,pt->npq", words[..., : columns.shape[1]], columns)
         boxes = found["pred_boxes"][:, None].expand(-1, len(caption), -1, -1)
         return boxes, scores
+
+
+def _criterion(keys: CfgNode) -> SetCriterion:
+    """The losses that ``MODEL.MAVL`` asks for."""
+    class_cost, l1_cost, giou_cost = keys.MATCH_COSTS
+    token_weight, l1_weight, giou_weight = keys.LOSS_WEIGHTS
+    return SetCriterion(
+        matcher=HungarianMatcher(class_cost=class_cost, l1_cost=l1_cost, giou_cost=giou_cost),
+        kind="soft_token" if keys.LANGUAGE else "focal",
+        no_object_weight=keys.NO_OBJECT_WEIGHT,
+        token_weight=token_weight,
+        l1_weight=l1_weight,
+        giou_weight=giou_weight,
+    )
+
+
+def _relative_boxes(rows: Instances) -> Tensor:
+    """(Gi, 4) cx cy w h in 0..1 of ``gt_boxes``."""
+    height, width = rows.image_size
+    corners = rows.gt_boxes.tensor
+    return box_convert(corners / corners.new_tensor([width, height] * 2), "xyxy", "cxcywh")
 
 
 def _instances(boxes: Tensor, scores: Tensor, groups: Tensor, size: tuple[int, int]) -> Instances:
