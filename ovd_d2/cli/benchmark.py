@@ -106,9 +106,19 @@ ROWS = {
     "lseg": Row("LSeg"),
     "lseg_all": Row("LSeg, all label maps (oracle)"),
     "groupvit": Row("GroupViT, captions alone"),
+    "mavl": Row("MAVL, four questions"),
+    "mavl_all_objects": Row('MAVL, "all objects" alone', evaluates="mavl"),
+    "mavl_minus_language": Row("MAVL minus language (control)"),
+    "mavl_vild_text": Row("ViLD-text's boxes (for comparison)", evaluates="vild_text"),
+    "mavl_rpn": Row("ViLD-text's RPN (for comparison)", evaluates="vild_text"),
 }
-# Task -> a table of the rows that were evaluated on it: its first metric, and its picture.
-TABLES = (("box", "AP", "average_precision.png"), ("sem_seg", "mIoU", "mean_iou.png"))
+# Task -> a table of the rows that were evaluated on it: its first metric, and its picture of base
+# and novel classes, if it knows them.
+TABLES = (
+    ("box", "AP", "average_precision.png"),
+    ("sem_seg", "mIoU", "mean_iou.png"),
+    ("class_agnostic", "AP50", ""),
+)
 
 
 def command(
@@ -276,11 +286,12 @@ def _report(done: "Mapping[str, Sequence[Run]]", out: Path, root: Path, seconds:
             continue
         dataset = chosen[0]["runs"][0]["dataset"]
         titled = {row["title"]: {**row[task], **row.get("grounding", {})} for row in chosen}
-        plot_average_precision(titled, dataset, root / out / picture, metric)
+        if picture:
+            plot_average_precision(titled, dataset, root / out / picture, metric)
+            files.append(f"{out}/{picture}")
         seeds = max(row["seeds"] for row in chosen)
         _print_table(titled, f"{metric} in percent on {dataset}, mean of {seeds} seed(s) (range)")
         tables.append(markdown_table(titled))
-        files.append(f"{out}/{picture}")
     with atomic_write(root / out / "table.md") as file:
         file.write("\n".join(tables).encode())
     say(", ".join(files))
@@ -288,10 +299,15 @@ def _report(done: "Mapping[str, Sequence[Run]]", out: Path, root: Path, seconds:
 
 def _summary(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A row of summary.json: what all its seeds have been evaluated on, and each of them."""
+    from ovd_d2.benchmarks.recipes import summary
     from ovd_d2.benchmarks.recipes.seeds import mean_and_spread
-    from ovd_d2.benchmarks.recipes.summary import GROUNDING, METRICS, SEGMENTATION
 
-    tasks = {"box": METRICS, "grounding": GROUNDING, "sem_seg": SEGMENTATION}
+    tasks = {
+        "box": summary.METRICS,
+        "grounding": summary.GROUNDING,
+        "sem_seg": summary.SEGMENTATION,
+        "class_agnostic": summary.CLASS_AGNOSTIC,
+    }
     of_all = {
         task: mean_and_spread([run[task] for run in runs], metrics)
         for task, metrics in tasks.items()

@@ -7,6 +7,7 @@ METRICS = ("AP", "AP_base", "AP_novel", "AP50_base", "AP50_novel")
 # Detectron2's task name: the name people read
 TASKS = {"bbox": "box", "segm": "segm"}
 GROUNDING = ("R@1",)  # of models that read captions: phrases whose best box is right
+CLASS_AGNOSTIC = ("AP50", "R50")  # of boxes whatever their classes
 SEGMENTATION = ("mIoU", "mIoU_base", "mIoU_novel")  # of label maps
 
 
@@ -18,11 +19,13 @@ def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, f
 
     Returns:
         {"box": {metric: value}, "segm": ...} with every one of :data:`METRICS`, "grounding" with
-        :data:`GROUNDING`, "sem_seg" with :data:`SEGMENTATION`; None where a metric is missing or
-        not a number. Only the tasks that were evaluated are there.
+        :data:`GROUNDING`, "sem_seg" with :data:`SEGMENTATION`, "class_agnostic" with
+        :data:`CLASS_AGNOSTIC`; None where a metric is missing or not a number. Only the tasks that
+        were evaluated are there.
     """
     asked = [(task, name, METRICS) for task, name in TASKS.items()]
     asked += [("phrase_grounding", "grounding", GROUNDING), ("sem_seg", "sem_seg", SEGMENTATION)]
+    asked += [("class_agnostic", "class_agnostic", CLASS_AGNOSTIC)]
     return {
         name: {metric: _number(results[task].get(metric)) for metric in metrics}
         for task, name, metrics in asked
