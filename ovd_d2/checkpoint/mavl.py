@@ -62,6 +62,7 @@ _IN_BLOCK = (
 )  # fmt: skip
 _LEFT_OUT = ("transformer.text_encoder.pooler.", "transformer.text_encoder.embeddings.position_ids")
 _ALIAS = re.compile(r"(class_embed|bbox_embed)\.(\d+)\.(.*)")
+_DEPTHS = {6: 50, 23: 101, 36: 152}  # by the blocks of the third stage
 _LAYER = ("weight", "bias")
 _NORM = (*_LAYER, "running_mean", "running_var")
 _ATTENTION = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
@@ -86,8 +87,8 @@ class ConvertedMAVL:
 
     Attributes:
         weights: our keys to tensors, fp32.
-        shape: keys of ``MODEL`` to what the weights tell; numbers of heads cannot be seen, but that
-            points times heads is ``POINTS * HEADS``.
+        shape: keys of ``MODEL.MAVL`` to what the weights tell; of heads and points their product,
+            "POINTS * HEADS". "DEPTH" is that of the ResNet.
         left_out: keys of theirs that ours has not.
     """
 
@@ -177,11 +178,21 @@ def _shape_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "DECODER_LAYERS": _count(weights, r"transformer\.decoder\.(\d+)\."),
         "OBJECT_QUERIES": size("transformer.query_embed.weight"),
         "LANGUAGE": language,
+        "DEPTH": _depth(weights),
     }
     if language:
         shape["FUSION_LAYERS"] = _count(weights, r"fusion\.layers\.(\d+)\.")
         shape["WORD_COLUMNS"] = columns - 1
     return shape
+
+
+def _depth(weights: Mapping[str, Tensor]) -> int:
+    blocks = _count(weights, r"backbone\.res4\.(\d+)\.")
+    if blocks not in _DEPTHS:
+        raise OVDError(
+            f"The third stage of the backbone has {blocks} blocks: it is no ResNet-50, 101 or 152."
+        )
+    return _DEPTHS[blocks]
 
 
 def _check_keys(weights: Mapping[str, Tensor], shape: Mapping[str, Any]) -> None:

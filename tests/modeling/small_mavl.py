@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import Backbone
+from small_glip import small_text_backbone
 from torch import nn
 
 from ovd_d2.checkpoint.mavl import renamed
@@ -75,6 +76,45 @@ class GivenMaps(Backbone):
         return {name: one[: len(images)] for name, one in self.maps.items()}
 
 
+class TinyBackbone(Backbone):
+    """Three maps, of strides 8, 16 and 32, that depend on the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 8, stride=8)
+        self.further = nn.ModuleList(nn.Conv2d(8, 8, 3, stride=2, padding=1) for _ in range(2))
+        self.calls = 0
+
+    def output_shape(self):
+        return {f"map{k}": ShapeSpec(channels=8, stride=8 * 2**k) for k in range(3)}
+
+    @property
+    def size_divisibility(self):
+        return 32
+
+    def forward(self, images):
+        self.calls += 1
+        found = [self.stem(images)]
+        for layer in self.further:
+            found.append(layer(found[-1].relu()))
+        return dict(zip(self.output_shape(), found))
+
+
+def small_mavl(language=True, seed=0, **more):
+    """A MAVL of all real parts but the backbone; what it says depends on image and text."""
+    torch.manual_seed(seed)
+    text = small_text_backbone() if language else None
+    given = {"pixel_mean": [120.0] * 3, "pixel_std": [60.0] * 3, "dim": 32, "norm_groups": 4}
+    model = mavl_of(TinyBackbone(), text_backbone=text, **{**given, **more})
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith(("heads.", "fusion.", "transformer.decoder")):
+                parameter += 0.1 * torch.randn_like(parameter)
+        model.heads.boxes[-1].weight.normal_()
+        model.heads.classes.bias[-1] = 3.0 if language else 0.0
+    return model
+
+
 class Words:
     """In the place of a tokenizer: a text is token ids between blanks."""
 
@@ -108,27 +148,29 @@ def small_roberta(vocabulary=60, width=32, layers=2, heads=4, hidden=48, positio
     return HuggingFaceTextBackbone(model=RobertaModel(settings), tokenizer=Words())
 
 
-def mavl_of(backbone, *, text_backbone=None, dim=64, heads=4, points=2, hidden=32, queries=20,
-            layers=2, norm_groups=32, merging=None, **more):  # fmt: skip
+def mavl_of(backbone, *, text_backbone=None, dim=64, heads=4, points=2, hidden=32,
+            object_queries=20, layers=2, norm_groups=32, **more):  # fmt: skip
     """A MAVL on the CPU, in eval mode; without a text backbone one without language."""
     language = text_backbone is not None
     inner = {"dim": dim, "hidden": hidden}
     shapes = backbone.output_shape()
-    return MAVL(
-        backbone=backbone,
-        levels=FeatureLevels([s.channels for s in shapes.values()], dim=dim,
-                             norm_groups=norm_groups),
-        transformer=DeformableTransformer(
-            queries=queries, heads=heads, points=points, encoder_layers=layers,
+    parts = {
+        "levels": FeatureLevels(
+            [s.channels for s in shapes.values()], dim=dim, norm_groups=norm_groups
+        ),
+        "transformer": DeformableTransformer(
+            queries=object_queries, heads=heads, points=points, encoder_layers=layers,
             decoder_layers=layers, all_layers=not language, **inner,
         ),
-        text_backbone=text_backbone,
-        fusion=LateFusion(text_backbone.dim, **inner) if language else None,
-        heads=QueryHeads(dim, 256 if language else 2),
-        merging=merging or QueryMerging(),
-        in_features=list(shapes),
-        **{"vocabulary": None, "pixel_mean": [0.0] * 3, "pixel_std": [1.0] * 3, **more},
-    ).eval()  # fmt: skip
+        "fusion": LateFusion(text_backbone.dim, **inner) if language else None,
+        "heads": QueryHeads(dim, 256 if language else 2),
+        "merging": QueryMerging(),
+        "vocabulary": None,
+        "in_features": list(shapes),
+        "pixel_mean": [0.0] * 3,
+        "pixel_std": [1.0] * 3,
+    }  # fmt: skip
+    return MAVL(backbone=backbone, text_backbone=text_backbone, **{**parts, **more}).eval()
 
 
 def load_public(model: nn.Module, weights):

@@ -10,7 +10,7 @@ and the public code.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -40,7 +40,6 @@ from ovd_d2.modeling.query_merging import QueryMerging
 from ovd_d2.modeling.set_criterion import SetCriterion
 from ovd_d2.modeling.target_checks import TargetChecks
 from ovd_d2.modeling.text_backbone import build_text_backbone
-from ovd_d2.modeling.tuning import LORA
 from ovd_d2.structures.grounding import CaptionTokens, TokenSpans
 
 from .word_detector import WordDetector
@@ -88,16 +87,6 @@ class MAVL(WordDetector):
 
     reads_captions = True
     finds_objects = True  # of any class, without a vocabulary
-    recipes: ClassVar[dict[str, tuple]] = {
-        "full": (
-            "SOLVER.BASE_LR", 1e-4,
-            "SOLVER.LR_MULTIPLIERS", [["backbone.", 0.1], ["text_backbone.", 0.5]],
-        ),
-        "frozen": (
-            "SOLVER.BASE_LR", 1e-4, "MODEL.TUNE.FROZEN", ["backbone.", "text_backbone."]
-        ),
-        "lora": ("SOLVER.BASE_LR", 2e-4, *LORA),
-    }  # fmt: skip
 
     @configurable
     def __init__(
