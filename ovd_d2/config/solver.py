@@ -2,7 +2,19 @@
 
 from detectron2.config import CfgNode as CN
 
-from ovd_d2.config.rules import COUNT, COUNT_OR_0, NAMES, Rows, Rule, at_least, empty_or, one_of
+from ovd_d2.config.rules import (
+    ABOVE_0,
+    BELOW_1,
+    COUNT,
+    COUNT_OR_0,
+    NAMES,
+    Rows,
+    Rule,
+    at_least,
+    each,
+    empty_or,
+    one_of,
+)
 
 _PREFIX_FACTORS = Rule(
     lambda v: (
@@ -18,6 +30,8 @@ RULES: Rows = (  # rule, prefix, keys below it
     (_PREFIX_FACTORS, "SOLVER.", "LR_MULTIPLIERS"),
     (empty_or(NAMES), "SOLVER.", "NO_WEIGHT_DECAY"),
     (one_of("SGD", "ADAMW"), "SOLVER.", "OPTIMIZER"),
+    (each(BELOW_1, 2), "SOLVER.", "ADAM_BETAS"),
+    (ABOVE_0, "SOLVER.", "ADAM_EPS"),
     (one_of("float16", "bfloat16"), "SOLVER.AMP.", "DTYPE"),
 )  # fmt: skip
 
@@ -26,6 +40,10 @@ def add_keys(cfg: CN) -> None:
     """Adds the group to ``cfg``, in place."""
     # "SGD" (Detectron2's) or "ADAMW".
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Of "ADAMW": decay of the means of the gradient and of its square, and what is added to the
+    # root of the latter.
+    cfg.SOLVER.ADAM_BETAS = [0.9, 0.999]
+    cfg.SOLVER.ADAM_EPS = 1e-8
     # [PREFIX, factor] pairs: parameters whose name starts with PREFIX use BASE_LR times the factor
     # of the first that fits, e.g. [["backbone.", 0.1], ["roi_heads.image_branch.", 3.0]].
     cfg.SOLVER.LR_MULTIPLIERS = []

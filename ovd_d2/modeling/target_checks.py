@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 EVALUATION = "DATASETS.TEST"
 # Keys that the model cannot honour itself. Those of the data are honoured by whoever marks rows.
 _TRAINER_KEYS = (
-    "SOLVER.OPTIMIZER", "SOLVER.LR_MULTIPLIERS", "SOLVER.ACCUMULATE", "SOLVER.AMP.DTYPE"
+    "SOLVER.OPTIMIZER", "SOLVER.ADAM_BETAS", "SOLVER.ADAM_EPS", "SOLVER.LR_MULTIPLIERS",
+    "SOLVER.ACCUMULATE", "SOLVER.AMP.DTYPE",
 )  # fmt: skip
 _DATA_KEYS = ("DATASETS.SOURCES", "DATASETS.REGION_STORE", "INPUT.SCALE_JITTER.ENABLED")
 # A source of DATASETS.SOURCES may come late; without any, what does not come at once never does.

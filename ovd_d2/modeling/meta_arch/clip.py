@@ -120,10 +120,10 @@ class CLIP(nn.Module):
             settings |= {"layers": list(keys.RESNET.LAYERS), "width": keys.RESNET.WIDTH}
         text = keys.TEXT
         return {
-            "image_tower": build_image_tower(settings, keys.TIMM.WEIGHTS),
+            "image_tower": build_image_tower(settings, keys.TIMM.WEIGHTS, keys.CHECKPOINT),
             "text_tower": build_text_tower(
                 keys.TEXT_TOWER, keys.EMBED_DIM, width=text.WIDTH, heads=text.HEADS,
-                layers=text.LAYERS, context=text.CONTEXT,
+                layers=text.LAYERS, context=text.CONTEXT, checkpoint=keys.CHECKPOINT,
             ),
             "preprocessing": ImagePreprocessing(
                 image_size=keys.IMAGE_SIZE,
