@@ -12,6 +12,7 @@ from .object_centric_ovd import (
     from_object_centric_ovd,
     to_object_centric_ovd,
 )
+from .openai_clip import from_openai_clip, is_openai_clip, to_openai_clip
 from .weights_file import (
     TRUST_VARIABLE,
     check_trusted,
@@ -38,6 +39,9 @@ __all__ = [
     "from_glip",
     "from_lseg",
     "from_object_centric_ovd",
+    "from_openai_clip",
+    "is_openai_clip",
+    "to_openai_clip",
     "load_weights",
     "plain_settings",
     "read_lightning_state_dict",

@@ -4,13 +4,12 @@ Letters: N images, L sentences, T tokens, F feature width, D embedding width.
 
 A model is named ("ViT-B/32", downloaded by ``clip.load``, which checks its sha256) or given as a
 file: ``.safetensors``, a state dict for ``torch.load(weights_only=True)``, or OpenAI's TorchScript
-archive. Of an archive only the weights are used.
+archive. Of an archive only the weights are read; its code is not.
 """
 
 import functools
 import socket
 import warnings
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from ovd_d2.encoders.registry import EncoderScheme
 from ovd_d2.encoders.text_encoder import BatchedTextEncoder
 from ovd_d2.errors import OVDError, reason
 from ovd_d2.files.digests import file_digest
+from ovd_d2.files.torchscript import is_torchscript, read_torchscript_tensors
 from ovd_d2.layers.recompute import recomputed
 
 _INSTALL = "pip install 'openai-clip==1.0.1' 'setuptools<81'"
@@ -215,8 +215,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             content = load_file(path)
-        elif _is_torchscript(path):
-            content = torch.jit.load(str(path), map_location="cpu").state_dict()
+        elif is_torchscript(path):
+            content = read_torchscript_tensors(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each reader has its own exceptions for damaged files
@@ -232,17 +232,13 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
 def _model_from_weights(clip: ModuleType, weights: dict[str, Tensor], source: str) -> nn.Module:
     """A CLIP with exactly these weights; ``clip`` itself would round them to fp16."""
     for key in ("input_resolution", "context_length", "vocab_size"):  # only in OpenAI's archives
         weights.pop(key, None)
+    masks = [key for key in weights if key.rpartition(".")[2] == "attn_mask"]  # made anew
+    for key in masks:
+        del weights[key]
     try:
         model = clip.model.build_model(dict(weights)).float()
         model.load_state_dict(weights)
