@@ -139,3 +139,28 @@ def test_only_clips_own_towers_have_openais_names():
         to_openai_clip({"image_tower.backbone.conv1.weight": torch.zeros(1)})
     with pytest.raises(OVDError, match="no checkpoint of CLIP"):
         to_openai_clip({"logit_scale": torch.zeros(1)})
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_convert_command_there_and_back(files, tmp_path, capsys):
+    """What was trained here becomes a text encoder and teacher of the detectors."""
+    from ovd_d2.cli.app import main
+    from ovd_d2.encoders import build_image_text_model
+
+    def convert(*words):
+        with pytest.raises(SystemExit) as done:
+            main(["convert", "clip", *map(str, words)])
+        return done.value.code, capsys.readouterr()
+
+    folder, theirs = files
+    ours, back = tmp_path / "ours.pth", tmp_path / "back.pth"
+    assert convert(folder / "archive.pt", "--out", ours)[0] in (0, None)
+    assert convert(ours, "--reverse", "--out", back)[0] in (0, None)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    model = build_image_text_model(f"openai-clip:{back}")
+    expected = build_image_text_model(f"openai-clip:{folder / 'weights.pt'}")
+    assert torch.equal(model.encode_image(images), expected.encode_image(images))
+    assert torch.equal(model.encode_text(["a cat"]), expected.encode_text(["a cat"]))
+    code, said = convert(ours, "--out", tmp_path / "again.pth")
+    assert code == 2 and "no CLIP by OpenAI's names" in said.err
+    assert convert(back, "--reverse", "--out", back)[0] == 2
