@@ -107,7 +107,7 @@ def build(cfg):
             embedder = RandomEmbeddings(cfg.MODEL.OPEN_VOCAB.EMBED_DIM)
             model.target_checks.class_numbers.train_dataset = ""
             set_vocabulary(model, "cat, red mug, zebra crossing", embedder)
-        elif cfg.MODEL.META_ARCHITECTURE == "GroupViT":  # has texts of its own, and is told pairs
+        elif cfg.MODEL.META_ARCHITECTURE in ("CLIP", "GroupViT"):  # have texts of their own
             set_vocabulary(model, "cat, background, zebra crossing")
         elif getattr(model, "reads_captions", False):  # reads the words too
             set_vocabulary(model, "cat, red mug, zebra crossing")
