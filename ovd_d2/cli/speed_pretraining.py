@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _CONFIG = typer.Option(..., help="A yaml of a GLIP, DetCLIP, CLIP or GroupViT.")
 _GPU = typer.Option("a100", help="v100, a100 or h100: 125, 312 or 989 TFLOP/s in 16 bits.")
 _UTILISATION = typer.Option(0.35, help="Share of that which is reached: an assumption.")
-_STEPS = typer.Option(1, help="Timed steps; 0: none, only counted, which takes seconds.")
+_STEPS = typer.Option(1, help="Timed steps; 0: none, operations and bytes alone.")
 _SIZE = typer.Option("", help="Height and width of images with boxes; default: the mean area.")
 _PIXEL = typer.Option(0.53, help="Bytes per pixel of a stored JPEG: an assumption (COCO's).")
 

@@ -250,7 +250,7 @@ def measure_costs(
         opts: KEY value pairs for it.
         assumed: for what follows.
         images: of a step.
-        steps: timed ones; 0: none, which takes seconds.
+        steps: timed ones; 0: none, operations and bytes alone.
         size: height and width of images with boxes; None: see :class:`Part`.
         progress: told what is being measured.
 

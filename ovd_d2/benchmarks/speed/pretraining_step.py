@@ -223,8 +223,8 @@ def made_up_samples(cfg: CfgNode, asked: Asked, classes: int) -> list[dict[str, 
 
 class WithoutProducts(TorchDispatchMode):
     """Inside, what :func:`counted` counts gives zeros of the right shape in the right memory, at
-    once: how much there is to do is the same, and a model that a CPU would take minutes for is
-    counted in seconds. All else, the choice of anchors among it, is computed."""
+    once: how much there is to do is the same, and a CPU gets through a large model sooner. All
+    else, the choice of anchors among it, is computed."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
