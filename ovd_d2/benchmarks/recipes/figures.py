@@ -26,8 +26,6 @@ def update_figures(root: Path, *, write: bool) -> list[str]:
     Returns:
         the pictures that were missing or showed other numbers, relative to ``root``.
     """
-    from ovd_d2.visualization.training_plots import plot_average_precision
-
     outdated = []
     for name, summary in read_summaries(root).items():
         file, family = figure_file(name, root), FAMILIES[name]
@@ -39,6 +37,8 @@ def update_figures(root: Path, *, write: bool) -> list[str]:
             continue
         outdated.append(str(file.relative_to(root)))
         if write:
+            from ovd_d2.visualization.training_plots import plot_average_precision
+
             picture = io.BytesIO()
             plot_average_precision(
                 rows, summary["dataset"], picture, family.bars, what=family.what, note=note
