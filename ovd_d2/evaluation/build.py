@@ -87,7 +87,7 @@ def check_evaluator(cfg: CfgNode, dataset_name: str) -> None:
         raise OVDError(
             f"'{dataset_name}' asks for phrases of captions, which MODEL.META_ARCHITECTURE "
             f"{cfg.MODEL.META_ARCHITECTURE} does not read: leave it out of DATASETS.TEST, or take "
-            "GLIP or DetCLIP."
+            "GLIP, DetCLIP or MAVL."
         )
     not_detection = evaluator_type in ("classification", "phrase_grounding", "refexp")
     if (not_detection or evaluator_type.endswith("sem_seg")) and cfg.TEST.DISTRACTORS:
