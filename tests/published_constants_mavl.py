@@ -71,7 +71,9 @@ MAVL: Constants = {
     "INPUT.MAX_SIZE_TRAIN": 1333,
     "INPUT.MIN_SIZE_TEST": 800,
     "INPUT.MAX_SIZE_TEST": 100000,  # CODE: none
-    "INPUT.CROP.ENABLED": False,  # CHOSEN; CODE: half of the images
+    "INPUT.RESIZE_CROP.PROB": 0.5,
+    "INPUT.RESIZE_CROP.SHORT_SIDES": [400, 500, 600],
+    "INPUT.RESIZE_CROP.SIDES": [384, 1333],
     "DATASETS.TRAIN": ["flickr30k_train", "gqa_vg_train"],
     "DATASETS.TEST": ["coco_2017_val"],
     "DATALOADER.FILTER_EMPTY_ANNOTATIONS": False,
