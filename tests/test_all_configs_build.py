@@ -18,7 +18,13 @@ from ovd_d2.errors import OVDError
 from ovd_d2.language import RandomEmbeddings
 from ovd_d2.modeling import is_open_vocabulary, set_vocabulary
 from ovd_d2.region_store import RegionStoreWriter, StoreFacts
-from ovd_d2.structures import PartialMasks, RegionEmbeddings, Supervision, supervision_of
+from ovd_d2.structures import (
+    PartialMasks,
+    RegionEmbeddings,
+    Supervision,
+    TokenSpans,
+    supervision_of,
+)
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # The backbone of an LSeg -> one of the same kind.
@@ -59,7 +65,7 @@ def distinct_models() -> list[Path]:
         learns = bool(cfg.DATASETS.REGION_STORE)
         cfg.MODEL.WEIGHTS, cfg.MODEL.GLIP.NAMES_PER_CAPTION = "", 0
         cfg.MODEL.GROUPVIT.BACKGROUND_THRESH_TEST = 0.0
-        of_words = cfg.MODEL.META_ARCHITECTURE in ("GLIP", "DetCLIP", "LSeg")
+        of_words = cfg.MODEL.META_ARCHITECTURE in ("GLIP", "DetCLIP", "LSeg", "MAVL")
         data = () if of_words else cfg.DATASETS.TRAIN
         first.setdefault((cfg.MODEL.dump(), learns, data), path)
     return list(first.values())
@@ -91,6 +97,12 @@ def load(path: Path, tmp_path: Path):
         cfg.MODEL.LSEG.WIDTH, test = 32, cfg.MODEL.LSEG.TEST
         test.WINDOW, test.STRIDE, test.BASE_SIZE = test.WINDOW // 5, 64, 104  # 0 stays 0
         test.SCALES = test.SCALES[-1:]
+    if cfg.MODEL.META_ARCHITECTURE == "MAVL":
+        mavl, cfg.MODEL.TEXT_BACKBONE.MODEL, cfg.MODEL.TEXT_BACKBONE.MAX_TOKENS = (
+            cfg.MODEL.MAVL, "minilm", 256
+        )  # fmt: skip
+        cfg.MODEL.RESNETS.DEPTH, mavl.HIDDEN, mavl.OBJECT_QUERIES = 50, 64, 20
+        mavl.ENCODER_LAYERS = mavl.DECODER_LAYERS = mavl.FUSION_LAYERS = 2
     if cfg.MODEL.OPEN_VOCAB.TEXT_ENCODER.startswith("openai-clip:"):
         cfg.MODEL.OPEN_VOCAB.VOCABULARY = "later"
     for section in (cfg.MODEL.RESNETS, cfg.MODEL.FPN, cfg.MODEL.RPN, cfg.MODEL.ROI_BOX_HEAD,
@@ -103,7 +115,9 @@ def build(cfg):
     """The model; classes that were put off are embedded at random."""
     model = build_model(cfg)
     if is_open_vocabulary(model) and cfg.MODEL.OPEN_VOCAB.VOCABULARY == "later":
-        if cfg.MODEL.META_ARCHITECTURE == "LSeg":
+        if cfg.MODEL.META_ARCHITECTURE == "MAVL":
+            pass  # finds objects of any class
+        elif cfg.MODEL.META_ARCHITECTURE == "LSeg":
             embedder = RandomEmbeddings(cfg.MODEL.OPEN_VOCAB.EMBED_DIM)
             model.target_checks.class_numbers.train_dataset = ""
             set_vocabulary(model, "cat, red mug, zebra crossing", embedder)
@@ -153,6 +167,14 @@ def batch(with_mask: bool) -> list[dict]:
     return [{**sample, "caption": caption, "prompted_nouns": [caption] * 3} for caption in captions]
 
 
+def with_phrases(data: list[dict]) -> list[dict]:
+    """The samples with grounded captions."""
+    for sample in data:
+        sample["instances"].gt_phrases = torch.tensor([0, 1])
+        sample["caption"] = TokenSpans("a cat beside a red mug", (((2, 5),), ((15, 22),)))
+    return data
+
+
 def pairs() -> list[dict]:
     """Image-text pairs: pixels, and a caption with its noun phrases."""
     images = torch.randint(0, 256, (2, 3, 128, 160), dtype=torch.uint8)
@@ -187,7 +209,9 @@ def test_config_builds_and_trains_a_step(path, tmp_path):
     torch.manual_seed(0)
     model = build(cfg)
     data = batch(cfg.MODEL.MASK_ON)
-    if getattr(model, "reads_captions", False):  # of detection data, as the first source
+    if cfg.MODEL.META_ARCHITECTURE == "MAVL":
+        data = with_phrases(data)
+    elif getattr(model, "reads_captions", False):  # of detection data, as the first source
         data = [{k: v for k, v in sample.items() if k != "caption"} for sample in data]
     dim = cfg.MODEL.OPEN_VOCAB.EMBED_DIM
     heads = getattr(model, "roi_heads", None)  # CLIP has none
@@ -215,6 +239,8 @@ def test_config_builds_and_trains_a_step(path, tmp_path):
         assert list(losses) == ["loss_word_region"] and torch.isfinite(losses["loss_word_region"])
         check_gradients(model, losses)
     model.eval()
+    if not cfg.MODEL.MAVL.LANGUAGE:  # reads no captions
+        data = [{k: v for k, v in sample.items() if k != "caption"} for sample in data]
     with torch.no_grad():
         assert len(model(data)) == 2
 

@@ -7,6 +7,7 @@ from .groupvit import ConvertedGroupViT, convert_groupvit_names
 from .inert_objects import CLASSES_OF_SETTINGS, plain_settings, read_with_inert_objects
 from .lightning import read_lightning_state_dict
 from .lseg import ConvertedLSeg, from_lseg, to_lseg
+from .mavl import ConvertedMAVL, from_mavl
 from .object_centric_ovd import (
     ConvertedCheckpoint,
     from_object_centric_ovd,
@@ -30,6 +31,7 @@ __all__ = [
     "ConvertedGLIP",
     "ConvertedGroupViT",
     "ConvertedLSeg",
+    "ConvertedMAVL",
     "DeticParts",
     "Fit",
     "check_trusted",
@@ -38,6 +40,7 @@ __all__ = [
     "from_detic",
     "from_glip",
     "from_lseg",
+    "from_mavl",
     "from_object_centric_ovd",
     "from_openai_clip",
     "is_openai_clip",

@@ -152,6 +152,27 @@ def groupvit(
 
 
 @app.command()
+def mavl(
+    source: Path = typer.Argument(..., metavar="FILE", help=".pth or .safetensors."),
+    out: Path | None = typer.Option(
+        None,
+        help=".pth or .safetensors to write; its config is written beside it, with .yaml at the "
+        "end. Default: FILE with _converted.safetensors at the end.",
+    ),
+    ema: bool = typer.Option(
+        False, "--ema", help="The averaged weights (model_ema), which training saves with --ema."
+    ),
+) -> None:
+    """A released MAVL (MDef-DETR), with or without language, for configs/mavl/*.yaml; nothing in
+    the file is run."""
+    from ovd_d2.jobs.convert_mavl import convert_mavl
+
+    out = out or source.with_name(f"{source.stem}_converted.safetensors")
+    out = _prepare(source, out, trust=False)
+    _report(out, convert_mavl(source, out, ema=ema))
+
+
+@app.command()
 def detections(
     source: str = _DETECTIONS,
     to: str = _TO,

@@ -4,7 +4,7 @@ import re
 
 from detectron2.config import CfgNode as CN
 
-from ovd_d2.config.rules import SHARE, Rows, Rule, either, one_of
+from ovd_d2.config.rules import COUNT, SHARE, Rows, Rule, either, one_of
 
 RULES: Rows = (  # rule, prefix, keys below it
     (one_of("hotcoco", "lvis-api"), "TEST.", "LVIS_BACKEND"),
@@ -13,6 +13,7 @@ RULES: Rows = (  # rule, prefix, keys below it
      "TEST.", "DISTRACTORS"),
     (either(SHARE, Rule(lambda v: v == -1, "-1 for the best one")),
      "TEST.PRESENCE.", "THRESHOLD"),
+    (COUNT, "TEST.CLASS_AGNOSTIC.", "TOPK"),
 )  # fmt: skip
 
 
@@ -43,3 +44,9 @@ def add_keys(cfg: CN) -> None:
     # From which score on a name is there; -1: the threshold that is best on the very data, which
     # nobody knows before (the results are called presence_at_best_of_same_data then).
     cfg.TEST.PRESENCE.THRESHOLD = 0.5
+    # Are the objects found, whatever they are called? AP50 and R50 of the boxes as if all classes
+    # were one, by MAVL's protocol, beside AP: the TOPK best detections of an image, IoU above 0.5.
+    # Detections in images without an object are wrong for data sets of type "pascal_voc", and do
+    # not count for others, as in the public code. ONLY: nothing else is reported, and a model that
+    # finds objects without a vocabulary (MAVL) is asked for those, not for the data set's classes.
+    cfg.TEST.CLASS_AGNOSTIC = CN({"ENABLED": False, "TOPK": 50, "ONLY": False})

@@ -94,6 +94,15 @@ def _augmented_test(cfg: CfgNode) -> str | None:
     return None
 
 
+def _averaged_statistics(cfg: CfgNode) -> str | None:
+    if not (cfg.SOLVER.EMA.ENABLED and cfg.TEST.PRECISE_BN.ENABLED):
+        return None
+    return (
+        "TEST.PRECISE_BN makes statistics for the weights that are trained, and SOLVER.EMA saves "
+        "the average of the weights: set one of the two ENABLED keys False."
+    )
+
+
 def _output_dir(cfg: CfgNode) -> str | None:
     """OUTPUT_DIR need not be there yet; the folder above it that is must let it be made."""
     path = cfg.OUTPUT_DIR
@@ -141,7 +150,7 @@ def _linear_probe(cfg: CfgNode) -> str | None:
 
 TOGETHER = (
     _output_dir, _channels, _box_head_layers, _size_range, _scale_jitter, _keypoint_sigmas,
-    _augmented_test, _linear_probe,
+    _augmented_test, _linear_probe, _averaged_statistics,
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Evaluators that report base and novel classes apart."""
 
 from ovd_d2.evaluation.build import build_evaluator, check_evaluator
+from ovd_d2.evaluation.class_agnostic import ClassAgnosticEvaluator
 from ovd_d2.evaluation.coco_open_vocab import COCOOpenVocabEvaluator
 from ovd_d2.evaluation.few_shot_segmentation import FewShotSegmentationEvaluator
 from ovd_d2.evaluation.linear_probe_evaluator import LinearProbeEvaluator
@@ -13,6 +14,7 @@ from ovd_d2.evaluation.zero_shot_classification import ZeroShotClassificationEva
 
 __all__ = [
     "COCOOpenVocabEvaluator",
+    "ClassAgnosticEvaluator",
     "FewShotSegmentationEvaluator",
     "LVISOpenVocabEvaluator",
     "LinearProbeEvaluator",
