@@ -13,6 +13,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
+from ovd_d2.layers.in_pieces import InPieces
 from ovd_d2.layers.timm_weights import load_timm_weights
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class TimmBackbone(Backbone):
         self._frozen_modules = [m for name, m in net.named_modules() if name in frozen]
         for module in self._frozen_modules:
             module.requires_grad_(False)
+        _run_frozen_in_pieces(net)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return dict(zip(self._out_features, self.net(x)))
@@ -85,6 +87,17 @@ def _modules_up_to(net: nn.Module, stages: int) -> set[str]:
         if next(module.parameters(recurse=False), None) is not None:
             names.add(name)
     return names
+
+
+def _run_frozen_in_pieces(module: nn.Module) -> None:
+    """Makes the outermost ``nn.Sequential`` in ``module`` that learn nothing :class:`InPieces`, in
+    place."""
+    for child in module.children():
+        learns = any(p.requires_grad for p in child.parameters())
+        if type(child) is nn.Sequential and not learns:
+            child.__class__ = InPieces  # keeps names, and hooks of timm's feature extraction
+        elif learns:
+            _run_frozen_in_pieces(child)
 
 
 @BACKBONE_REGISTRY.register()
