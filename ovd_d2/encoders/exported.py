@@ -36,6 +36,7 @@ _ENTRIES = {
     "format", "image_tower", "preprocessing", "text_encoder", "text_encoder_id", "logit_scale",
 }  # fmt: skip
 _COUNTER = "num_batches_tracked"  # of batch norms; of no use outside training
+_TIMM = "backbone."  # before the names of a timm network's tensors, see TimmImageTower
 
 
 def teacher_file(rest: str) -> Path:
@@ -149,6 +150,36 @@ def _build_image_text(rest: str, device: str) -> ImageTextModel:
 
 def _widened(value: Tensor) -> Tensor:
     return value.float() if value.is_floating_point() else value
+
+
+def teacher_timm_weights(spec: str, name: str, key: str) -> tuple[Path, dict[str, Tensor]]:
+    """The weights of the timm network inside a teacher's image tower, fp32, under timm's names.
+
+    Args:
+        spec: "mini-teacher" or "exported:FILE".
+        name: the timm model that is to have them.
+        key: config key that named ``spec``, for messages.
+
+    Returns:
+        the file, and tensor by name; counters of batch norms are not among them.
+
+    Raises:
+        OVDError: no such teacher, or its tower is not of that timm model.
+    """
+    from safetensors.torch import load_file
+
+    path = teacher_file(spec.partition(":")[2])
+    tower = read_header(path)["image_tower"]
+    if tower.get("kind") != "timm" or tower.get("name") != name:
+        raise OVDError(
+            f"{key} is {spec}, whose image tower is {tower.get('name', tower.get('kind'))}, not "
+            f"{name}: set MODEL.TIMM.NAME to it if timm has it, or take other weights."
+        )
+    return path, {
+        key.removeprefix(_TIMM): _widened(value)
+        for key, value in load_file(path).items()
+        if key.startswith(_TIMM)
+    }
 
 
 def check_teacher_output(path: Path, inputs: Sequence[str | os.PathLike] = ()) -> None:

@@ -23,12 +23,13 @@ class InPieces(nn.Sequential):
         if torch.jit.is_scripting():
             return self._at_once(x)
         else:  # an else, since torch.jit.script leaves out only what is in a branch
-            graph = torch.jit.is_tracing() or torch.compiler.is_compiling()
+            if torch.jit.is_tracing() or torch.compiler.is_compiling():
+                return self._at_once(x)
             learns = torch.is_grad_enabled() and (
                 x.requires_grad or any(p.requires_grad for p in self.parameters())
             )
             count = max(1, PIECE // max(1, x[:1].numel()))
-            if graph or learns or x.device.type != "cpu" or len(x) <= count:
+            if learns or x.device.type != "cpu" or len(x) <= count:
                 return self._at_once(x)
             return torch.cat([self._at_once(piece) for piece in x.split(count)])
 

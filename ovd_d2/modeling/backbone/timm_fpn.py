@@ -12,9 +12,10 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 
+from ovd_d2.encoders.exported import teacher_timm_weights
 from ovd_d2.errors import OVDError
 from ovd_d2.layers.in_pieces import InPieces
-from ovd_d2.layers.timm_weights import load_timm_weights
+from ovd_d2.layers.timm_weights import load_timm_state, load_timm_weights
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,8 @@ class TimmBackbone(Backbone):
         self._frozen_modules = [m for name, m in net.named_modules() if name in frozen]
         for module in self._frozen_modules:
             module.requires_grad_(False)
-        _run_frozen_in_pieces(net)
+        if freeze_stages:
+            _run_frozen_in_pieces(net)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return dict(zip(self._out_features, self.net(x)))
@@ -89,15 +91,20 @@ def _modules_up_to(net: nn.Module, stages: int) -> set[str]:
     return names
 
 
-def _run_frozen_in_pieces(module: nn.Module) -> None:
-    """Makes the outermost ``nn.Sequential`` in ``module`` that learn nothing :class:`InPieces`, in
-    place."""
-    for child in module.children():
-        learns = any(p.requires_grad for p in child.parameters())
-        if type(child) is nn.Sequential and not learns:
-            child.__class__ = InPieces  # keeps names, and hooks of timm's feature extraction
-        elif learns:
-            _run_frozen_in_pieces(child)
+def _load_weights(net: nn.Module, name: str, source: str) -> int:
+    """See ``MODEL.TIMM.WEIGHTS``; the number of tensors loaded."""
+    key = "MODEL.TIMM.WEIGHTS"
+    if source == "mini-teacher" or source.startswith("exported:"):
+        path, state = teacher_timm_weights(source, name, key)
+        return load_timm_state(net, name, path, state, key)
+    return load_timm_weights(net, name, source, key)
+
+
+def _run_frozen_in_pieces(net: nn.Module) -> None:
+    """Makes every ``nn.Sequential`` in ``net`` that learns nothing :class:`InPieces`, in place."""
+    for module in net.modules():
+        if type(module) is nn.Sequential and not any(p.requires_grad for p in module.parameters()):
+            module.__class__ = InPieces  # keeps names, and hooks of timm's feature extraction
 
 
 @BACKBONE_REGISTRY.register()
@@ -185,7 +192,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     if keys.CHECKPOINT:
         net.set_grad_checkpointing()
     if keys.WEIGHTS not in ("", "timm"):
-        loaded = load_timm_weights(net, keys.NAME, keys.WEIGHTS, "MODEL.TIMM.WEIGHTS")
+        loaded = _load_weights(net, keys.NAME, keys.WEIGHTS)
         logger.info("Loaded %d backbone weights from %s", loaded, keys.WEIGHTS)
     return TimmBackbone(
         net,
