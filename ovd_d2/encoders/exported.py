@@ -123,28 +123,50 @@ def _build_text(rest: str, device: str) -> TeacherTextEncoder:
 
 def _build_image_text(rest: str, device: str) -> ImageTextModel:
     """Both sides; computes in fp32."""
-    from safetensors.torch import load_file
-
     encoder = _build_text(rest, device)
     path = teacher_file(rest)
     header = read_header(path)
+    tower = _tower(path, header)
     try:
-        tower = build_image_tower(header["image_tower"])
-        state = {key: _widened(value) for key, value in load_file(path).items()}
-        counters = {k: v for k, v in tower.state_dict().items() if k.endswith(_COUNTER)}
-        tower.load_state_dict(counters | state)
         settings = dict(header["preprocessing"])
         for key in ("mean", "std"):
             settings[key] = tuple(float(value) for value in settings[key])
         preprocessing = ImagePreprocessing(**settings)
         logit_scale = float(header["logit_scale"])
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise OVDError(
-            f"{path} holds no usable image tower ({reason(error)}); export the teacher again."
-        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unusable(path, error) from error
     tower = tower.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     return ImageTextModel(
         encoder, tower, preprocessing, device, tower.features, logit_scale=logit_scale
+    )
+
+
+def teacher_tower(spec: str) -> nn.Module:
+    """The image tower of "mini-teacher" or "exported:FILE", fp32, with its weights.
+
+    Raises:
+        OVDError: no such teacher.
+    """
+    path = teacher_file(spec.partition(":")[2])
+    return _tower(path, read_header(path))
+
+
+def _tower(path: Path, header: dict[str, Any]) -> nn.Module:
+    from safetensors.torch import load_file
+
+    try:
+        tower = build_image_tower(header["image_tower"])
+        state = {key: _widened(value) for key, value in load_file(path).items()}
+        counters = {k: v for k, v in tower.state_dict().items() if k.endswith(_COUNTER)}
+        tower.load_state_dict(counters | state)
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise _unusable(path, error) from error
+    return tower
+
+
+def _unusable(path: Path, error: Exception) -> OVDError:
+    return OVDError(
+        f"{path} holds no usable image tower ({reason(error)}); export the teacher again."
     )
 
 

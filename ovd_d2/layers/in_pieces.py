@@ -6,7 +6,9 @@ Letters: N images, C channels.
 import torch
 from torch import Tensor, nn
 
-PIECE = 2**18  # numbers that enter at once, 1 MB: the wider maps inside then still fit a CPU's cache
+PIECE = (
+    2**18
+)  # numbers that enter at once, 1 MB: the wider maps inside then still fit a CPU's cache
 
 
 class InPieces(nn.Sequential):

@@ -45,9 +45,7 @@ def load_timm_weights(net: nn.Module, name: str, source: str, key: str) -> int:
     return load_timm_state(net, name, path, state, key)
 
 
-def load_timm_state(
-    net: nn.Module, name: str, path: Path, state: dict[str, Any], key: str
-) -> int:
+def load_timm_state(net: nn.Module, name: str, path: Path, state: dict[str, Any], key: str) -> int:
     """As :func:`load_timm_weights`, of a ``state`` that has been read from ``path``. Counters of
     batch norms, which count training steps and decide nothing, may be missing."""
     wanted = net.state_dict()

@@ -4,7 +4,9 @@ Letters: N images, C channels.
 """
 
 import logging
+from functools import partial
 from types import ModuleType
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -121,7 +123,7 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     top_block = LastLevelMaxPool() if wants_pooled else None
     if top_block is not None:
         top_block.in_feature = f"p{levels[-1]}"
-    return fpn_over(cfg, bottom_up, top_block)
+    return fpn_over(cfg, bottom_up, top_block, cfg.MODEL.IMAGE_BRANCH.IN_FEATURE)
 
 
 @BACKBONE_REGISTRY.register()
@@ -143,11 +145,49 @@ def with_p6_p7(cfg: CfgNode, bottom_up: Backbone) -> FPN:
     return fpn_over(cfg, bottom_up, top)
 
 
-def fpn_over(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module | None) -> FPN:
-    """Detectron2's FPN over all outputs of ``bottom_up``, as MODEL.FPN says."""
-    return FPN(
+class FPNAndInput(FPN):
+    """Detectron2's FPN that also hands on one map of its ``bottom_up``, under its name there."""
+
+    def __init__(self, *, also: str, **kwargs: Any) -> None:
+        """
+        Args:
+            also: one of ``in_features``.
+            kwargs: of Detectron2's FPN.
+        """
+        super().__init__(**kwargs)
+        self.also = also
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        hook = self.bottom_up.register_forward_hook(lambda _, args, maps: found.update(maps))
+        try:
+            return {**super().forward(x), self.also: found[self.also]}
+        finally:
+            hook.remove()
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {**super().output_shape(), self.also: self.bottom_up.output_shape()[self.also]}
+
+
+def fpn_over(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module | None, also: str = "") -> FPN:
+    """Detectron2's FPN over all outputs of ``bottom_up``, as MODEL.FPN says.
+
+    Args:
+        also: one more output, a map of ``bottom_up``; "" for none.
+
+    Raises:
+        OVDError: ``bottom_up`` has no such map.
+    """
+    inputs = list(bottom_up.output_shape())
+    if also and also not in inputs:
+        raise OVDError(
+            f'MODEL.IMAGE_BRANCH.IN_FEATURE is "{also}", the backbone has {", ".join(inputs)}: '
+            "name one of these, or add its stride to MODEL.TIMM.OUT_STRIDES."
+        )
+    kind = partial(FPNAndInput, also=also) if also else FPN
+    return kind(
         bottom_up=bottom_up,
-        in_features=list(bottom_up.output_shape()),
+        in_features=inputs,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
         top_block=top_block,

@@ -59,6 +59,8 @@ class OpenVocabROIHeadsMixin(RegionTraining, BlockedScoring):
         "scores_in_blocks",
     )  # fmt: skip
 
+    pools_for_branch: ClassVar[bool] = False  # whether it honours MODEL.IMAGE_BRANCH.IN_FEATURE
+
     recipes: ClassVar[dict[str, tuple]] = {
         "full": (),
         "frozen": ("MODEL.TUNE.FROZEN", ["backbone."]),
@@ -110,6 +112,8 @@ class OpenVocabROIHeadsMixin(RegionTraining, BlockedScoring):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         check_head_name(cfg)
         check_class_agnostic(cfg)
+        if cfg.MODEL.IMAGE_BRANCH.IN_FEATURE and not cls.pools_for_branch:
+            raise OVDError(f"MODEL.IMAGE_BRANCH.IN_FEATURE: {cls.__name__} has no second pooler.")
         open_vocab = cfg.MODEL.OPEN_VOCAB
         vocabulary = configured_vocabulary(
             open_vocab.VOCABULARY, cfg.DATASETS.TRAIN, cfg.DATASETS.NOVEL_NAMES
@@ -177,7 +181,10 @@ class OpenVocabROIHeadsMixin(RegionTraining, BlockedScoring):
         for key in ("NUM_CONV", "CONV_DIM", "NUM_FC", "FC_DIM"):
             if cfg.MODEL.IMAGE_BRANCH[key] >= 0:
                 cfg.MODEL.ROI_BOX_HEAD[key] = cfg.MODEL.IMAGE_BRANCH[key]
-        head = build_box_head(cfg, _pooled_shape(cfg, input_shape))
+        feature = cfg.MODEL.IMAGE_BRANCH.IN_FEATURE
+        channels = input_shape[feature].channels if feature in input_shape else 0
+        shape = _pooled_shape(cfg, input_shape)
+        head = build_box_head(cfg, shape._replace(channels=channels or shape.channels))
         out = head.output_shape
         return head, out.channels * (out.height or 1) * (out.width or 1)
 
