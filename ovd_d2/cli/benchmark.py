@@ -73,6 +73,7 @@ ROWS = {
     "vild_image": Row("ViLD-image", **_VILD),
     "vild": Row("ViLD", **_VILD),
     "vild_ensemble": Row("ViLD-ensemble", **_VILD),
+    "vild_teacher_tail": Row("ViLD-ensemble, teacher's last stages", **_VILD),
     **{
         f"vild_ensemble_{classes}_by_{count}": Row(
             f"ViLD-ensemble, {classes} classes by {count} example{'s' * (count > 1)}",

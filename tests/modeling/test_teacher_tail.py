@@ -12,7 +12,7 @@ from ovd_d2.encoders.exported import teacher_tower
 from ovd_d2.errors import OVDError
 from ovd_d2.structures import Supervision
 
-YAML = "configs/mini/vild_ensemble_tail.yaml"
+YAML = "configs/mini/vild_teacher_tail.yaml"
 STAGE = 5  # blocks of the tower up to stride 16
 
 
