@@ -25,6 +25,9 @@ def add_keys(cfg: CN) -> None:
     _C.SCORES = "ensemble"
     # Exponent of the text branch for base classes and of the image branch for novel ones (ViLD).
     _C.LAMBDA = 2.0 / 3.0
+    # What the image branch is averaged with for novel classes in an ensemble: "text", the text
+    # branch (ViLD), or "objectness", the RPN's, which does not take them for background.
+    _C.NOVEL_PARTNER = "text"
     # Exponent of the text branch for all classes of a vocabulary without novel ones (DetPro).
     _C.FIXED_WEIGHT = 0.6
     # Shape of the second head; -1: as MODEL.ROI_BOX_HEAD. Not for C4 heads.
