@@ -181,10 +181,8 @@ class OpenVocabROIHeadsMixin(RegionTraining, BlockedScoring):
         for key in ("NUM_CONV", "CONV_DIM", "NUM_FC", "FC_DIM"):
             if cfg.MODEL.IMAGE_BRANCH[key] >= 0:
                 cfg.MODEL.ROI_BOX_HEAD[key] = cfg.MODEL.IMAGE_BRANCH[key]
-        feature = cfg.MODEL.IMAGE_BRANCH.IN_FEATURE
-        channels = input_shape[feature].channels if feature in input_shape else 0
-        shape = _pooled_shape(cfg, input_shape)
-        head = build_box_head(cfg, shape._replace(channels=channels or shape.channels))
+        feature = cfg.MODEL.IMAGE_BRANCH.IN_FEATURE or cfg.MODEL.ROI_HEADS.IN_FEATURES[0]
+        head = build_box_head(cfg, _pooled_shape(cfg, input_shape, feature))
         out = head.output_shape
         return head, out.channels * (out.height or 1) * (out.width or 1)
 
@@ -383,8 +381,8 @@ def _stock_config(cfg: CfgNode, num_classes: int) -> CfgNode:
     return cfg
 
 
-def _pooled_shape(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> ShapeSpec:
-    """Of one pooled region."""
+def _pooled_shape(cfg: CfgNode, input_shape: dict[str, ShapeSpec], feature: str = "") -> ShapeSpec:
+    """Of one region pooled from a map; "": that of the first branch."""
     side = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
-    channels = input_shape[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
+    channels = input_shape[feature or cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
     return ShapeSpec(channels=channels, height=side, width=side)

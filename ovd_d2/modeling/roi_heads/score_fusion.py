@@ -96,7 +96,8 @@ class ScoreRule(nn.Module):
             )
         if novel_partner not in ("text", "objectness"):
             raise OVDError(
-                f'MODEL.IMAGE_BRANCH.NOVEL_PARTNER is "{novel_partner}"; use "text" or "objectness".'
+                f'MODEL.IMAGE_BRANCH.NOVEL_PARTNER is "{novel_partner}"; use "text" or '
+                '"objectness".'
             )
         for key, weight in (("LAMBDA", base_weight), ("FIXED_WEIGHT", fixed_weight)):
             if not 0 <= weight <= 1:
