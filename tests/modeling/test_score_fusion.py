@@ -355,3 +355,24 @@ def test_scores_of_two_branches_are_not_multiplied_again(zoo_cfg):
     with pytest.raises(OVDError, match="MULT_PROPOSAL_SCORE True are for a single head"):
         build_model(zoo_cfg("fpn", 5, "MODEL.IMAGE_BRANCH.NAME", "DistilledImageBranch",
                             "MODEL.OPEN_VOCAB.MULT_PROPOSAL_SCORE", True))  # fmt: skip
+
+
+def test_novel_classes_by_objectness():
+    """ViLD's weights, objectness in the place of the text branch for novel classes alone."""
+    torch.manual_seed(0)
+    text, image = torch.rand(5, 4).softmax(1), torch.rand(5, 3).softmax(1)
+    objectness, novel = torch.rand(5), [False, True, False]
+    rule = ScoreRule(combine="ensemble", novel_partner="objectness")
+    found = rule(text, image, objectness, novel)
+    plain = ScoreRule(combine="ensemble")(text, image, objectness, novel)
+    assert torch.equal(found[:, [0, 2, 3]], plain[:, [0, 2, 3]])
+    expected = objectness ** (1 / 3) * image[:, 1] ** (2 / 3)
+    torch.testing.assert_close(found[:, 1], expected)
+    unknown = [False] * 3
+    plain = ScoreRule(combine="ensemble")(text, image, objectness, unknown)
+    assert torch.equal(rule(text, image, objectness, unknown), plain)
+
+
+def test_an_unknown_partner_is_named():
+    with pytest.raises(OVDError, match="NOVEL_PARTNER is .image.; use"):
+        ScoreRule(combine="ensemble", novel_partner="image")

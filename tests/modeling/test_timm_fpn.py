@@ -107,3 +107,38 @@ def test_weights_from_file(tmp_path):
     torch.save(full, tmp_path / "short.pth")
     with pytest.raises(OVDError, match="short.pth lacks"):
         build_backbone(make_cfg(WEIGHTS=str(tmp_path / "short.pth")), ShapeSpec(channels=3))
+
+
+def test_the_towers_weights_of_a_teacher():
+    """The backbone computes what the teacher's image tower does, up to its last stage."""
+    from ovd_d2.encoders import build_image_text_model
+
+    keys = {"NAME": "tf_efficientnet_lite0", "WEIGHTS": "mini-teacher", "FREEZE_STAGES": 5}
+    backbone = build_backbone(make_cfg(**keys), ShapeSpec(channels=3))
+    x = torch.randn(3, 3, 64, 64)
+    found = backbone.train().bottom_up(x)["stride32"]
+    assert not found.requires_grad
+    tower = build_image_text_model("mini-teacher", "cpu").image_tower.backbone
+    y = tower.bn1(tower.conv_stem(x))
+    for block in tower.blocks:
+        y = block(y)
+    torch.testing.assert_close(found, y, rtol=1e-4, atol=1e-4)
+
+
+def test_frozen_stages_run_in_pieces():
+    keys = {"NAME": "tf_efficientnet_lite0", "FREEZE_STAGES": 3}
+    net = build_backbone(make_cfg(**keys), ShapeSpec(channels=3)).bottom_up.net
+    kinds = [type(block).__name__ for block in net.blocks]
+    assert kinds == ["InPieces"] * 3 + ["Sequential"] * 4
+
+
+@pytest.mark.parametrize(
+    "source, sentence",
+    [
+        ("mini-teacher", "whose image tower is tf_efficientnet_lite0, not resnet18"),
+        ("exported:nowhere.safetensors", "nowhere.safetensors do not exist"),
+    ],
+)
+def test_a_teacher_of_another_network_is_refused(source, sentence):
+    with pytest.raises(OVDError, match=sentence):
+        build_backbone(make_cfg(WEIGHTS=source), ShapeSpec(channels=3))

@@ -4,7 +4,9 @@ Letters: N images, C channels.
 """
 
 import logging
+from functools import partial
 from types import ModuleType
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -12,8 +14,10 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 
+from ovd_d2.encoders.exported import teacher_timm_weights
 from ovd_d2.errors import OVDError
-from ovd_d2.layers.timm_weights import load_timm_weights
+from ovd_d2.layers.in_pieces import InPieces
+from ovd_d2.layers.timm_weights import load_timm_state, load_timm_weights
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +56,8 @@ class TimmBackbone(Backbone):
         self._frozen_modules = [m for name, m in net.named_modules() if name in frozen]
         for module in self._frozen_modules:
             module.requires_grad_(False)
+        if freeze_stages:
+            _run_frozen_in_pieces(net)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return dict(zip(self._out_features, self.net(x)))
@@ -87,6 +93,22 @@ def _modules_up_to(net: nn.Module, stages: int) -> set[str]:
     return names
 
 
+def _load_weights(net: nn.Module, name: str, source: str) -> int:
+    """See ``MODEL.TIMM.WEIGHTS``; the number of tensors loaded."""
+    key = "MODEL.TIMM.WEIGHTS"
+    if source == "mini-teacher" or source.startswith("exported:"):
+        path, state = teacher_timm_weights(source, name, key)
+        return load_timm_state(net, name, path, state, key)
+    return load_timm_weights(net, name, source, key)
+
+
+def _run_frozen_in_pieces(net: nn.Module) -> None:
+    """Makes every ``nn.Sequential`` in ``net`` that learns nothing :class:`InPieces`, in place."""
+    for module in net.modules():
+        if type(module) is nn.Sequential and not any(p.requires_grad for p in module.parameters()):
+            module.__class__ = InPieces  # keeps names, and hooks of timm's feature extraction
+
+
 @BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """FPN over a timm network; outputs "p3".. for the strides in MODEL.TIMM.OUT_STRIDES, plus one
@@ -101,7 +123,7 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     top_block = LastLevelMaxPool() if wants_pooled else None
     if top_block is not None:
         top_block.in_feature = f"p{levels[-1]}"
-    return fpn_over(cfg, bottom_up, top_block)
+    return fpn_over(cfg, bottom_up, top_block, cfg.MODEL.IMAGE_BRANCH.IN_FEATURE)
 
 
 @BACKBONE_REGISTRY.register()
@@ -123,11 +145,49 @@ def with_p6_p7(cfg: CfgNode, bottom_up: Backbone) -> FPN:
     return fpn_over(cfg, bottom_up, top)
 
 
-def fpn_over(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module | None) -> FPN:
-    """Detectron2's FPN over all outputs of ``bottom_up``, as MODEL.FPN says."""
-    return FPN(
+class FPNAndInput(FPN):
+    """Detectron2's FPN that also hands on one map of its ``bottom_up``, under its name there."""
+
+    def __init__(self, *, also: str, **kwargs: Any) -> None:
+        """
+        Args:
+            also: one of ``in_features``.
+            kwargs: of Detectron2's FPN.
+        """
+        super().__init__(**kwargs)
+        self.also = also
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        hook = self.bottom_up.register_forward_hook(lambda _, args, maps: found.update(maps))
+        try:
+            return {**super().forward(x), self.also: found[self.also]}
+        finally:
+            hook.remove()
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {**super().output_shape(), self.also: self.bottom_up.output_shape()[self.also]}
+
+
+def fpn_over(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module | None, also: str = "") -> FPN:
+    """Detectron2's FPN over all outputs of ``bottom_up``, as MODEL.FPN says.
+
+    Args:
+        also: one more output, a map of ``bottom_up``; "" for none.
+
+    Raises:
+        OVDError: ``bottom_up`` has no such map.
+    """
+    inputs = list(bottom_up.output_shape())
+    if also and also not in inputs:
+        raise OVDError(
+            f'MODEL.IMAGE_BRANCH.IN_FEATURE is "{also}", the backbone has {", ".join(inputs)}: '
+            "name one of these, or add its stride to MODEL.TIMM.OUT_STRIDES."
+        )
+    kind = partial(FPNAndInput, also=also) if also else FPN
+    return kind(
         bottom_up=bottom_up,
-        in_features=list(bottom_up.output_shape()),
+        in_features=inputs,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
         top_block=top_block,
@@ -172,7 +232,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     if keys.CHECKPOINT:
         net.set_grad_checkpointing()
     if keys.WEIGHTS not in ("", "timm"):
-        loaded = load_timm_weights(net, keys.NAME, keys.WEIGHTS, "MODEL.TIMM.WEIGHTS")
+        loaded = _load_weights(net, keys.NAME, keys.WEIGHTS)
         logger.info("Loaded %d backbone weights from %s", loaded, keys.WEIGHTS)
     return TimmBackbone(
         net,

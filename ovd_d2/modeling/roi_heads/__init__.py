@@ -14,6 +14,7 @@ from .region_distiller import RegionDistiller
 from .region_task import REGION_TASK_REGISTRY, RegionTask
 from .score_fusion import ScoreRule
 from .teacher_on_crops import TeacherOnCrops
+from .teacher_tail import TeacherTailBranch
 from .top_pairs_inference import top_pairs_inference
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "RegionTask",
     "ScoreRule",
     "TeacherOnCrops",
+    "TeacherTailBranch",
     "top_pairs_inference",
 ]

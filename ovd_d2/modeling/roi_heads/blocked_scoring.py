@@ -42,11 +42,13 @@ class BlockedScoring:
                     boxes[i], objectness[i] = boxes[i][rows], objectness[i][rows]
                     texts[i] = [opinion.of_rows(rows) for opinion in texts[i]]
             seconds = self.image_branch.opinions(pooled, boxes, images)
-        exponents = None
+        exponents = chosen = None
         if self.score_rule is not None and self.score_rule.combine == "ensemble":
             exponents = self.score_rule.exponents(self.is_novel).to(boxes[0].device)
+            chosen = self.score_rule.by_objectness(self.is_novel)
+            chosen = None if chosen is None else chosen.to(boxes[0].device)
         return boxes, [
-            _fused(*opinions, self.score_rule, exponents)
+            _fused(*opinions, self.score_rule, exponents, chosen)
             for opinions in zip(texts, seconds, objectness)
         ]
 
@@ -125,6 +127,7 @@ def _fused(
     objectness: Tensor | None,
     rule: ScoreRule | None,
     exponents: Tensor | None,
+    chosen: Tensor | None,
 ) -> BlockedScores:
     """The scores of an image: those of the text branch, the mean over its stages, or what ``rule``
     makes of them, the image branch's ``image`` and the proposals' ``objectness``."""
@@ -138,6 +141,7 @@ def _fused(
             return text
         second = None if image is None else found[-1]
         weights = None if exponents is None else exponents[classes]
-        return rule.fused(text, second, objectness[rows], weights)
+        by_objectness = None if chosen is None else chosen[classes]
+        return rule.fused(text, second, objectness[rows], weights, by_objectness)
 
     return BlockedScores([*texts, *([] if image is None else [image])], combine)

@@ -82,9 +82,14 @@ class ImageBranch(nn.Module):
 
 class SecondHead(ImageBranch, RegionTask):
     """Convolutions, fully connected layers and projection of its own, on the pooled regions that
-    the text branch sees too."""
+    the text branch sees too, or on those of ``MODEL.IMAGE_BRANCH.IN_FEATURE``.
+
+    Attributes:
+        channels: so many of the last channels of a pooled region are this branch's; 0: all.
+    """
 
     has_head = True
+    channels: int = 0
 
     def __init__(self, head: nn.Module, classifier: EmbeddingClassifier):
         super().__init__()
@@ -97,7 +102,7 @@ class SecondHead(ImageBranch, RegionTask):
 
     def features(self, pooled: Tensor) -> Tensor:
         """(R, C, P, P) pooled regions -> (R, width)."""
-        return self.head(pooled).flatten(1)
+        return self.head(pooled[:, -self.channels :]).flatten(1)
 
     def probabilities(self, pooled: Tensor, boxes: list[Tensor], images: ImageList) -> list[Tensor]:
         """See :class:`ImageBranch`; the regions are those that were pooled."""

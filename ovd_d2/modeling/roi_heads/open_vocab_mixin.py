@@ -59,6 +59,8 @@ class OpenVocabROIHeadsMixin(RegionTraining, BlockedScoring):
         "scores_in_blocks",
     )  # fmt: skip
 
+    pools_for_branch: ClassVar[bool] = False  # whether it honours MODEL.IMAGE_BRANCH.IN_FEATURE
+
     recipes: ClassVar[dict[str, tuple]] = {
         "full": (),
         "frozen": ("MODEL.TUNE.FROZEN", ["backbone."]),
@@ -110,6 +112,8 @@ class OpenVocabROIHeadsMixin(RegionTraining, BlockedScoring):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         check_head_name(cfg)
         check_class_agnostic(cfg)
+        if cfg.MODEL.IMAGE_BRANCH.IN_FEATURE and not cls.pools_for_branch:
+            raise OVDError(f"MODEL.IMAGE_BRANCH.IN_FEATURE: {cls.__name__} has no second pooler.")
         open_vocab = cfg.MODEL.OPEN_VOCAB
         vocabulary = configured_vocabulary(
             open_vocab.VOCABULARY, cfg.DATASETS.TRAIN, cfg.DATASETS.NOVEL_NAMES
@@ -177,7 +181,8 @@ class OpenVocabROIHeadsMixin(RegionTraining, BlockedScoring):
         for key in ("NUM_CONV", "CONV_DIM", "NUM_FC", "FC_DIM"):
             if cfg.MODEL.IMAGE_BRANCH[key] >= 0:
                 cfg.MODEL.ROI_BOX_HEAD[key] = cfg.MODEL.IMAGE_BRANCH[key]
-        head = build_box_head(cfg, _pooled_shape(cfg, input_shape))
+        feature = cfg.MODEL.IMAGE_BRANCH.IN_FEATURE or cfg.MODEL.ROI_HEADS.IN_FEATURES[0]
+        head = build_box_head(cfg, _pooled_shape(cfg, input_shape, feature))
         out = head.output_shape
         return head, out.channels * (out.height or 1) * (out.width or 1)
 
@@ -376,8 +381,8 @@ def _stock_config(cfg: CfgNode, num_classes: int) -> CfgNode:
     return cfg
 
 
-def _pooled_shape(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> ShapeSpec:
-    """Of one pooled region."""
+def _pooled_shape(cfg: CfgNode, input_shape: dict[str, ShapeSpec], feature: str = "") -> ShapeSpec:
+    """Of one region pooled from a map; "": that of the first branch."""
     side = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
-    channels = input_shape[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
+    channels = input_shape[feature or cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
     return ShapeSpec(channels=channels, height=side, width=side)

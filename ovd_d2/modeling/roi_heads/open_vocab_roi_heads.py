@@ -4,7 +4,7 @@ Letters: R regions over the batch, K classes.
 """
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import (
     ROI_HEADS_REGISTRY,
@@ -18,8 +18,12 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from ovd_d2.errors import OVDError
+
 from .blocked_scores import Opinion
 from .blocked_scoring import boxes_and_opinions
+from .branch_pooler import BranchPooler
+from .image_branch import SecondHead
 from .joint_rows import BOX, JointRows
 from .open_vocab_mixin import OpenVocabROIHeadsMixin
 
@@ -28,13 +32,50 @@ from .open_vocab_mixin import OpenVocabROIHeadsMixin
 class OpenVocabROIHeads(OpenVocabROIHeadsMixin, StandardROIHeads):
     """Text classes for FPN and C5 detectors (Faster / Mask R-CNN)."""
 
+    pools_for_branch = True
     # For torch.jit.script, as Detectron2 annotates its StandardROIHeads.
     mask_on: torch.jit.Final[bool]
     keypoint_on: torch.jit.Final[bool]
 
+    @configurable
+    def __init__(self, *, branch_pooler: BranchPooler | None = None, **kwargs):
+        """
+        Args:
+            branch_pooler: of an image branch that looks at another map than the text branch; its
+                channels follow those of the text branch in :meth:`pool`.
+            kwargs: see :class:`OpenVocabROIHeadsMixin`.
+        """
+        super().__init__(**kwargs)
+        self.branch_pooler = branch_pooler
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        ret = super().from_config(cfg, input_shape)
+        if cfg.MODEL.IMAGE_BRANCH.IN_FEATURE:
+            branch = ret.get("image_branch")
+            if not isinstance(branch, SecondHead):
+                raise OVDError(
+                    "MODEL.IMAGE_BRANCH.IN_FEATURE is for a second head, not for "
+                    f'MODEL.IMAGE_BRANCH.NAME "{cfg.MODEL.IMAGE_BRANCH.NAME}": leave it empty.'
+                )
+            ret["branch_pooler"] = BranchPooler.build(cfg, input_shape)
+            branch.channels = ret["branch_pooler"].channels
+        return ret
+
+    def pool(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+        """See :meth:`RegionTraining.pool`; with a ``branch_pooler`` what it pools comes behind."""
+        pooled = super().pool(features, boxes)
+        if self.branch_pooler is None:
+            return pooled
+        else:  # an else, since torch.jit.script leaves out only what is in a branch
+            return torch.cat([pooled, self.branch_pooler(features, boxes)], dim=1)
+
     def region_features(self, pooled: Tensor) -> Tensor:
         """See :meth:`RegionTraining.region_features`."""
-        return self.box_head(pooled)
+        if self.branch_pooler is None:
+            return self.box_head(pooled)
+        else:
+            return self.box_head(pooled[:, : -self.branch_pooler.channels])
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -59,22 +59,45 @@ def with_objectness(probabilities: Tensor, objectness: Tensor) -> Tensor:
     return (probabilities * objectness[:, None]).sqrt()
 
 
+def with_objectness_for(text: Tensor, objectness: Tensor, chosen: Tensor) -> Tensor:
+    """(R, K) ``text``, in the ``chosen`` columns (K,) bool the regions' ``objectness`` (R,).
+
+    A text branch that was trained with novel things as background calls them background; the RPN
+    never asks which class a thing is of.
+    """
+    return torch.where(chosen, objectness[:, None], text)
+
+
 class ScoreRule(nn.Module):
     """What a region scores for a class, from the opinions that there are."""
 
     @configurable
-    def __init__(self, *, combine: str, base_weight: float = 2.0 / 3.0, fixed_weight: float = 0.6):
+    def __init__(
+        self,
+        *,
+        combine: str,
+        base_weight: float = 2.0 / 3.0,
+        fixed_weight: float = 0.6,
+        novel_partner: str = "text",
+    ):
         """
         Args:
             combine: "ensemble" (:func:`ensemble_probabilities`, ViLD-ensemble), or "objectness"
                 (:func:`with_objectness` of the image branch, or, without one, of the text branch).
             base_weight: see :func:`text_exponents`.
             fixed_weight: the same.
+            novel_partner: whose probability an ensemble averages with the image branch's for novel
+                classes: "text" (ViLD) or "objectness", see :func:`with_objectness_for`.
         """
         super().__init__()
         if combine not in ("ensemble", "objectness"):
             raise OVDError(
                 f'MODEL.IMAGE_BRANCH.SCORES is "{combine}"; use "ensemble" or "objectness".'
+            )
+        if novel_partner not in ("text", "objectness"):
+            raise OVDError(
+                f'MODEL.IMAGE_BRANCH.NOVEL_PARTNER is "{novel_partner}"; use "text" or '
+                '"objectness".'
             )
         for key, weight in (("LAMBDA", base_weight), ("FIXED_WEIGHT", fixed_weight)):
             if not 0 <= weight <= 1:
@@ -82,6 +105,7 @@ class ScoreRule(nn.Module):
         self.combine = combine
         self.base_weight = base_weight
         self.fixed_weight = fixed_weight
+        self.novel_partner = novel_partner
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -90,6 +114,7 @@ class ScoreRule(nn.Module):
             "combine": branch.SCORES,
             "base_weight": branch.LAMBDA,
             "fixed_weight": branch.FIXED_WEIGHT,
+            "novel_partner": branch.NOVEL_PARTNER,
         }
 
     def forward(
@@ -106,19 +131,34 @@ class ScoreRule(nn.Module):
             (R, K + 1) scores in [0, 1]; the last column is 0.
         """
         exponents = None if self.combine == "objectness" else self.exponents(is_novel)
-        return F.pad(self.fused(text[:, :-1], image, objectness, exponents), (0, 1))
+        chosen = self.by_objectness(is_novel)
+        return F.pad(self.fused(text[:, :-1], image, objectness, exponents, chosen), (0, 1))
 
     def exponents(self, is_novel: list[bool]) -> Tensor:
         """(K,) :func:`text_exponents`."""
         return text_exponents(is_novel, self.base_weight, self.fixed_weight)
 
+    def by_objectness(self, is_novel: list[bool]) -> Tensor | None:
+        """(K,) bool: classes of an ensemble for which objectness takes the place of the text
+        branch; None: for none."""
+        if self.combine == "objectness" or self.novel_partner == "text" or not any(is_novel):
+            return None
+        return torch.tensor(is_novel, dtype=torch.bool)
+
     def fused(
-        self, text: Tensor, image: Tensor | None, objectness: Tensor, exponents: Tensor | None
+        self,
+        text: Tensor,
+        image: Tensor | None,
+        objectness: Tensor,
+        exponents: Tensor | None,
+        chosen: Tensor | None = None,
     ) -> Tensor:
         """(R, K) scores of classes alone, from (R, K) probabilities of each branch, (R,) objectness
-        and, of an ensemble, (K,) :meth:`exponents`."""
+        and, of an ensemble, (K,) :meth:`exponents` and :meth:`by_objectness`."""
         if self.combine == "objectness":
             return with_objectness(text if image is None else image, objectness)
         assert image is not None, "an ensemble needs an image branch"
         assert exponents is not None, "an ensemble needs exponents"
+        if chosen is not None:
+            text = with_objectness_for(text, objectness, chosen.to(text.device))
         return ensemble_probabilities(text, image, exponents)
