@@ -45,6 +45,10 @@ class Row:
             for the weights of seed 1.
         classes: which classes are made of examples, "novel" or "all".
         yaml: another NAME of configs/mini.
+        settings: KEY value pairs on top of it.
+        curve: the line of the picture of AP against iterations that it is a point of. Such rows
+            are trained on request only, and every seed of theirs goes on from seed 1 of its base.
+        iterations: of its point: how many the detector has seen since the base, all stages.
     """
 
     title: str
@@ -57,6 +61,9 @@ class Row:
     examples: int = 0
     classes: str = "novel"
     yaml: str = ""
+    settings: tuple[str, ...] = ()
+    curve: str = ""
+    iterations: int = 0
 
     @property
     def parents(self) -> set[str]:
@@ -66,6 +73,36 @@ class Row:
 
 _VILD = {"regions": "vild_text", "per_image": 60}
 _RKD = {"regions": "rkd_base", "per_image": 5}
+
+
+def _rkd_curves() -> dict[str, Row]:
+    """Points of RKD's picture of AP against iterations. Box head and projection train; backbone and
+    RPN stay as the base has left them, which keeps the longest of these trainings affordable."""
+    heads = ("MODEL.TUNE.ONLY", "['roi_heads.']")
+    stage_2 = "rkd_heads_l1_relation"
+    rows = {
+        stage_2: Row(
+            "RKD heads: L1 + relation", "rkd_base", yaml="rkd_l1_relation", settings=heads,
+            curve="L1 + relation (stage 2)", iterations=180, **_RKD,
+        ),
+    }  # fmt: skip
+    for key, title, start, yaml, more in (
+        ("naive", "one projection, from the base", "rkd_base", "rkd_all_naive", ()),
+        ("control", "one projection, from stage 2", stage_2, "rkd_all_naive_third_stage", ()),
+        ("transfer", "weight transfer, from stage 2", stage_2, "rkd_weight_transfer", ()),
+        ("released", "weight transfer as released, from stage 2", stage_2, "rkd_weight_transfer",
+         ("MODEL.OPEN_VOCAB.TRANSFER_START", "released")),
+    ):  # fmt: skip
+        for own in (180, 360, 540):
+            total = own + (180 if start == stage_2 else 0)
+            rows[f"rkd_heads_{key}_{own}"] = Row(
+                f"RKD heads: {title}, {own} iterations", start, labels="rkd_base", yaml=yaml,
+                settings=(*heads, *more, "SOLVER.MAX_ITER", str(own)), curve=title,
+                iterations=total, **_RKD,
+            )  # fmt: skip
+    return rows
+
+
 ROWS = {
     "supervised_all": Row("supervised on all (oracle)"),
     "vild_text": Row("ViLD-text"),
@@ -91,10 +128,17 @@ ROWS = {
     "rkd_l1": Row("RKD base + L1", start="rkd_base", **_RKD),
     "rkd_l1_relation": Row("RKD base + L1 + relation", start="rkd_base", **_RKD),
     "rkd_image_labels": Row("RKD base + image labels", start="rkd_base", labels="rkd_base"),
-    "rkd_all_naive": Row("RKD all, one projection", "rkd_l1_relation", labels="rkd_base", **_RKD),
+    "rkd_all_naive": Row("RKD all, one projection", "rkd_base", labels="rkd_base", **_RKD),
+    "rkd_all_naive_third_stage": Row(
+        "RKD all, one projection, from L1 + relation (control)",
+        "rkd_l1_relation",
+        labels="rkd_base",
+        **_RKD,
+    ),
     "rkd_weight_transfer": Row(
         "RKD all, weight transfer", "rkd_l1_relation", labels="rkd_base", **_RKD
     ),
+    **_rkd_curves(),
     "glip_late_fusion": Row("GLIP, late fusion"),
     "glip": Row("GLIP"),
     "glip_longer": Row("GLIP, as long as the next", start="glip"),
@@ -107,6 +151,7 @@ ROWS = {
     "lseg_all": Row("LSeg, all label maps (oracle)"),
     "groupvit": Row("GroupViT, captions alone"),
 }
+_BASES = {"rkd_base"}  # of rows with a curve
 # Task -> a table of the rows that were evaluated on it: its first metric, and its picture.
 TABLES = (("box", "AP", "average_precision.png"), ("sem_seg", "mIoU", "mean_iou.png"))
 
@@ -115,7 +160,10 @@ def command(
     out: Path = typer.Option(Path("output/benchmark"), help="Folder of the results."),
     seeds: int = typer.Option(3, min=1, help="Trainings per row."),
     minutes: float = typer.Option(60, help="No seed is begun that would end later than this."),
-    rows: str = typer.Option(",".join(ROWS), help="Which rows, separated by commas."),
+    rows: str = typer.Option(
+        ",".join(name for name, row in ROWS.items() if not row.curve),
+        help="Which rows, separated by commas; rkd_heads_... on request only.",
+    ),
     jobs: int = typer.Option(0, min=0, help="Trainings at once; 0: as many as there are cores."),
 ) -> None:
     """Train and evaluate every row of every system on mini; write their means and ranges."""
@@ -171,7 +219,12 @@ def waves(names: Iterable[str], seed: int = 1) -> list[list[str]]:
     seed 1, rows of examples depend on nothing any more."""
 
     def parents(name: str) -> set[str]:
-        return ROWS[name].parents if seed == 1 or not ROWS[name].examples else set()
+        row = ROWS[name]
+        if seed == 1:
+            return row.parents
+        if row.examples:
+            return set()
+        return row.parents - (_BASES if row.curve else set())
 
     wanted = set(names)
     while more := {parent for name in wanted for parent in parents(name)} - wanted:
@@ -200,27 +253,32 @@ def _prepared(
     are kept in ``stores`` and ``labels`` by the row they come from."""
     from ovd_d2.benchmarks.recipes import runs as recipe_runs
 
-    row, settings = ROWS[name], ["SEED", str(seed)]
-    of_seed_1 = {key: replace(run, folder=out / f"{key}-seed1") for key, run in finished.items()}
+    row, settings = ROWS[name], ["SEED", str(seed), *ROWS[name].settings]
+
+    def of_seed_1(parent: str) -> "Run":
+        run = recipe_runs.Run(f"{parent}-seed1", "", "", out / f"{parent}-seed1")
+        return replace(run, digest=run.record(root).get("digest", ""))
+
+    if row.curve:
+        finished = {**{base: of_seed_1(base) for base in _BASES}, **finished}
     if row.start:
         settings += ["MODEL.WEIGHTS", f"{finished[row.start].folder}/model_final.pth"]
     if row.regions:
         if row.regions not in stores:
-            proposer = of_seed_1[row.regions]
+            proposer = of_seed_1(row.regions)
             stores[row.regions] = build_regions(proposer, out, root, row.per_image)
         settings += ["DATASETS.REGION_STORE", str(stores[row.regions])]
     if row.labels:
         if row.labels not in labels:
-            labels[row.labels] = label_captions(of_seed_1[row.labels], out, root)
+            labels[row.labels] = label_captions(of_seed_1(row.labels), out, root)
         settings += ["DATASETS.SOURCES", str(_boxes_and(labels[row.labels]))]
     if row.captions:
         if row.captions not in labels:
-            labels[row.captions] = ground_captions(of_seed_1[row.captions], out, root)
+            labels[row.captions] = ground_captions(of_seed_1(row.captions), out, root)
         settings += ["DATASETS.SOURCES", str(_boxes_captions_and(labels[row.captions]))]
     evaluated = finished.get(row.evaluates)
     if row.examples:
-        evaluated = recipe_runs.Run(name, "", "", out / f"{row.evaluates}-seed1")
-        evaluated = replace(evaluated, digest=evaluated.record(root)["digest"])
+        evaluated = of_seed_1(row.evaluates)
         chosen = {"count": row.examples, "classes": row.classes, "seed": seed}
         rows = learn_examples(evaluated, out, root, **chosen)
         settings += ["MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS", str(rows)]
@@ -262,6 +320,7 @@ def _report(done: "Mapping[str, Sequence[Run]]", out: Path, root: Path, seconds:
     from ovd_d2.benchmarks.recipes.runs import collect
     from ovd_d2.benchmarks.recipes.seeds import markdown_table
     from ovd_d2.files.atomic import atomic_write, write_json
+    from ovd_d2.visualization.iteration_curves import plot_iterations
     from ovd_d2.visualization.training_plots import plot_average_precision
 
     found = {name: [collect(run, root) for run in runs] for name, runs in done.items()}
@@ -281,6 +340,9 @@ def _report(done: "Mapping[str, Sequence[Run]]", out: Path, root: Path, seconds:
         _print_table(titled, f"{metric} in percent on {dataset}, mean of {seeds} seed(s) (range)")
         tables.append(markdown_table(titled))
         files.append(f"{out}/{picture}")
+    if any("curve" in row for row in rows.values()):
+        plot_iterations(summary, root / out / "iterations.png")
+        files.append(f"{out}/iterations.png")
     with atomic_write(root / out / "table.md") as file:
         file.write("\n".join(tables).encode())
     say(", ".join(files))
@@ -297,7 +359,9 @@ def _summary(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for task, metrics in tasks.items()
         if all(task in run for run in runs)
     }
-    return {"title": ROWS[name].title, "seeds": len(runs), **of_all, "runs": runs}
+    row = ROWS[name]
+    point = {"curve": row.curve, "iterations": row.iterations} if row.curve else {}
+    return {"title": row.title, **point, "seeds": len(runs), **of_all, "runs": runs}
 
 
 def _print_table(rows: Mapping[str, Any], title: str) -> None:

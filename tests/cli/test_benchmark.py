@@ -6,6 +6,8 @@ import pytest
 from PIL import Image
 
 from ovd_d2.cli import app, benchmark
+from ovd_d2.errors import OVDError
+from ovd_d2.visualization.iteration_curves import plot_iterations
 
 
 def calls(checkout):
@@ -39,7 +41,7 @@ def test_every_row_has_its_yaml_and_the_yamls_agree_with_the_rows():
 
     for name, row in benchmark.ROWS.items():
         cfg = load_config(f"configs/mini/{row.yaml or name}.yaml")
-        before = row.start or row.evaluates
+        before = (row.start or row.evaluates).replace("rkd_heads_", "rkd_")
         assert (before and f"output/mini/{before}/model_final.pth") == cfg.MODEL.WEIGHTS
         assert bool(cfg.DATASETS.REGION_STORE) == bool(row.regions or row.examples)
         assert ("labels:" in str(cfg.DATASETS.SOURCES)) == bool(row.labels)
@@ -79,6 +81,28 @@ def test_rows_go_on_from_their_parents(checkout, no_mini_build, capsys):
     assert table[2].startswith("| RKD all, weight transfer | 12.5 |")
     with Image.open(checkout / "here/average_precision.png") as image:
         assert min(image.size) > 200
+
+
+def test_curves_are_drawn_of_rows_that_share_the_base_of_seed_1(checkout, no_mini_build, capsys):
+    rows = "rkd_heads_naive_180,rkd_heads_transfer_360"
+    assert run("--rows", rows, "--seeds", "2", "--out", "here") == 0
+    done = calls(checkout)
+    assert "rkd_base-seed1" in done and "rkd_base-seed2" not in done
+    for seed in ("1", "2"):
+        naive = done[f"rkd_heads_naive_180-seed{seed}"]
+        assert "--config-file configs/mini/rkd_all_naive.yaml" in naive
+        assert "MODEL.WEIGHTS here/rkd_base-seed1/model_final.pth" in naive
+        assert "MODEL.TUNE.ONLY ['roi_heads.'] SOLVER.MAX_ITER 180" in naive
+        transfer = done[f"rkd_heads_transfer_360-seed{seed}"]
+        assert f"MODEL.WEIGHTS here/rkd_heads_l1_relation-seed{seed}/model_final.pth" in transfer
+    summary = json.loads((checkout / "here/summary.json").read_text())
+    row = summary["rows"]["rkd_heads_transfer_360"]
+    assert (row["curve"], row["iterations"]) == ("weight transfer, from stage 2", 540)
+    assert "iterations.png" in capsys.readouterr().out
+    with Image.open(checkout / "here/iterations.png") as image:
+        assert min(image.size) > 200
+    with pytest.raises(OVDError, match="rkd_heads_"):
+        plot_iterations({"dataset": "x", "rows": {"a": {"title": "A"}}}, checkout / "none.png")
 
 
 def test_label_maps_have_a_table_of_their_own(checkout, no_mini_build, capsys):
