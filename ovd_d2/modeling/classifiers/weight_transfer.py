@@ -74,14 +74,14 @@ class WeightTransferProjection(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         is_stage_before = distilled is not None and f"{prefix}generate.0.weight" not in state_dict
         if is_stage_before and self.start == "distilled":
-            self._start_from_distilled()
+            self._start_from_distilled(distilled, state_dict.get(f"{prefix}frozen.bias"))
 
     @torch.no_grad()
-    def _start_from_distilled(self) -> None:
-        """Sets ``generate`` and ``skip`` so that the embedding is about that of W_D."""
+    def _start_from_distilled(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Sets ``generate`` and ``skip`` so that the embedding is about ``weight`` x + ``bias``."""
         first, _, second = self.generate
         half = min(first.out_features, second.out_features) // 2
-        _, _, basis = torch.linalg.svd(self.frozen.weight.double(), full_matrices=False)
+        _, _, basis = torch.linalg.svd(weight.double(), full_matrices=False)
         basis = basis[:half].to(first.weight)  # (D/2, F), orthonormal rows
         for layer in (first, second):
             nn.init.zeros_(layer.weight)
@@ -90,7 +90,7 @@ class WeightTransferProjection(nn.Module):
         first.weight[: 2 * half] = torch.cat([basis, -basis])
         second.weight[:, : 2 * half] = torch.cat([basis, -basis]).T / (1 + SLOPE)
         nn.init.zeros_(self.skip[-1].weight)
-        self.skip[-1].bias.copy_(self.frozen.bias)
+        self.skip[-1].bias.copy_(torch.zeros(()) if bias is None else bias)
 
 
 def _two_layers(in_features: int, hidden: int, out_features: int) -> nn.Sequential:
