@@ -86,19 +86,18 @@ def _rkd_curves() -> dict[str, Row]:
             curve="L1 + relation (stage 2)", iterations=180, **_RKD,
         ),
     }  # fmt: skip
-    for key, title, start, yaml, more in (
-        ("naive", "one projection, from the base", "rkd_base", "rkd_all_naive", ()),
-        ("control", "one projection, from stage 2", stage_2, "rkd_all_naive_third_stage", ()),
-        ("transfer", "weight transfer, from stage 2", stage_2, "rkd_weight_transfer", ()),
-        ("released", "weight transfer as released, from stage 2", stage_2, "rkd_weight_transfer",
-         ("MODEL.OPEN_VOCAB.TRANSFER_START", "released")),
-    ):  # fmt: skip
+    for key, title, start, yaml in (
+        ("naive", "one projection, from the base", "rkd_base", "rkd_all_naive"),
+        ("control", "one projection, from stage 2", stage_2, "rkd_all_naive_third_stage"),
+        ("released", "weight transfer, from stage 2", stage_2, "rkd_weight_transfer"),
+        ("distilled", "the same, distilled start", stage_2, "rkd_weight_transfer_distilled"),
+    ):
         for own in (180, 360, 540):
             total = own + (180 if start == stage_2 else 0)
             rows[f"rkd_heads_{key}_{own}"] = Row(
                 f"RKD heads: {title}, {own} iterations", start, labels="rkd_base", yaml=yaml,
-                settings=(*heads, *more, "SOLVER.MAX_ITER", str(own)), curve=title,
-                iterations=total, **_RKD,
+                settings=(*heads, "SOLVER.MAX_ITER", str(own)), curve=title, iterations=total,
+                **_RKD,
             )  # fmt: skip
     return rows
 
@@ -137,6 +136,12 @@ ROWS = {
     ),
     "rkd_weight_transfer": Row(
         "RKD all, weight transfer", "rkd_l1_relation", labels="rkd_base", **_RKD
+    ),
+    "rkd_weight_transfer_distilled": Row(
+        "RKD all, weight transfer, distilled start",
+        "rkd_l1_relation",
+        labels="rkd_base",
+        **_RKD,
     ),
     **_rkd_curves(),
     "glip_late_fusion": Row("GLIP, late fusion"),

@@ -84,7 +84,7 @@ def test_rows_go_on_from_their_parents(checkout, no_mini_build, capsys):
 
 
 def test_curves_are_drawn_of_rows_that_share_the_base_of_seed_1(checkout, no_mini_build, capsys):
-    rows = "rkd_heads_naive_180,rkd_heads_transfer_360"
+    rows = "rkd_heads_naive_180,rkd_heads_released_360"
     assert run("--rows", rows, "--seeds", "2", "--out", "here") == 0
     done = calls(checkout)
     assert "rkd_base-seed1" in done and "rkd_base-seed2" not in done
@@ -93,10 +93,10 @@ def test_curves_are_drawn_of_rows_that_share_the_base_of_seed_1(checkout, no_min
         assert "--config-file configs/mini/rkd_all_naive.yaml" in naive
         assert "MODEL.WEIGHTS here/rkd_base-seed1/model_final.pth" in naive
         assert "MODEL.TUNE.ONLY ['roi_heads.'] SOLVER.MAX_ITER 180" in naive
-        transfer = done[f"rkd_heads_transfer_360-seed{seed}"]
+        transfer = done[f"rkd_heads_released_360-seed{seed}"]
         assert f"MODEL.WEIGHTS here/rkd_heads_l1_relation-seed{seed}/model_final.pth" in transfer
     summary = json.loads((checkout / "here/summary.json").read_text())
-    row = summary["rows"]["rkd_heads_transfer_360"]
+    row = summary["rows"]["rkd_heads_released_360"]
     assert (row["curve"], row["iterations"]) == ("weight transfer, from stage 2", 540)
     assert "iterations.png" in capsys.readouterr().out
     with Image.open(checkout / "here/iterations.png") as image:

@@ -240,9 +240,7 @@ def test_vocabulary_swap_between_calls(build, kind):
 def transferred(weight, bias, start="distilled"):
     """A projection that has loaded a Linear of the stage before."""
     projection = WeightTransferProjection(weight.shape[1], len(weight), 7, start=start)
-    missing, unexpected = projection.load_state_dict(
-        {"weight": weight, "bias": bias}, strict=False
-    )
+    missing, unexpected = projection.load_state_dict({"weight": weight, "bias": bias}, strict=False)
     assert unexpected == [] and len(missing) == 8
     return projection
 
