@@ -73,35 +73,6 @@ class Row:
 
 _VILD = {"regions": "vild_text", "per_image": 60}
 _RKD = {"regions": "rkd_base", "per_image": 5}
-
-
-def _rkd_curves() -> dict[str, Row]:
-    """Points of RKD's picture of AP against iterations. Box head and projection train; backbone and
-    RPN stay as the base has left them, which keeps the longest of these trainings affordable."""
-    heads = ("MODEL.TUNE.ONLY", "['roi_heads.']")
-    stage_2 = "rkd_heads_l1_relation"
-    rows = {
-        stage_2: Row(
-            "RKD heads: L1 + relation", "rkd_base", yaml="rkd_l1_relation", settings=heads,
-            curve="L1 + relation (stage 2)", iterations=180, **_RKD,
-        ),
-    }  # fmt: skip
-    for key, title, start, yaml in (
-        ("naive", "one projection, from the base", "rkd_base", "rkd_all_naive"),
-        ("control", "one projection, from stage 2", stage_2, "rkd_all_naive_third_stage"),
-        ("released", "weight transfer, from stage 2", stage_2, "rkd_weight_transfer"),
-        ("distilled", "the same, distilled start", stage_2, "rkd_weight_transfer_distilled"),
-    ):
-        for own in (180, 360, 540):
-            total = own + (180 if start == stage_2 else 0)
-            rows[f"rkd_heads_{key}_{own}"] = Row(
-                f"RKD heads: {title}, {own} iterations", start, labels="rkd_base", yaml=yaml,
-                settings=(*heads, "SOLVER.MAX_ITER", str(own)), curve=title, iterations=total,
-                **_RKD,
-            )  # fmt: skip
-    return rows
-
-
 ROWS = {
     "supervised_all": Row("supervised on all (oracle)"),
     "vild_text": Row("ViLD-text"),
@@ -137,13 +108,6 @@ ROWS = {
     "rkd_weight_transfer": Row(
         "RKD all, weight transfer", "rkd_l1_relation", labels="rkd_base", **_RKD
     ),
-    "rkd_weight_transfer_distilled": Row(
-        "RKD all, weight transfer, distilled start",
-        "rkd_l1_relation",
-        labels="rkd_base",
-        **_RKD,
-    ),
-    **_rkd_curves(),
     "glip_late_fusion": Row("GLIP, late fusion"),
     "glip": Row("GLIP"),
     "glip_longer": Row("GLIP, as long as the next", start="glip"),
@@ -156,6 +120,37 @@ ROWS = {
     "lseg_all": Row("LSeg, all label maps (oracle)"),
     "groupvit": Row("GroupViT, captions alone"),
 }
+
+
+def _rkd_curves() -> dict[str, Row]:
+    """Points of RKD's picture of AP against iterations. Box head and projection train; backbone and
+    RPN stay as the base has left them, which keeps the longest of these trainings affordable."""
+    heads = ("MODEL.TUNE.ONLY", "['roi_heads.']")
+    stage_2 = "rkd_heads_l1_relation"
+    rows = {
+        stage_2: Row(
+            "RKD heads: L1 + relation", "rkd_base", yaml="rkd_l1_relation", settings=heads,
+            curve="L1 + relation (stage 2)", iterations=180, **_RKD,
+        ),
+    }  # fmt: skip
+    for key, title, start, yaml in (
+        ("naive", "one projection, from the base", "rkd_base", "rkd_all_naive"),
+        ("control", "one projection, from stage 2", stage_2, "rkd_all_naive_third_stage"),
+        ("released", "weight transfer, from stage 2", stage_2, "rkd_weight_transfer"),
+        ("distilled", "the same, distilled start", stage_2, "rkd_weight_transfer_distilled"),
+    ):
+        for own in (180, 360, 540):
+            total = own + (180 if start == stage_2 else 0)
+            rows[f"rkd_heads_{key}_{own}"] = Row(
+                f"RKD heads: {title}, {own} iterations", start, labels="rkd_base", yaml=yaml,
+                settings=(*heads, "SOLVER.MAX_ITER", str(own)), curve=title, iterations=total,
+                **_RKD,
+            )  # fmt: skip
+    return rows
+
+
+CURVES = _rkd_curves()  # on request only
+KNOWN = {**ROWS, **CURVES}
 _BASES = {"rkd_base"}  # of rows with a curve
 # Task -> a table of the rows that were evaluated on it: its first metric, and its picture.
 TABLES = (("box", "AP", "average_precision.png"), ("sem_seg", "mIoU", "mean_iou.png"))
@@ -166,7 +161,7 @@ def command(
     seeds: int = typer.Option(3, min=1, help="Trainings per row."),
     minutes: float = typer.Option(60, help="No seed is begun that would end later than this."),
     rows: str = typer.Option(
-        ",".join(name for name, row in ROWS.items() if not row.curve),
+        ",".join(ROWS),
         help="Which rows, separated by commas; rkd_heads_... on request only.",
     ),
     jobs: int = typer.Option(0, min=0, help="Trainings at once; 0: as many as there are cores."),
@@ -181,10 +176,10 @@ def command(
     out = recipe_runs.seen_from(out, root)
     check_output_folder("--out", root / out)
     names = [name.strip() for name in rows.split(",") if name.strip()]
-    unknown = [name for name in names if name not in ROWS]
+    unknown = [name for name in names if name not in KNOWN]
     if unknown or not names:
         wrong = ", ".join(unknown) or "an empty list"
-        raise OVDError(f"--rows {wrong}: the benchmark knows {', '.join(ROWS)}.")
+        raise OVDError(f"--rows {wrong}: the benchmark knows {', '.join(KNOWN)}.")
     started = time.monotonic()
     recipe_runs.run_in_foreground([*ovd_script(), "mini", "build"], root, say)
     done: dict[str, list[Run]] = {name: [] for name in names}
@@ -224,7 +219,7 @@ def waves(names: Iterable[str], seed: int = 1) -> list[list[str]]:
     seed 1, rows of examples depend on nothing any more."""
 
     def parents(name: str) -> set[str]:
-        row = ROWS[name]
+        row = KNOWN[name]
         if seed == 1:
             return row.parents
         if row.examples:
@@ -239,7 +234,7 @@ def waves(names: Iterable[str], seed: int = 1) -> list[list[str]]:
         return 1 + max(map(depth, parents(name)), default=-1)
 
     result: list[list[str]] = [[] for _ in range(1 + max(map(depth, wanted)))]
-    for name in ROWS:
+    for name in KNOWN:
         if name in wanted:
             result[depth(name)].append(name)
     return result
@@ -258,7 +253,7 @@ def _prepared(
     are kept in ``stores`` and ``labels`` by the row they come from."""
     from ovd_d2.benchmarks.recipes import runs as recipe_runs
 
-    row, settings = ROWS[name], ["SEED", str(seed), *ROWS[name].settings]
+    row, settings = KNOWN[name], ["SEED", str(seed), *KNOWN[name].settings]
 
     def of_seed_1(parent: str) -> "Run":
         run = recipe_runs.Run(f"{parent}-seed1", "", "", out / f"{parent}-seed1")
@@ -364,7 +359,7 @@ def _summary(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for task, metrics in tasks.items()
         if all(task in run for run in runs)
     }
-    row = ROWS[name]
+    row = KNOWN[name]
     point = {"curve": row.curve, "iterations": row.iterations} if row.curve else {}
     return {"title": row.title, **point, "seeds": len(runs), **of_all, "runs": runs}
 
