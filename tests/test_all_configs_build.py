@@ -13,11 +13,18 @@ from detectron2.utils.events import EventStorage
 
 from ovd_d2 import add_ovd_config
 from ovd_d2.data.mappers.teacher_regions import TeacherRegions
+from ovd_d2.data.named_datasets import register_named_files
 from ovd_d2.errors import OVDError
 from ovd_d2.language import RandomEmbeddings
 from ovd_d2.modeling import is_open_vocabulary, set_vocabulary
 from ovd_d2.region_store import RegionStoreWriter, StoreFacts
-from ovd_d2.structures import PartialMasks, RegionEmbeddings, Supervision, supervision_of
+from ovd_d2.structures import (
+    PartialMasks,
+    RegionEmbeddings,
+    Supervision,
+    TokenSpans,
+    supervision_of,
+)
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # The backbone of an LSeg -> one of the same kind.
@@ -58,7 +65,7 @@ def distinct_models() -> list[Path]:
         learns = bool(cfg.DATASETS.REGION_STORE)
         cfg.MODEL.WEIGHTS, cfg.MODEL.GLIP.NAMES_PER_CAPTION = "", 0
         cfg.MODEL.GROUPVIT.BACKGROUND_THRESH_TEST = 0.0
-        of_words = cfg.MODEL.META_ARCHITECTURE in ("GLIP", "DetCLIP", "LSeg")
+        of_words = cfg.MODEL.META_ARCHITECTURE in ("GLIP", "DetCLIP", "LSeg", "MAVL")
         data = () if of_words else cfg.DATASETS.TRAIN
         first.setdefault((cfg.MODEL.dump(), learns, data), path)
     return list(first.values())
@@ -76,6 +83,11 @@ def load(path: Path, tmp_path: Path):
     small = {"PROJECTOR_HIDDEN": 64, "TEXT.LAYERS": 2, "DEPTHS": [1, 1, 1]}
     for key, value in small.items():
         cfg.merge_from_list([f"MODEL.GROUPVIT.{key}", value])
+    if path.parent.name == "clip":
+        small = {"VIT.WIDTH": 64, "VIT.LAYERS": 2, "RESNET.WIDTH": 16, "TEXT.WIDTH": 64,
+                 "TEXT.HEADS": 1, "TEXT.LAYERS": 2, "RESNET.LAYERS": [1, 2, 1, 1]}  # fmt: skip
+        for key, value in small.items():
+            cfg.merge_from_list([f"MODEL.CLIP.{key}", value])
     if path.stem == "lvis_r152_fpn_vild":
         cfg.MODEL.RESNETS.DEPTH = 50
     smaller = SMALLER.get(cfg.MODEL.TIMM.NAME)
@@ -85,6 +97,12 @@ def load(path: Path, tmp_path: Path):
         cfg.MODEL.LSEG.WIDTH, test = 32, cfg.MODEL.LSEG.TEST
         test.WINDOW, test.STRIDE, test.BASE_SIZE = test.WINDOW // 5, 64, 104  # 0 stays 0
         test.SCALES = test.SCALES[-1:]
+    if cfg.MODEL.META_ARCHITECTURE == "MAVL":
+        mavl, cfg.MODEL.TEXT_BACKBONE.MODEL, cfg.MODEL.TEXT_BACKBONE.MAX_TOKENS = (
+            cfg.MODEL.MAVL, "minilm", 256
+        )  # fmt: skip
+        cfg.MODEL.RESNETS.DEPTH, mavl.HIDDEN, mavl.OBJECT_QUERIES = 50, 64, 20
+        mavl.ENCODER_LAYERS = mavl.DECODER_LAYERS = mavl.FUSION_LAYERS = 2
     if cfg.MODEL.OPEN_VOCAB.TEXT_ENCODER.startswith("openai-clip:"):
         cfg.MODEL.OPEN_VOCAB.VOCABULARY = "later"
     for section in (cfg.MODEL.RESNETS, cfg.MODEL.FPN, cfg.MODEL.RPN, cfg.MODEL.ROI_BOX_HEAD,
@@ -97,11 +115,13 @@ def build(cfg):
     """The model; classes that were put off are embedded at random."""
     model = build_model(cfg)
     if is_open_vocabulary(model) and cfg.MODEL.OPEN_VOCAB.VOCABULARY == "later":
-        if cfg.MODEL.META_ARCHITECTURE == "LSeg":
+        if cfg.MODEL.META_ARCHITECTURE == "MAVL":
+            pass  # finds objects of any class
+        elif cfg.MODEL.META_ARCHITECTURE == "LSeg":
             embedder = RandomEmbeddings(cfg.MODEL.OPEN_VOCAB.EMBED_DIM)
             model.target_checks.class_numbers.train_dataset = ""
             set_vocabulary(model, "cat, red mug, zebra crossing", embedder)
-        elif cfg.MODEL.META_ARCHITECTURE == "GroupViT":  # has texts of its own, and is told pairs
+        elif cfg.MODEL.META_ARCHITECTURE in ("CLIP", "GroupViT"):  # have texts of their own
             set_vocabulary(model, "cat, background, zebra crossing")
         elif getattr(model, "reads_captions", False):  # reads the words too
             set_vocabulary(model, "cat, red mug, zebra crossing")
@@ -147,6 +167,14 @@ def batch(with_mask: bool) -> list[dict]:
     return [{**sample, "caption": caption, "prompted_nouns": [caption] * 3} for caption in captions]
 
 
+def with_phrases(data: list[dict]) -> list[dict]:
+    """The samples with grounded captions."""
+    for sample in data:
+        sample["instances"].gt_phrases = torch.tensor([0, 1])
+        sample["caption"] = TokenSpans("a cat beside a red mug", (((2, 5),), ((15, 22),)))
+    return data
+
+
 def pairs() -> list[dict]:
     """Image-text pairs: pixels, and a caption with its noun phrases."""
     images = torch.randint(0, 256, (2, 3, 128, 160), dtype=torch.uint8)
@@ -181,7 +209,9 @@ def test_config_builds_and_trains_a_step(path, tmp_path):
     torch.manual_seed(0)
     model = build(cfg)
     data = batch(cfg.MODEL.MASK_ON)
-    if getattr(model, "reads_captions", False):  # of detection data, as the first source
+    if cfg.MODEL.META_ARCHITECTURE == "MAVL":
+        data = with_phrases(data)
+    elif getattr(model, "reads_captions", False):  # of detection data, as the first source
         data = [{k: v for k, v in sample.items() if k != "caption"} for sample in data]
     dim = cfg.MODEL.OPEN_VOCAB.EMBED_DIM
     heads = getattr(model, "roi_heads", None)  # CLIP has none
@@ -209,6 +239,8 @@ def test_config_builds_and_trains_a_step(path, tmp_path):
         assert list(losses) == ["loss_word_region"] and torch.isfinite(losses["loss_word_region"])
         check_gradients(model, losses)
     model.eval()
+    if not cfg.MODEL.MAVL.LANGUAGE:  # reads no captions
+        data = [{k: v for k, v in sample.items() if k != "caption"} for sample in data]
     with torch.no_grad():
         assert len(model(data)) == 2
 
@@ -241,6 +273,8 @@ def test_data_sets_of_the_recipe_are_registered(path, tmp_path):
 
     cfg = load(path, tmp_path)
     names = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
+    for name in names:
+        register_named_files(name)
     assert names and names <= set(DatasetCatalog.list())
 
 
@@ -255,6 +289,7 @@ def test_stages_start_from_what_other_recipes_write_and_files_are_documented(pat
         assert weights.removesuffix("/model_final.pth") in folders
     readme = (CONFIGS.parent / "datasets" / "README.md").read_text()
     mentioned = [cfg.DATASETS.REGION_STORE] if cfg.DATASETS.REGION_STORE else []
+    mentioned += [name.removeprefix("labels:") for name in cfg.DATASETS.TRAIN if ":" in name]
     for source in cfg.DATASETS.SOURCES:
         assert set(source) <= {"NAME", "RATIO", "OPTS"}
         one = cfg.clone()

@@ -7,11 +7,13 @@ from .groupvit import ConvertedGroupViT, convert_groupvit_names
 from .inert_objects import CLASSES_OF_SETTINGS, plain_settings, read_with_inert_objects
 from .lightning import read_lightning_state_dict
 from .lseg import ConvertedLSeg, from_lseg, to_lseg
+from .mavl import ConvertedMAVL, from_mavl
 from .object_centric_ovd import (
     ConvertedCheckpoint,
     from_object_centric_ovd,
     to_object_centric_ovd,
 )
+from .openai_clip import from_openai_clip, is_openai_clip, to_openai_clip
 from .weights_file import (
     TRUST_VARIABLE,
     check_trusted,
@@ -29,6 +31,7 @@ __all__ = [
     "ConvertedGLIP",
     "ConvertedGroupViT",
     "ConvertedLSeg",
+    "ConvertedMAVL",
     "DeticParts",
     "Fit",
     "check_trusted",
@@ -37,7 +40,11 @@ __all__ = [
     "from_detic",
     "from_glip",
     "from_lseg",
+    "from_mavl",
     "from_object_centric_ovd",
+    "from_openai_clip",
+    "is_openai_clip",
+    "to_openai_clip",
     "load_weights",
     "plain_settings",
     "read_lightning_state_dict",

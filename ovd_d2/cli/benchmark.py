@@ -120,6 +120,11 @@ ROWS = {
     "lseg": Row("LSeg"),
     "lseg_all": Row("LSeg, all label maps (oracle)"),
     "groupvit": Row("GroupViT, captions alone"),
+    "mavl": Row("MAVL, four questions"),
+    "mavl_all_objects": Row('MAVL, "all objects" alone', evaluates="mavl"),
+    "mavl_minus_language": Row("MAVL minus language (control)"),
+    "mavl_vild_text": Row("ViLD-text's boxes (for comparison)", evaluates="vild_text"),
+    "mavl_rpn": Row("ViLD-text's RPN (for comparison)", evaluates="vild_text"),
 }
 
 

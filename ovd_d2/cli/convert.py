@@ -106,6 +106,20 @@ def glip(
 
 
 @app.command()
+def clip(
+    source: Path = typer.Argument(..., metavar="FILE", help=".pt, .pth or .safetensors."),
+    out: Path | None = _OUT,
+    reverse: bool = typer.Option(False, "--reverse", help="FILE is ours, write theirs."),
+) -> None:
+    """OpenAI's CLIP for configs/clip/*.yaml, which read it as it is, too; or ours for the package
+    clip and as openai-clip:FILE."""
+    from ovd_d2.jobs.convert_clip import convert_clip, convert_to_clip
+
+    out = _prepare(source, out, trust=False)
+    _report(out, (convert_to_clip if reverse else convert_clip)(source, out))
+
+
+@app.command()
 def lseg(
     source: Path = typer.Argument(..., metavar="FILE", help=".ckpt, .pth or .safetensors."),
     out: Path | None = _OUT,
@@ -135,6 +149,27 @@ def groupvit(
 
     out = _prepare(source, out, trust=False)
     _report(out, convert_groupvit(source, out, to))
+
+
+@app.command()
+def mavl(
+    source: Path = typer.Argument(..., metavar="FILE", help=".pth or .safetensors."),
+    out: Path | None = typer.Option(
+        None,
+        help=".pth or .safetensors to write; its config is written beside it, with .yaml at the "
+        "end. Default: FILE with _converted.safetensors at the end.",
+    ),
+    ema: bool = typer.Option(
+        False, "--ema", help="The averaged weights (model_ema), which training saves with --ema."
+    ),
+) -> None:
+    """A released MAVL (MDef-DETR), with or without language, for configs/mavl/*.yaml; nothing in
+    the file is run."""
+    from ovd_d2.jobs.convert_mavl import convert_mavl
+
+    out = out or source.with_name(f"{source.stem}_converted.safetensors")
+    out = _prepare(source, out, trust=False)
+    _report(out, convert_mavl(source, out, ema=ema))
 
 
 @app.command()

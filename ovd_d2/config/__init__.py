@@ -14,6 +14,7 @@ from ovd_d2.config import (
     image_branch,
     layers,
     lseg,
+    mavl,
     open_vocab,
     region_tasks,
     solver,
@@ -25,7 +26,7 @@ from ovd_d2.config import (
 
 GROUPS = (
     open_vocab, region_tasks, image_branch, timm, swin, text_backbone, clip, glip, detclip, lseg,
-    groupvit, huggingface, tuning, layers, solver, data, evaluation,
+    groupvit, mavl, huggingface, tuning, layers, solver, data, evaluation,
 )  # fmt: skip
 
 

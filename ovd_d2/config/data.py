@@ -20,6 +20,9 @@ RULES: Rows = (  # rule, prefix, keys below it
     (COUNT_OR_0, "INPUT.", "MAX_PIXELS PAIRS.IMAGE_SIZE PAIRS.PROMPTED_NOUNS"),
     (COUNT, "INPUT.SCALE_JITTER.", "SIZE"),
     (ABOVE_0, "INPUT.SCALE_JITTER.", "MIN_SCALE MAX_SCALE"),
+    (SHARE, "INPUT.RESIZE_CROP.", "PROB"),
+    (each(COUNT), "INPUT.RESIZE_CROP.", "SHORT_SIDES"),
+    (each(COUNT, 2), "INPUT.RESIZE_CROP.", "SIDES"),
     (COUNT_OR_0, "INPUT.", "SQUARE"),
     (Rule(lambda v: at_least(0).good(v) and v <= 255, "0 to 255"), "INPUT.SCALE_JITTER.",
      "PAD_VALUE"),
@@ -41,6 +44,10 @@ def add_keys(cfg: CN) -> None:
     cfg.INPUT.SCALE_JITTER = CN(
         {"ENABLED": False, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0, "SIZE": 1024, "PAD_VALUE": 128.0}
     )
+    # DETR's crop, with probability PROB: the short side becomes one of SHORT_SIDES, and a crop is
+    # cut out whose sides have SIDES pixels, (least, most). One that misses a box is drawn again, up
+    # to 100 times. MIN_SIZE_TRAIN comes after it.
+    cfg.INPUT.RESIZE_CROP = CN({"PROB": 0.0, "SHORT_SIDES": [400, 500, 600], "SIDES": [384, 1333]})
     # For INPUT.MAPPER SemanticSegmentationMapper: images and label maps become a square of so many
     # pixels, whatever their shape, in training and test (few-shot segmentation: 480); 0: they keep
     # it. Few-shot results are compared in that square, others in the image as it is.

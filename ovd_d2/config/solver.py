@@ -2,7 +2,20 @@
 
 from detectron2.config import CfgNode as CN
 
-from ovd_d2.config.rules import COUNT, COUNT_OR_0, NAMES, Rows, Rule, at_least, empty_or, one_of
+from ovd_d2.config.rules import (
+    ABOVE_0,
+    BELOW_1,
+    COUNT,
+    COUNT_OR_0,
+    NAMES,
+    SHARE,
+    Rows,
+    Rule,
+    at_least,
+    each,
+    empty_or,
+    one_of,
+)
 
 _PREFIX_FACTORS = Rule(
     lambda v: (
@@ -18,6 +31,11 @@ RULES: Rows = (  # rule, prefix, keys below it
     (_PREFIX_FACTORS, "SOLVER.", "LR_MULTIPLIERS"),
     (empty_or(NAMES), "SOLVER.", "NO_WEIGHT_DECAY"),
     (one_of("SGD", "ADAMW"), "SOLVER.", "OPTIMIZER"),
+    (each(BELOW_1, 2), "SOLVER.", "ADAM_BETAS"),
+    (ABOVE_0, "SOLVER.", "ADAM_EPS"),
+    (empty_or(NAMES), "SOLVER.LINEAR_LR.", "PREFIXES"),
+    (SHARE, "SOLVER.LINEAR_LR.", "WARMUP"),
+    (BELOW_1, "SOLVER.EMA.", "DECAY"),
     (one_of("float16", "bfloat16"), "SOLVER.AMP.", "DTYPE"),
 )  # fmt: skip
 
@@ -26,6 +44,10 @@ def add_keys(cfg: CN) -> None:
     """Adds the group to ``cfg``, in place."""
     # "SGD" (Detectron2's) or "ADAMW".
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Of "ADAMW": decay of the means of the gradient and of its square, and what is added to the
+    # root of the latter.
+    cfg.SOLVER.ADAM_BETAS = [0.9, 0.999]
+    cfg.SOLVER.ADAM_EPS = 1e-8
     # [PREFIX, factor] pairs: parameters whose name starts with PREFIX use BASE_LR times the factor
     # of the first that fits, e.g. [["backbone.", 0.1], ["roi_heads.image_branch.", 3.0]].
     cfg.SOLVER.LR_MULTIPLIERS = []
@@ -35,6 +57,14 @@ def add_keys(cfg: CN) -> None:
             "SOLVER.LR_MULTIPLIERS",
             message=f'write [["{prefix}", factor]]; without a factor leave it out',
         )
+    # Parameters whose names begin with one of PREFIXES have a schedule of their own, whatever
+    # LR_SCHEDULER_NAME says: linear from 0 to their rate over the first share WARMUP of MAX_ITER,
+    # then linear to 0 (MDETR's and MAVL's text encoder).
+    cfg.SOLVER.LINEAR_LR = CN({"PREFIXES": [], "WARMUP": 0.01})
+    # An exponential moving average of the weights: it is what is saved, evaluated and opened by
+    # others. A checkpoint holds the trained weights too, for --resume. Short trainings need a
+    # smaller DECAY: it looks back over about 1 / (1 - DECAY) steps.
+    cfg.SOLVER.EMA = CN({"ENABLED": False, "DECAY": 0.9998})
     # Parameters that do not decay, by the last word of their names: learned factors on logits and
     # on the box deltas of a level, for which 0 means nothing. Biases and norms have keys of their
     # own.

@@ -43,7 +43,7 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
         final = iteration >= self.max_iter - 1
         if not (periodic or final):
             return
-        with self.trainer.gathered_random_states():
+        with self.trainer.gathered_random_states(), self.trainer.with_saved_weights():
             if periodic:
                 self.checkpointer.save(f"{self.file_prefix}_{iteration:07d}", iteration=iteration)
                 self.checkpointer.prune(self.keep)

@@ -26,7 +26,7 @@ from ovd_d2.modeling.target_checks import EVALUATION, honour
 from ovd_d2.modeling.tuning import tune_model
 
 from .dataset_vocabulary import vocabulary_for
-from .optimizer import build_optimizer
+from .optimizer import build_lr_scheduler, build_optimizer
 from .teacher_check import check_teacher, check_weight_transfer
 from .train_loop import amp_dtype
 
@@ -42,9 +42,9 @@ class OpenVocabTraining:
     Loaders (sources, region store, image labels, class numbers), optimizer, evaluators, the type of
     mixed precision and the memory layout are those of the config, each test data set gets its own
     vocabulary, and the teacher is checked before training. The place in the data is part of a
-    checkpoint. Steps, checkpoints and hooks stay ``DefaultTrainer``'s, so ``SOLVER.ACCUMULATE`` is
-    refused, and ``SOLVER.CHECKPOINT_KEEP`` and the check of gradients are ``OpenVocabTrainer``'s
-    alone.
+    checkpoint. Steps, checkpoints and hooks stay ``DefaultTrainer``'s, so ``SOLVER.ACCUMULATE``
+    and ``SOLVER.EMA`` are refused, and ``SOLVER.CHECKPOINT_KEEP`` and the check of gradients are
+    ``OpenVocabTrainer``'s alone.
 
     Override its methods as you would those of ``DefaultTrainer``.
     """
@@ -70,6 +70,11 @@ class OpenVocabTraining:
             raise OVDError(
                 f"SOLVER.ACCUMULATE is {cfg.SOLVER.ACCUMULATE}, but DefaultTrainer's steps are of "
                 "one batch: set it to 1, or train with ovd_d2.engine.OpenVocabTrainer."
+            )
+        if cfg.SOLVER.EMA.ENABLED:
+            raise OVDError(
+                "SOLVER.EMA.ENABLED is True, but DefaultTrainer saves and evaluates the weights as "
+                "they are: set it False, or train with ovd_d2.engine.OpenVocabTrainer."
             )
         self.check_evaluators(cfg)
         super().__init__(cfg)
@@ -100,13 +105,13 @@ class OpenVocabTraining:
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
-        """Detectron2's.
+        """See :func:`ovd_d2.engine.optimizer.build_lr_scheduler`.
 
         Raises:
             OVDError: the schedule does not fit together.
         """
         try:
-            return super().build_lr_scheduler(cfg, optimizer)
+            return build_lr_scheduler(cfg, optimizer)
         except (ValueError, AssertionError) as error:
             raise OVDError(
                 "SOLVER.LR_SCHEDULER_NAME, STEPS, MAX_ITER and BASE_LR_END do not fit together: "

@@ -4,7 +4,7 @@ import logging
 import os
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -27,6 +27,7 @@ from .divergence import remedy_for_divergence
 from .open_vocab_training import OpenVocabTraining
 from .teacher_check import check_teacher, check_weight_transfer
 from .train_loop import TrainLoop, amp_dtype
+from .weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,10 @@ class OpenVocabTrainer(OpenVocabTraining, DefaultTrainer):
         self.checkpointer = AtomicCheckpointer(
             self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
+        self.weight_average: WeightAverage | None = None
+        if cfg.SOLVER.EMA.ENABLED:
+            self.weight_average = WeightAverage(model, cfg.SOLVER.EMA.DECAY)
+        honour(model, "SOLVER.EMA.ENABLED")
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -88,9 +93,11 @@ class OpenVocabTrainer(OpenVocabTraining, DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:
-        """Timing, schedule, precise BN, saving, evaluation, progress and metrics, in that order."""
+        """Timing, schedule, average, precise BN, saving, evaluation, progress and metrics."""
         cfg = self.cfg
         ret: list[HookBase] = [detectron2_hooks.IterationTimer(), detectron2_hooks.LRScheduler()]
+        if self.weight_average is not None:
+            ret.append(self.weight_average)
         if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
             loader = self.build_train_loader(cfg)
             ret.append(
@@ -117,7 +124,8 @@ class OpenVocabTrainer(OpenVocabTraining, DefaultTrainer):
     def _evaluate(self) -> dict[str, Any]:
         at_the_end = self.iter >= self.max_iter
         test = self.test_at_the_end if at_the_end else self.test
-        self._last_eval_results = test(self.cfg, self.model)
+        with self.with_saved_weights():
+            self._last_eval_results = test(self.cfg, self.model)
         if comm.is_main_process() and at_the_end:
             write_results(self.cfg, self._last_eval_results, iteration=self.iter)
         return self._last_eval_results
@@ -161,6 +169,12 @@ class OpenVocabTrainer(OpenVocabTraining, DefaultTrainer):
         if self._restored_random_state is not None:
             random_state.restore(self._restored_random_state)
             self._restored_random_state = None
+
+    def with_saved_weights(self) -> AbstractContextManager[None]:
+        """Inside, the model has the weights that are saved and evaluated: the average, if
+        ``SOLVER.EMA`` asks for one."""
+        average = self.weight_average
+        return nullcontext() if average is None else average.applied()
 
     @contextmanager
     def gathered_random_states(self) -> Iterator[None]:

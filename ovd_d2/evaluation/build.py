@@ -17,12 +17,14 @@ from detectron2.evaluation import (
 )
 
 from ovd_d2.data.held_out import novel_mask
-from ovd_d2.data.model_kind import reads_captions
+from ovd_d2.data.model_kind import gives_image_features, reads_captions
 from ovd_d2.data.named_datasets import asks_for_phrases
 from ovd_d2.errors import OVDError
+from ovd_d2.evaluation.class_agnostic import ClassAgnosticEvaluator
 from ovd_d2.evaluation.coco_open_vocab import CheckedCOCOEvaluator, COCOOpenVocabEvaluator
 from ovd_d2.evaluation.data_set_classes_only import DataSetClassesOnly
 from ovd_d2.evaluation.few_shot_segmentation import FewShotSegmentationEvaluator
+from ovd_d2.evaluation.linear_probe_evaluator import LinearProbeEvaluator
 from ovd_d2.evaluation.lvis_backends import FIXED_AP_DETS_PER_CATEGORY, check_backend
 from ovd_d2.evaluation.lvis_open_vocab import LVISOpenVocabEvaluator
 from ovd_d2.evaluation.phrase_grounding import PhraseGroundingEvaluator, phrase_targets
@@ -58,7 +60,7 @@ EVALUATOR_TYPES: dict[str, tuple[tuple[str, str], ...]] = {
     "cityscapes_sem_seg": (),
     "cityscapes_panoptic_seg": (_PANOPTIC_API, _CITYSCAPES_SCRIPTS),
 }
-_WITH_PRESENCE = ("lvis", "coco_ovd", "coco", "pascal_voc")
+_OF_BOXES = ("lvis", "coco_ovd", "coco", "pascal_voc")
 
 
 def check_evaluator(cfg: CfgNode, dataset_name: str) -> None:
@@ -86,7 +88,7 @@ def check_evaluator(cfg: CfgNode, dataset_name: str) -> None:
         raise OVDError(
             f"'{dataset_name}' asks for phrases of captions, which MODEL.META_ARCHITECTURE "
             f"{cfg.MODEL.META_ARCHITECTURE} does not read: leave it out of DATASETS.TEST, or take "
-            "GLIP or DetCLIP."
+            "GLIP, DetCLIP or MAVL."
         )
     not_detection = evaluator_type in ("classification", "phrase_grounding", "refexp")
     if (not_detection or evaluator_type.endswith("sem_seg")) and cfg.TEST.DISTRACTORS:
@@ -94,13 +96,29 @@ def check_evaluator(cfg: CfgNode, dataset_name: str) -> None:
             f"TEST.DISTRACTORS is for detectors, but '{dataset_name}' is for {evaluator_type}: set "
             'it to "".'
         )
-    if cfg.TEST.PRESENCE.ENABLED and evaluator_type not in _WITH_PRESENCE:
-        raise OVDError(
-            f"TEST.PRESENCE is for {', '.join(_WITH_PRESENCE)}, but '{dataset_name}' is for "
-            f"{evaluator_type}: set TEST.PRESENCE.ENABLED False."
-        )
+    for key in ("PRESENCE", "CLASS_AGNOSTIC"):
+        if cfg.TEST[key].ENABLED and evaluator_type not in _OF_BOXES:
+            raise OVDError(
+                f"TEST.{key} is for {', '.join(_OF_BOXES)}, but '{dataset_name}' is for "
+                f"{evaluator_type}: set TEST.{key}.ENABLED False."
+            )
+    if cfg.TEST.LINEAR_PROBE.ENABLED:
+        _check_linear_probe(cfg, dataset_name)
     if evaluator_type == "lvis":
         check_backend(cfg.TEST.LVIS_BACKEND)
+
+
+def _check_linear_probe(cfg: CfgNode, dataset_name: str) -> None:
+    if not gives_image_features(cfg):
+        raise OVDError(
+            f"TEST.LINEAR_PROBE is for MODEL.META_ARCHITECTURE CLIP, not for "
+            f"{cfg.MODEL.META_ARCHITECTURE}: set TEST.LINEAR_PROBE.ENABLED False."
+        )
+    if MetadataCatalog.get(dataset_name).evaluator_type != "classification":
+        raise OVDError(
+            f"TEST.LINEAR_PROBE is for data sets of labelled images, and '{dataset_name}' is none: "
+            "leave it out of DATASETS.TEST, or set TEST.LINEAR_PROBE.ENABLED False."
+        )
 
 
 def build_evaluator(
@@ -114,12 +132,12 @@ def build_evaluator(
     novel ones are reported apart, with "coco" and "sem_seg" as well. Cityscapes is evaluated by its
     own scripts where they are installed and no class is novel. With ``TEST.DISTRACTORS`` detections
     of other classes do not count. With ``TEST.PRESENCE.ENABLED`` a :class:`PresenceEvaluator` comes
-    along.
+    along, with ``TEST.CLASS_AGNOSTIC.ENABLED`` a :class:`ClassAgnosticEvaluator`.
 
     Args:
         cfg: reads ``OUTPUT_DIR``, ``TEST.LVIS_BACKEND``, ``TEST.FIXED_AP``,
-            ``TEST.KEYPOINT_OKS_SIGMAS``, ``TEST.DISTRACTORS``, ``TEST.ABSENT_CLASSES`` and
-            ``TEST.PRESENCE``.
+            ``TEST.KEYPOINT_OKS_SIGMAS``, ``TEST.DISTRACTORS``, ``TEST.ABSENT_CLASSES``,
+            ``TEST.LINEAR_PROBE``, ``TEST.PRESENCE`` and ``TEST.CLASS_AGNOSTIC``.
         dataset_name: a registered data set.
         output_folder: where predictions go; None for "inference" under ``OUTPUT_DIR``.
 
@@ -129,14 +147,19 @@ def build_evaluator(
     check_evaluator(cfg, dataset_name)
     if output_folder is None:
         output_folder = os.path.join(cfg.OUTPUT_DIR, "inference")
-    evaluators = _evaluators_of(cfg, dataset_name, output_folder)
-    if cfg.TEST.PRESENCE.ENABLED:
+    alone = cfg.TEST.CLASS_AGNOSTIC.ENABLED and cfg.TEST.CLASS_AGNOSTIC.ONLY
+    evaluators = [] if alone else _evaluators_of(cfg, dataset_name, output_folder)
+    if cfg.TEST.PRESENCE.ENABLED and not alone:
         threshold, is_novel = cfg.TEST.PRESENCE.THRESHOLD, _is_novel(cfg, dataset_name)
         evaluators.append(
             PresenceEvaluator(
                 dataset_name, threshold=None if threshold < 0 else threshold, is_novel=is_novel
             )
         )
+    if cfg.TEST.CLASS_AGNOSTIC.ENABLED:
+        count_empty = MetadataCatalog.get(dataset_name).evaluator_type == "pascal_voc"
+        topk = cfg.TEST.CLASS_AGNOSTIC.TOPK
+        evaluators.append(ClassAgnosticEvaluator(dataset_name, topk=topk, count_empty=count_empty))
     evaluator = evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
     return DataSetClassesOnly(evaluator, dataset_name) if cfg.TEST.DISTRACTORS else evaluator
 
@@ -172,7 +195,16 @@ def _evaluators_of(cfg: CfgNode, dataset_name: str, output_folder: str) -> list[
         ]
     if kind == "pascal_voc":
         return [PascalVOCDetectionEvaluator(dataset_name)]
+    if cfg.TEST.LINEAR_PROBE.ENABLED:
+        probe = cfg.TEST.LINEAR_PROBE
+        return [
+            LinearProbeEvaluator(
+                dataset_name, output_folder, train=probe.TRAIN, validation=probe.VALIDATION
+            )
+        ]
     if kind == "classification":
+        if class_names(metadata) is None:
+            DatasetCatalog.get(dataset_name)  # names its classes
         return [ZeroShotClassificationEvaluator(metadata.thing_classes, is_novel=is_novel)]
     if kind.endswith("sem_seg"):
         return [_label_map_evaluator(cfg, dataset_name, output_folder, is_novel)]

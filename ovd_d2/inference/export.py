@@ -80,7 +80,7 @@ def export_model(
     if not cfg.MODEL.OPEN_VOCAB.VOCABULARY:
         check_registered(f"{config_file}: DATASETS.TRAIN", cfg.DATASETS.TRAIN[:1])
     predictor = OpenVocabPredictor(cfg, checkpoint, device="cpu")
-    if predictor.vocabulary is None:
+    if get_vocabulary(predictor.model) is None:
         raise OVDError(
             f"{config_file}: the names of its classes cannot be had here: prepare its data set, or "
             "set MODEL.OPEN_VOCAB.VOCABULARY."

@@ -44,6 +44,7 @@ from .ruled_detector import RuledDetector, ruled_detector
 from .tiles import Tiles, detect_in_tiles, wanted_tiles
 
 logger = logging.getLogger(__name__)
+OBJECTS = Vocabulary(("object",))  # what objects of any class are called
 
 
 class OpenVocabPredictor:
@@ -137,10 +138,14 @@ class OpenVocabPredictor:
 
     @property
     def vocabulary(self) -> Vocabulary | None:
-        """The present K classes (names times attributes, if there are any); None before any were
+        """The present K classes (names times attributes, if there are any); "object" alone of a
+        model that finds objects of any class where none are set; None of others before any were
         set."""
         layer = self._attributes or self.rules
-        return get_vocabulary(self.model) if layer is None else layer.vocabulary
+        present = get_vocabulary(self.model) if layer is None else layer.vocabulary
+        if present is None and part_with(self.model, "finds_objects") is not None:
+            return OBJECTS
+        return present
 
     @property
     def trained(self) -> Vocabulary | None:
@@ -167,7 +172,7 @@ class OpenVocabPredictor:
 
     def set_vocabulary(
         self,
-        vocabulary: VocabularyLike | ExamplesLike | ByExamples,
+        vocabulary: VocabularyLike | ExamplesLike | ByExamples | None,
         *,
         negatives: VocabularyLike | None = None,
         thresholds: ThresholdsLike | None = None,
@@ -185,6 +190,7 @@ class OpenVocabPredictor:
                 :class:`Vocabulary` is taken as it is. By examples:
                 ``{"my mug": [("a.jpg", (x0, y0, x1, y1)), ...], "cat": None}``, None for a class by
                 its word; a profile of ``ovd vocab learn`` (.safetensors); or :class:`ByExamples`.
+                None: objects of any class, of models that find them (MAVL).
             negatives: names, given in the same ways, that compete and are not reported: what scores
                 more for one of them is no detection (and "dataset:NAME": its other names), see
                 :class:`~ovd_d2.inference.ruled_detector.RuledDetector`. None: none.
@@ -198,6 +204,9 @@ class OpenVocabPredictor:
             OVDError: no usable names or examples, a name that is a negative too, a threshold of
                 none of them, a model that cannot, or no encoder; the present classes stay.
         """
+        if vocabulary is None:
+            self._set_no_vocabulary(negatives, thresholds)
+            return
         names, embedder = wanted_classes(self, vocabulary)
         rules = ruled_detector(
             self.model, names, negatives, thresholds, synonyms,
@@ -208,6 +217,21 @@ class OpenVocabPredictor:
         )  # fmt: skip
         set_vocabulary(self.model, names if rules is None else rules.scored, embedder)
         self._attributes, self.rules = None, rules
+
+    def _set_no_vocabulary(
+        self, negatives: VocabularyLike | None, thresholds: ThresholdsLike | None
+    ) -> None:
+        if part_with(self.model, "finds_objects") is None:
+            raise OVDError(
+                f"vocabulary is None, but {type(self.model).__name__} finds named classes alone: "
+                "give their names."
+            )
+        if negatives is not None or thresholds is not None:
+            raise OVDError(
+                "negatives and thresholds are of names: give a vocabulary too, or leave them out."
+            )
+        set_vocabulary(self.model, None)
+        self._attributes = self.rules = None
 
     def set_attributes(self, attributes: str | Sequence[str]) -> None:
         """Every name in all of these attributes from now on, until the next ``set_vocabulary``:

@@ -23,6 +23,11 @@ from .region_distillation import (
     l2_distillation_loss,
     mean_l1_distillation_loss,
 )
+from .set_prediction import (
+    matched_box_losses,
+    soft_token_cross_entropy,
+    two_column_focal_loss,
+)
 from .word_region import image_to_text_similarity, set_similarity, smoothed_contrastive_loss
 
 __all__ = [
@@ -36,14 +41,17 @@ __all__ = [
     "l1_distillation_loss",
     "l2_distillation_loss",
     "masked_softmax_cross_entropy",
+    "matched_box_losses",
     "mean_l1_distillation_loss",
     "multi_label_contrastive_loss",
     "pixel_cross_entropy",
     "pseudo_box_loss",
     "set_similarity",
     "smoothed_contrastive_loss",
+    "soft_token_cross_entropy",
     "symmetric_contrastive_loss",
     "token_focal_loss",
+    "two_column_focal_loss",
     "weighted_giou_loss",
     "weighted_sigmoid_cross_entropy",
 ]

@@ -33,6 +33,17 @@ class OpenVocabularyModel(Protocol):
         """
 
 
+class FindsObjects(OpenVocabularyModel, Protocol):
+    """A model that finds objects of any class while ``vocabulary`` is None; ``pred_classes`` are 0
+    then.
+
+    Attributes:
+        finds_objects: True.
+    """
+
+    finds_objects: bool
+
+
 class SeesExamples(Protocol):
     """A model that says what it sees in boxes, in the space of its class embeddings: of it classes
     can be made by visual examples.

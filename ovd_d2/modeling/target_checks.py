@@ -21,9 +21,13 @@ logger = logging.getLogger(__name__)
 EVALUATION = "DATASETS.TEST"
 # Keys that the model cannot honour itself. Those of the data are honoured by whoever marks rows.
 _TRAINER_KEYS = (
-    "SOLVER.OPTIMIZER", "SOLVER.LR_MULTIPLIERS", "SOLVER.ACCUMULATE", "SOLVER.AMP.DTYPE"
+    "SOLVER.OPTIMIZER", "SOLVER.ADAM_BETAS", "SOLVER.ADAM_EPS", "SOLVER.LR_MULTIPLIERS",
+    "SOLVER.LINEAR_LR.PREFIXES", "SOLVER.ACCUMULATE", "SOLVER.AMP.DTYPE", "SOLVER.EMA.ENABLED",
 )  # fmt: skip
-_DATA_KEYS = ("DATASETS.SOURCES", "DATASETS.REGION_STORE", "INPUT.SCALE_JITTER.ENABLED")
+_DATA_KEYS = (
+    "DATASETS.SOURCES", "DATASETS.REGION_STORE", "INPUT.SCALE_JITTER.ENABLED",
+    "INPUT.RESIZE_CROP.PROB",
+)  # fmt: skip
 # A source of DATASETS.SOURCES may come late; without any, what does not come at once never does.
 _PATIENCE, _PATIENCE_WITH_SOURCES = 20, 1000
 _REMEDIES = {

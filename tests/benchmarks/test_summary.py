@@ -28,5 +28,10 @@ def test_phrases_of_captions():
     assert summarise(results) == {"grounding": {"R@1": 20.5}}
 
 
+def test_boxes_whatever_their_classes():
+    results = {"class_agnostic": {"AP50": 20.5, "R50": 30.0, "AP50_small": float("nan")}}
+    assert summarise(results) == {"class_agnostic": {"AP50": 20.5, "R50": 30.0}}
+
+
 def test_nothing_evaluated():
     assert summarise({}) == {}

@@ -140,6 +140,8 @@ def test_wrong_records_and_configs_are_refused(cfg, record):
     del record["caption"]
     with pytest.raises(OVDError, match=r"record of .*image\.png has no caption"):
         mapper()(record)
+    asked = mapper(is_train=False)(record)  # by a data set of classes
+    assert "caption" not in asked and "instances" not in asked
     cfg.DATASETS.REGION_STORE = "somewhere"
     with pytest.raises(OVDError, match="makes no use of DATASETS.REGION_STORE"):
         build_mapper(cfg, True)

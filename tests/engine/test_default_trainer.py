@@ -226,7 +226,7 @@ def test_the_mixin_wants_a_store_before_the_first_step(tmp_path):
 
 
 UNREAD = ("SOLVER.OPTIMIZER", "ADAMW", "SOLVER.LR_MULTIPLIERS", [["backbone.", 0.5]],
-          "SOLVER.ACCUMULATE", 2, "DATASETS.SOURCES", [{"NAME": "all"}],
+          "SOLVER.ACCUMULATE", 2, "SOLVER.EMA.ENABLED", True, "DATASETS.SOURCES", [{"NAME": "all"}],
           "INPUT.SCALE_JITTER.ENABLED", True, "INPUT.SCALE_JITTER.SIZE", 64)  # fmt: skip
 
 
@@ -246,12 +246,15 @@ def test_keys_that_the_trainer_ignores_are_named(tmp_path, caplog):
 def test_keys_that_are_honoured_are_not_named(tmp_path, caplog):
     opts = (*UNREAD, "DATASETS.TEST", ())
     OpenVocabTrainer(config(tmp_path / "a", "", *opts)).train()
-    trainer = MixinTrainer(config(tmp_path / "b", "", *opts, "SOLVER.ACCUMULATE", 1))
+    honoured = (*opts, "SOLVER.ACCUMULATE", 1, "SOLVER.EMA.ENABLED", False)
+    trainer = MixinTrainer(config(tmp_path / "b", "", *honoured))
     assert isinstance(trainer.optimizer, torch.optim.AdamW)
     trainer.train()
     assert unread(caplog) == ""
     with pytest.raises(OVDError, match=r"SOLVER\.ACCUMULATE is 2"):
         MixinTrainer(config(tmp_path / "c", "", *opts))
+    with pytest.raises(OVDError, match=r"SOLVER\.EMA\.ENABLED is True, but DefaultTrainer saves"):
+        MixinTrainer(config(tmp_path / "c", "", *opts, "SOLVER.ACCUMULATE", 1))
 
 
 def test_a_late_source_is_waited_for(tmp_path):

@@ -2,13 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from detectron2.config import get_cfg
 from small_detclip import small_detclip
 from small_glip import small_glip
+from torch import nn
 
 from ovd_d2 import add_ovd_config
-from ovd_d2.engine.optimizer import build_optimizer
+from ovd_d2.engine.optimizer import build_lr_scheduler, build_optimizer
+from ovd_d2.errors import OVDError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -59,3 +63,91 @@ def test_without_a_key_for_biases_they_are_as_any_parameter():
     found = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert found[id(model.head.bias)] == (0.5, 0.25)
     assert found[id(model.head.log_scale)] == (0.5, 0.0)
+
+
+def test_betas_and_epsilon_of_adam_are_those_of_the_config():
+    model = torch.nn.Linear(2, 2)
+    cfg = get_cfg()
+    add_ovd_config(cfg)
+    cfg.SOLVER.OPTIMIZER, cfg.SOLVER.ADAM_BETAS, cfg.SOLVER.ADAM_EPS = "ADAMW", [0.8, 0.98], 1e-6
+    for clipping in (False, True):
+        cfg.SOLVER.CLIP_GRADIENTS.ENABLED = clipping
+        (group, *_) = build_optimizer(cfg, model).param_groups
+        assert group["betas"] == (0.8, 0.98) and group["eps"] == 1e-6
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    with pytest.raises(OVDError, match=r"SOLVER.ADAM_BETAS is \[0.8, 0.98\], which .* SGD"):
+        build_optimizer(cfg, model)
+
+
+class TwoParts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.text_backbone = nn.Linear(2, 2)
+        self.backbone = nn.Linear(2, 2)
+        self.head = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+
+
+def mdetr_solver(**linear):
+    cfg = get_cfg()
+    add_ovd_config(cfg)
+    solver = cfg.SOLVER
+    solver.OPTIMIZER, solver.BASE_LR, solver.WEIGHT_DECAY_NORM = "ADAMW", 1e-4, 1e-4
+    solver.LR_MULTIPLIERS = [["backbone.", 0.1], ["text_backbone.", 0.5]]
+    solver.MAX_ITER, solver.STEPS, solver.GAMMA, solver.WARMUP_ITERS = 10000, (8000,), 0.1, 0
+    solver.LINEAR_LR.PREFIXES = ["text_backbone."]
+    for key, value in linear.items():
+        solver.LINEAR_LR[key] = value
+    return cfg
+
+
+def rates(cfg, model, steps):
+    """(steps, 3) rates of head, backbone and text backbone at these iterations."""
+    optimizer = build_optimizer(cfg, model)
+    group_of = {id(p): g for g in optimizer.param_groups for p in g["params"]}
+    parts = [model.head[0].weight, model.backbone.weight, model.text_backbone.weight]
+    scheduler, found = build_lr_scheduler(cfg, optimizer), []
+    for step in range(max(steps) + 1):
+        if step in steps:
+            found.append([group_of[id(p)]["lr"] for p in parts])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_the_schedule_of_the_text_is_the_public_code_s():
+    """Up over 1 % of the steps, down to 0; ours has no first step at the full rate."""
+    golden = np.load(Path(__file__).parents[1] / "golden" / "mavl" / "losses.npz")
+    steps = golden["schedule.step"].tolist()
+    found = rates(mdetr_solver(), TwoParts(), steps)
+    np.testing.assert_allclose(found, golden["schedule.lr_main_backbone_text"], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("share", "wanted"), [(0.0, (1.0, 0.5)), (1.0, (0.0, 0.5))])
+def test_a_schedule_may_go_one_way_alone(share, wanted):
+    cfg = mdetr_solver(WARMUP=share)
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 10, (8,)
+    found = [text / 5e-5 for *_, text in rates(cfg, TwoParts(), [0, 5])]
+    assert found == pytest.approx(wanted)
+
+
+def test_a_resumed_schedule_goes_on():
+    cfg, model = mdetr_solver(), TwoParts()
+    optimizer = build_optimizer(cfg, model)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    for _ in range(150):
+        optimizer.step()
+        scheduler.step()
+    again = build_optimizer(cfg, model)
+    resumed = build_lr_scheduler(cfg, again)
+    again.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(scheduler.state_dict())
+    for one, schedule in ((optimizer, scheduler), (again, resumed)):
+        one.step()
+        schedule.step()
+    assert [g["lr"] for g in again.param_groups] == [g["lr"] for g in optimizer.param_groups]
+
+
+def test_a_prefix_of_nothing_is_refused():
+    cfg = mdetr_solver(PREFIXES=["words."])
+    with pytest.raises(OVDError, match="SOLVER.LINEAR_LR.PREFIXES names 'words.', which no param"):
+        build_optimizer(cfg, TwoParts())

@@ -57,6 +57,13 @@ FAMILIES = {
         bars=("mIoU_base", "mIoU_novel"),
         what="mean IoU",
     ),
+    "mavl": Family(
+        "MAVL",
+        ("mavl*",),
+        tasks=("class_agnostic",),
+        bars=("AP50", "R50"),
+        what="class-agnostic AP50 and R50",
+    ),
     "demo": Family("ovd demo", ("*",), seconds=True, of_demo=True),
 }
 

@@ -7,12 +7,14 @@ METRICS = ("AP", "AP_base", "AP_novel", "AP50_base", "AP50_novel")
 # Detectron2's task name: the name people read
 TASKS = {"bbox": "box", "segm": "segm"}
 GROUNDING = ("R@1",)  # of models that read captions: phrases whose best box is right
+CLASS_AGNOSTIC = ("AP50", "R50")  # of boxes whatever their classes
 SEGMENTATION = ("mIoU", "mIoU_base", "mIoU_novel")  # of label maps
 # The name people read: the task of the evaluators and its metrics, in the order of the columns.
 REPORTED = {
     **{name: (task, METRICS) for task, name in TASKS.items()},
     "grounding": ("phrase_grounding", GROUNDING),
     "sem_seg": ("sem_seg", SEGMENTATION),
+    "class_agnostic": ("class_agnostic", CLASS_AGNOSTIC),
 }
 
 

@@ -16,6 +16,7 @@ from detectron2.utils.registry import Registry
 from PIL import Image
 
 from ovd_d2.data.mappers.class_alignment import class_map, trained_names
+from ovd_d2.data.mappers.resize_crop import resize_and_crop
 from ovd_d2.data.mappers.target_rows import boxes_in_frame, followed_by, no_targets
 from ovd_d2.data.mappers.teacher_regions import TeacherRegions
 from ovd_d2.data.model_kind import check_heads_are_used
@@ -130,9 +131,14 @@ class OpenVocabDatasetMapper(DatasetMapper):
         if is_train and cfg.INPUT.SCALE_JITTER.ENABLED:
             ret["augmentations"] = scale_jitter_augmentations(cfg)
             ret["recompute_boxes"] = cfg.MODEL.MASK_ON  # the crop cuts objects
+        crop = cfg.INPUT.RESIZE_CROP
+        if is_train and crop.PROB > 0:
+            first = resize_and_crop(crop.PROB, crop.SHORT_SIDES, tuple(crop.SIDES))
+            ret["augmentations"] = [first, *ret["augmentations"]]
+            ret["recompute_boxes"] = cfg.MODEL.MASK_ON
         if ret["recompute_boxes"] and importlib.util.find_spec("shapely") is None:
             raise OVDError(
-                "INPUT.CROP and INPUT.SCALE_JITTER cut mask polygons with shapely: "
+                "INPUT.CROP, SCALE_JITTER and RESIZE_CROP cut mask polygons with shapely: "
                 "pip install shapely."
             )
         if is_train:
@@ -167,7 +173,9 @@ class OpenVocabDatasetMapper(DatasetMapper):
         if self.is_train:
             self._check_record(dataset_dict)
         sample = copy.deepcopy(dataset_dict)
-        aug_input = T.AugInput(self._read_pixels(sample), sem_seg=self._read_sem_seg(sample))
+        aug_input = T.AugInput(
+            self._read_pixels(sample), boxes=_boxes(sample), sem_seg=self._read_sem_seg(sample)
+        )
         transforms = self.augmentations(aug_input)
         image_shape = aug_input.image.shape[:2]
         sample["image"] = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
@@ -260,6 +268,16 @@ class OpenVocabDatasetMapper(DatasetMapper):
         except Exception as error:
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             raise UnreadableImageError.of(file_name, reason, _REMEDY) from error
+
+
+def _boxes(record: dict[str, Any]) -> np.ndarray | None:
+    """(Ri, 4) float32 x0 y0 x1 y1 of what is annotated, for augmentations that look at it; None
+    where there is nothing, or a box is turned."""
+    annotations = [a for a in record.get("annotations", ()) if "bbox" in a]
+    if not annotations or any(a["bbox_mode"] == BoxMode.XYWHA_ABS for a in annotations):
+        return None
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    return np.asarray(boxes, dtype=np.float32)
 
 
 def _with_labels(

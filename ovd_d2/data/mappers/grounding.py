@@ -25,7 +25,8 @@ class GroundingMapper(OpenVocabDatasetMapper):
     the number of a phrase. Images are read
     and augmented as :class:`OpenVocabDatasetMapper` does. A sample has ``caption`` (TokenSpans), in
     training also ``instances`` with ``gt_boxes`` (Ri, 4) and ``gt_phrases`` (Ri,) int64, indices
-    into ``caption.spans``; no class numbers. An image without boxes keeps its caption.
+    into ``caption.spans``; no class numbers. An image without boxes keeps its caption. In tests
+    records of data sets of classes are taken too.
     """
 
     reads_captions = True
@@ -58,8 +59,8 @@ class GroundingMapper(OpenVocabDatasetMapper):
         if not reads_captions(cfg):
             raise OVDError(
                 "INPUT.MAPPER GroundingMapper gives phrases of captions, which "
-                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} does not read: take GLIP "
-                "or DetCLIP, or data sets of classes with another mapper."
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} does not read: take GLIP, "
+                "DetCLIP or MAVL, or data sets of classes with another mapper."
             )
         if cfg.DATASETS.REGION_STORE:
             raise OVDError(
@@ -78,12 +79,15 @@ class GroundingMapper(OpenVocabDatasetMapper):
 
         Raises:
             UnreadableImageError: naming the file and the reason.
-            OVDError: the record has no caption, or a box of a phrase that its caption has not.
+            OVDError: a training record has no caption, or a box is of a phrase that the caption
+                lacks.
         """
         caption = dataset_dict.get("caption")
         if isinstance(caption, str):
             phrases = dataset_dict.get("phrases", ())
             caption = TokenSpans(caption, tuple(phrase["spans"] for phrase in phrases))
+        if caption is None and not self.is_train:
+            return super().__call__(dataset_dict)
         if not isinstance(caption, TokenSpans):
             raise OVDError(
                 f"The record of {dataset_dict.get('file_name')} has no caption: INPUT.MAPPER "

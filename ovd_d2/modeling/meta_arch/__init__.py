@@ -6,5 +6,6 @@ from .glip import GLIP
 from .groupvit import GroupViT
 from .huggingface_detector import HuggingFaceDetector
 from .lseg import LSeg
+from .mavl import MAVL
 
-__all__ = ["CLIP", "GLIP", "DetCLIP", "GroupViT", "HuggingFaceDetector", "LSeg"]
+__all__ = ["CLIP", "GLIP", "MAVL", "DetCLIP", "GroupViT", "HuggingFaceDetector", "LSeg"]

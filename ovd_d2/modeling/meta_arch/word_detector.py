@@ -22,9 +22,9 @@ from ovd_d2.structures.grounding import TokenSpans
 class WordDetector(nn.Module):
     """Images, and classes or the phrases of a caption -> boxes.
 
-    A subclass gives ``device``, ``losses(batched_inputs)``, ``_detect(pixels, caption)`` and
-    ``_set_vocabulary``, which sets ``vocabulary``, and keeps what it has made of texts in
-    ``_encoded``, which is emptied whenever weights may have changed.
+    A subclass gives ``device``, ``losses(batched_inputs)``, ``_detect(pixels, caption)`` or else
+    ``_detect_samples(samples)``, and ``_set_vocabulary``, which sets ``vocabulary``. It keeps what
+    it has made of texts in ``_encoded``, which is emptied whenever weights may have changed.
 
     Args:
         target_checks: knows how the data sets number their classes; None: as the vocabulary.
@@ -80,22 +80,31 @@ class WordDetector(nn.Module):
             kind = i if self._has_caption(sample) else "classes"
             groups.setdefault((kind, tuple(sample["image"].shape)), []).append(i)
         if any(kind == "classes" for kind, _ in groups):
-            self.target_checks.before_inference(self._present_vocabulary())
+            self._before_classes()
         results: dict[int, Instances] = {}
         for members in groups.values():
             samples = [batched_inputs[i] for i in members]
-            caption = self._caption_of(samples[0])
-            found = self._detect([sample["image"] for sample in samples], caption)
-            results.update(zip(members, found))
+            results.update(zip(members, self._detect_samples(samples)))
+        return [{"instances": results[i]} for i in range(len(batched_inputs))]
+
+    def _before_classes(self) -> None:
+        """Called before the vocabulary's classes are looked for.
+
+        Raises:
+            OVDError: there are none, or the data set that is evaluated numbers its own otherwise.
+        """
+        self.target_checks.before_inference(self._present_vocabulary())
+
+    def _detect_samples(self, samples: list[dict[str, Any]]) -> list[Instances]:
+        """Detections in samples of one size, and of one caption or none, in the frame that
+        ``height`` and ``width`` of each name."""
+        caption = self._caption_of(samples[0])
+        found = self._detect([sample["image"] for sample in samples], caption)
         return [
-            {
-                "instances": detector_postprocess(
-                    results[i],
-                    sample.get("height", results[i].image_size[0]),
-                    sample.get("width", results[i].image_size[1]),
-                )
-            }
-            for i, sample in enumerate(batched_inputs)
+            detector_postprocess(
+                one, sample.get("height", one.image_size[0]), sample.get("width", one.image_size[1])
+            )
+            for one, sample in zip(found, samples)
         ]
 
     def _detect(self, pixels: list[Tensor], caption: TokenSpans | None) -> list[Instances]:
