@@ -143,7 +143,7 @@ def _rkd_curves() -> dict[str, Row]:
         ("naive", "one projection, from the base", "rkd_base", "rkd_all_naive"),
         ("control", "one projection, from stage 2", stage_2, "rkd_all_naive_third_stage"),
         ("released", "weight transfer, from stage 2", stage_2, "rkd_weight_transfer"),
-        ("distilled", "the same, distilled start", stage_2, "rkd_weight_transfer_distilled"),
+        ("distilled", "weight transfer, distilled start", stage_2, "rkd_weight_transfer_distilled"),
     ):
         for own in (180, 360, 540):
             total = own + (180 if start == stage_2 else 0)
