@@ -52,6 +52,7 @@ def plot_iterations(
         axes.set_xlabel("iterations since the base detector", fontsize=9)
         axes.set_ylabel(f"{metric} in percent on {dataset_name}", fontsize=9)
         axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
