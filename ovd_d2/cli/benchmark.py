@@ -49,6 +49,10 @@ class Row:
             for the weights of seed 1.
         classes: which classes are made of examples, "novel" or "all".
         yaml: another NAME of configs/mini.
+        settings: KEY value pairs on top of it.
+        curve: the line of the picture of AP against iterations that it is a point of. Such rows
+            are trained on request only, and every seed of theirs goes on from seed 1 of its base.
+        iterations: of its point: how many the detector has seen since the base, all stages.
     """
 
     title: str
@@ -61,6 +65,9 @@ class Row:
     examples: int = 0
     classes: str = "novel"
     yaml: str = ""
+    settings: tuple[str, ...] = ()
+    curve: str = ""
+    iterations: int = 0
 
     @property
     def parents(self) -> set[str]:
@@ -96,7 +103,9 @@ ROWS = {
     "rkd_l1": Row("RKD base + L1", start="rkd_base", **_RKD),
     "rkd_l1_relation": Row("RKD base + L1 + relation", start="rkd_base", **_RKD),
     "rkd_image_labels": Row("RKD base + image labels", start="rkd_base", labels="rkd_base"),
-    "rkd_all_naive": Row("RKD all, one projection", "rkd_l1_relation", labels="rkd_base", **_RKD),
+    "rkd_all_naive_third_stage": Row(
+        "RKD all, one projection", "rkd_l1_relation", labels="rkd_base", **_RKD
+    ),
     "rkd_weight_transfer": Row(
         "RKD all, weight transfer", "rkd_l1_relation", labels="rkd_base", **_RKD
     ),
@@ -117,6 +126,44 @@ ROWS = {
     "mavl_vild_text": Row("ViLD-text's boxes (for comparison)", evaluates="vild_text"),
     "mavl_rpn": Row("ViLD-text's RPN (for comparison)", evaluates="vild_text"),
 }
+
+
+def _rkd_curves() -> dict[str, Row]:
+    """Points of RKD's picture of AP against iterations. Box head and projection train; backbone and
+    RPN stay as the base has left them, which keeps the longest of these trainings affordable."""
+    heads = ("MODEL.TUNE.ONLY", "['roi_heads.']")
+    stage_2 = "rkd_heads_l1_relation"
+    rows = {
+        stage_2: Row(
+            "RKD heads: L1 + relation", "rkd_base", yaml="rkd_l1_relation", settings=heads,
+            curve="L1 + relation (stage 2)", iterations=180, **_RKD,
+        ),
+    }  # fmt: skip
+    for key, title, start, yaml in (
+        ("naive", "one projection, from the base", "rkd_base", "rkd_all_naive"),
+        ("control", "one projection, from stage 2", stage_2, "rkd_all_naive_third_stage"),
+        ("released", "weight transfer, from stage 2", stage_2, "rkd_weight_transfer"),
+        ("distilled", "weight transfer, distilled start", stage_2, "rkd_weight_transfer_distilled"),
+    ):
+        for own in (180, 360, 540):
+            total = own + (180 if start == stage_2 else 0)
+            rows[f"rkd_heads_{key}_{own}"] = Row(
+                f"RKD heads: {title}, {own} iterations", start, labels="rkd_base", yaml=yaml,
+                settings=(*heads, "SOLVER.MAX_ITER", str(own)), curve=title, iterations=total,
+                **_RKD,
+            )  # fmt: skip
+    return rows
+
+
+# Trained on request only: what no table needs.
+ON_REQUEST = {
+    "rkd_all_naive": Row(
+        "RKD all, one projection, from the base", "rkd_base", labels="rkd_base", **_RKD
+    ),
+    **_rkd_curves(),
+}
+KNOWN = {**ROWS, **ON_REQUEST}
+_BASES = {"rkd_base"}  # of rows with a curve
 _FAMILIES = ", ".join(name for name, family in FAMILIES.items() if not family.of_demo)
 
 app = typer.Typer()
@@ -130,7 +177,10 @@ def command(
     seeds: int = typer.Option(3, min=1, help="Trainings per row."),
     minutes: float = typer.Option(60, help="No seed is begun that would end later than this."),
     rows: str = typer.Option(
-        "", help="Which rows, separated by commas; default: all. What they need is trained, too."
+        "",
+        help="Which rows, separated by commas; default: all but those on request "
+        "(rkd_all_naive, rkd_heads_...). What they need is "
+        "trained, too.",
     ),
     families: str = typer.Option("", help=f"Only the rows of these, of {_FAMILIES}."),
     jobs: int = typer.Option(0, min=0, help="Trainings at once; 0: as many as there are cores."),
@@ -141,7 +191,7 @@ def command(
     interrupted, and repeats no row that is finished.
     """
     if context.invoked_subcommand is None:
-        _run(out, seeds, minutes, select(ROWS, rows, families), jobs)
+        _run(out, seeds, minutes, select(ROWS, rows, families, ON_REQUEST), jobs)
 
 
 def _run(out: Path, seeds: int, minutes: float, names: list[str], jobs: int) -> None:
@@ -215,7 +265,12 @@ def waves(names: Iterable[str], seed: int = 1) -> list[list[str]]:
     seed 1, rows of examples depend on nothing any more."""
 
     def parents(name: str) -> set[str]:
-        return ROWS[name].parents if seed == 1 or not ROWS[name].examples else set()
+        row = KNOWN[name]
+        if seed == 1:
+            return row.parents
+        if row.examples:
+            return set()
+        return row.parents - (_BASES if row.curve else set())
 
     wanted = set(names)
     while more := {parent for name in wanted for parent in parents(name)} - wanted:
@@ -225,7 +280,7 @@ def waves(names: Iterable[str], seed: int = 1) -> list[list[str]]:
         return 1 + max(map(depth, parents(name)), default=-1)
 
     result: list[list[str]] = [[] for _ in range(1 + max(map(depth, wanted)))]
-    for name in ROWS:
+    for name in KNOWN:
         if name in wanted:
             result[depth(name)].append(name)
     return result
@@ -244,27 +299,32 @@ def _prepared(
     are kept in ``stores`` and ``labels`` by the row they come from."""
     from ovd_d2.benchmarks.recipes import runs as recipe_runs
 
-    row, settings = ROWS[name], ["SEED", str(seed)]
-    of_seed_1 = {key: replace(run, folder=out / f"{key}-seed1") for key, run in finished.items()}
+    row, settings = KNOWN[name], ["SEED", str(seed), *KNOWN[name].settings]
+
+    def of_seed_1(parent: str) -> "Run":
+        run = recipe_runs.Run(f"{parent}-seed1", "", "", out / f"{parent}-seed1")
+        return replace(run, digest=run.record(root).get("digest", ""))
+
+    if row.curve:
+        finished = {**{base: of_seed_1(base) for base in _BASES}, **finished}
     if row.start:
         settings += ["MODEL.WEIGHTS", f"{finished[row.start].folder}/model_final.pth"]
     if row.regions:
         if row.regions not in stores:
-            proposer = of_seed_1[row.regions]
+            proposer = of_seed_1(row.regions)
             stores[row.regions] = build_regions(proposer, out, root, row.per_image)
         settings += ["DATASETS.REGION_STORE", str(stores[row.regions])]
     if row.labels:
         if row.labels not in labels:
-            labels[row.labels] = label_captions(of_seed_1[row.labels], out, root)
+            labels[row.labels] = label_captions(of_seed_1(row.labels), out, root)
         settings += ["DATASETS.SOURCES", str(_boxes_and(labels[row.labels]))]
     if row.captions:
         if row.captions not in labels:
-            labels[row.captions] = ground_captions(of_seed_1[row.captions], out, root)
+            labels[row.captions] = ground_captions(of_seed_1(row.captions), out, root)
         settings += ["DATASETS.SOURCES", str(_boxes_captions_and(labels[row.captions]))]
     evaluated = finished.get(row.evaluates)
     if row.examples:
-        evaluated = recipe_runs.Run(name, "", "", out / f"{row.evaluates}-seed1")
-        evaluated = replace(evaluated, digest=evaluated.record(root)["digest"])
+        evaluated = of_seed_1(row.evaluates)
         chosen = {"count": row.examples, "classes": row.classes, "seed": seed}
         rows = learn_examples(evaluated, out, root, **chosen)
         settings += ["MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS", str(rows)]
@@ -307,13 +367,16 @@ def _report(done: "Mapping[str, Sequence[Run]]", out: Path, root: Path, seconds:
     from ovd_d2.benchmarks.recipes.seeds import markdown_table
     from ovd_d2.benchmarks.recipes.summaries import metrics_of, row_summary
     from ovd_d2.files.atomic import atomic_write, write_json
+    from ovd_d2.visualization.iteration_curves import plot_iterations
     from ovd_d2.visualization.training_plots import plot_average_precision
 
     rows = {}
     for name, runs in done.items():
         words = ["ovd", "benchmark", "--rows", name, "--seeds", str(len(runs))]
         facts = {"command": shlex.join(words), "ovd_d2": __version__}
-        rows[name] = row_summary(ROWS[name].title, [collect(run, root) for run in runs], **facts)
+        if (row := KNOWN[name]).curve:
+            facts |= {"curve": row.curve, "iterations": row.iterations}
+        rows[name] = row_summary(row.title, [collect(run, root) for run in runs], **facts)
     dataset = next(iter(rows.values()))["runs"][0]["dataset"]
     summary = {"dataset": dataset, "rows": rows, "out": str(out), "seconds": round(seconds, 1)}
     write_json(root / out / "summary.json", {**summary, "ovd_d2": __version__})
@@ -324,7 +387,10 @@ def _report(done: "Mapping[str, Sequence[Run]]", out: Path, root: Path, seconds:
         dataset = chosen[0]["runs"][0]["dataset"]
         titled = {row["title"]: metrics_of(row, family.tasks) for row in chosen}
         picture = f"{out}/{name}.png"
-        plot_average_precision(titled, dataset, root / picture, family.bars, what=family.what)
+        if family.against_iterations:
+            plot_iterations(chosen, dataset, root / picture)
+        else:
+            plot_average_precision(titled, dataset, root / picture, family.bars, what=family.what)
         seeds = max(row["seeds"] for row in chosen)
         about = f"{family.title}: {family.what} in percent on {dataset}"
         _print_table(titled, f"{about}, mean of {seeds} seed(s) (range)")

@@ -23,14 +23,14 @@ def command(
     """
     from ovd_d2.benchmarks.recipes import figures, pages, summaries
     from ovd_d2.benchmarks.recipes.runs import find_checkout
-    from ovd_d2.cli.benchmark import ROWS
+    from ovd_d2.cli.benchmark import KNOWN
     from ovd_d2.errors import OVDError
 
     root = find_checkout("ovd benchmark tables")
     if take is not None:
         if check:
             raise OVDError("--take changes the summaries, --check nothing: give one of them.")
-        for family, rows in summaries.take(take, root, list(ROWS)).items():
+        for family, rows in summaries.take(take, root, list(KNOWN)).items():
             print(f"{summaries.summary_file(family, root).relative_to(root)}: {', '.join(rows)}")
     differences = pages.update_pages(root, write=not check)
     drawn = figures.update_figures(root, write=not check)

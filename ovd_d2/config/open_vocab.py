@@ -50,6 +50,10 @@ def add_keys(cfg: CN) -> None:
     # "linear", or "weight_transfer" (RKD): classes are scored by a projection generated from the
     # distilled one, which is frozen: start from weights that were trained with "linear".
     _C.PROJECTION = "linear"
+    # First values of weight transfer's layers: "released", PyTorch's, as in the public code, which
+    # know nothing of the distilled projection, or "distilled" (not the paper's): the generated one
+    # starts as the distilled one, up to a half of its rank, and skip as its bias.
+    _C.TRANSFER_START = "released"
     # False (ViLD-image): no classification loss, the head learns from MODEL.REGION_DISTILLATION
     # alone; the score of a region is sqrt(softmax over the names x RPN objectness).
     _C.TRAIN_CLASSIFIER = True

@@ -53,7 +53,7 @@ def checkout(tmp_path, monkeypatch, mini_root):
     configs = tmp_path / "configs/mini"
     configs.mkdir(parents=True)
     (configs / "Base.yaml").write_text("VERSION: 2\n")
-    for name in {*demo.MODELS, *benchmark.ROWS, *(row.yaml for row in benchmark.ROWS.values())}:
+    for name in {*demo.MODELS, *benchmark.KNOWN, *(row.yaml for row in benchmark.KNOWN.values())}:
         (configs / f"{name}.yaml").write_text(f"_BASE_: Base.yaml\nOUTPUT_DIR: {name}\n")
     monkeypatch.setenv("DETECTRON2_DATASETS", str(mini_root.parent))
     monkeypatch.chdir(tmp_path)

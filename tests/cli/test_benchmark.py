@@ -8,6 +8,8 @@ from PIL import Image
 from ovd_d2.benchmarks.recipes.families import FAMILIES, family_of, select
 from ovd_d2.cli import app, benchmark
 from ovd_d2.cli.benchmark_progress import Estimate
+from ovd_d2.errors import OVDError
+from ovd_d2.visualization.iteration_curves import plot_iterations
 
 
 def calls(checkout):
@@ -27,10 +29,10 @@ def digest(checkout, run_name):
 
 
 def test_parents_come_before_their_children():
-    waves = benchmark.waves(benchmark.ROWS)
-    assert sorted(name for wave in waves for name in wave) == sorted(benchmark.ROWS)
+    waves = benchmark.waves(benchmark.KNOWN)
+    assert sorted(name for wave in waves for name in wave) == sorted(benchmark.KNOWN)
     place = {name: i for i, wave in enumerate(waves) for name in wave}
-    for name, row in benchmark.ROWS.items():
+    for name, row in benchmark.KNOWN.items():
         assert all(place[parent] < place[name] for parent in row.parents)
     wanted = [["rkd_base"], ["rkd_l1_relation"], ["rkd_weight_transfer"]]
     assert benchmark.waves(["rkd_weight_transfer"]) == wanted
@@ -39,9 +41,9 @@ def test_parents_come_before_their_children():
 def test_every_row_has_its_yaml_and_the_yamls_agree_with_the_rows():
     from ovd_d2.engine.setup import load_config
 
-    for name, row in benchmark.ROWS.items():
+    for name, row in benchmark.KNOWN.items():
         cfg = load_config(f"configs/mini/{row.yaml or name}.yaml")
-        before = row.start or row.evaluates
+        before = (row.start or row.evaluates).replace("rkd_heads_", "rkd_")
         assert (before and f"output/mini/{before}/model_final.pth") == cfg.MODEL.WEIGHTS
         assert bool(cfg.DATASETS.REGION_STORE) == bool(row.regions or row.examples)
         assert ("labels:" in str(cfg.DATASETS.SOURCES)) == bool(row.labels)
@@ -85,6 +87,27 @@ def test_rows_go_on_from_their_parents(checkout, no_mini_build, capsys):
     for name in ("rkd", "vild"):
         with Image.open(checkout / f"here/{name}.png") as image:
             assert min(image.size) > 150
+
+
+def test_curves_are_drawn_of_rows_that_share_the_base_of_seed_1(checkout, no_mini_build, capsys):
+    rows = "rkd_heads_naive_180,rkd_heads_released_360"
+    assert run("--rows", rows, "--seeds", "2", "--out", "here") == 0
+    done = calls(checkout)
+    assert "rkd_base-seed1" in done and "rkd_base-seed2" not in done
+    for seed in ("1", "2"):
+        naive = done[f"rkd_heads_naive_180-seed{seed}"]
+        assert "--config-file configs/mini/rkd_all_naive.yaml" in naive
+        assert "MODEL.WEIGHTS here/rkd_base-seed1/model_final.pth" in naive
+        assert "MODEL.TUNE.ONLY ['roi_heads.'] SOLVER.MAX_ITER 180" in naive
+        transfer = done[f"rkd_heads_released_360-seed{seed}"]
+        assert f"MODEL.WEIGHTS here/rkd_heads_l1_relation-seed{seed}/model_final.pth" in transfer
+    summary = json.loads((checkout / "here/summary.json").read_text())
+    row = summary["rows"]["rkd_heads_released_360"]
+    assert (row["curve"], row["iterations"]) == ("weight transfer, from stage 2", 540)
+    with Image.open(checkout / "here/rkd_iterations.png") as image:
+        assert min(image.size) > 200
+    with pytest.raises(OVDError, match="rkd_heads_"):
+        plot_iterations([{"title": "A"}], "x", checkout / "none.png")
 
 
 def test_label_maps_have_a_table_of_their_own(checkout, no_mini_build, capsys):
@@ -169,7 +192,7 @@ def test_unknown_rows_and_families_are_named(checkout, capsys):
 
 
 def test_every_row_is_of_a_family():
-    found = {name: family_of(name) for name in benchmark.ROWS}
+    found = {name: family_of(name) for name in benchmark.KNOWN}
     assert found["vild_ensemble_novel_by_5"] == "examples" and found["vild_ensemble"] == "vild"
     assert {name for name, family in FAMILIES.items() if not family.of_demo} == set(found.values())
     chosen = select(benchmark.ROWS, "", "examples")

@@ -128,6 +128,24 @@ def test_weak_images_say_nothing_about_background(build):
     assert empty["loss_cls"] > 0 and empty["loss_rpn_cls"] > 0  # annotated, nothing there
 
 
+def test_an_rpn_that_nothing_could_learn_from_only_proposes(build):
+    """Without learning parameters in it and before it; the same proposals as ever."""
+    model = build("fpn", 5, *MIXED_RPN)
+    rpn, seen = model.proposal_generator, []
+    rpn.register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
+    rpn.requires_grad_(False)
+    with_losses = losses_of(model, make_batch(two_images()))  # the backbone learns from them
+    assert "loss_rpn_cls" in with_losses
+    model.backbone.requires_grad_(False)
+    without = losses_of(model, make_batch(two_images()))
+    assert {name for name in with_losses if "rpn" not in name} == without.keys()
+    before, after = seen
+    for one, other in zip(before, after):
+        assert torch.equal(one.proposal_boxes.tensor, other.proposal_boxes.tensor)
+    rpn.requires_grad_(True)
+    assert losses_of(model, make_batch(two_images())).keys() == with_losses.keys()
+
+
 @pytest.mark.parametrize("counted", [True, False], ids=["LVIS", "COCO"])
 def test_novel_classes_take_no_part_in_training(build, counted):
     """Neither the names nor the embeddings of held-out classes change the loss, whether they are

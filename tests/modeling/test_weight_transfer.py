@@ -237,7 +237,69 @@ def test_vocabulary_swap_between_calls(build, kind):
     assert model.state_dict().keys() == keys
 
 
+def transferred(weight, bias, start="distilled"):
+    """A projection that has loaded a Linear of the stage before."""
+    projection = WeightTransferProjection(weight.shape[1], len(weight), 7, start=start)
+    missing, unexpected = projection.load_state_dict({"weight": weight, "bias": bias}, strict=False)
+    assert unexpected == [] and len(missing) == 8
+    return projection
+
+
+@pytest.mark.parametrize("dim, in_features", [(6, 10), (7, 10), (8, 5), (1, 3)])
+def test_a_distilled_start_is_the_best_half_of_the_distilled_projection(dim, in_features):
+    weight, bias = torch.randn(dim, in_features), torch.randn(dim)
+    projection = transferred(weight, bias)
+    half = min(dim, in_features) // 2
+    u, s, v = torch.linalg.svd(weight, full_matrices=False)
+    best = (u[:, :half] * s[:half]) @ v[:half]
+    x = torch.randn(9, in_features)
+    torch.testing.assert_close(projection(x), x @ best.T + bias, rtol=1e-4, atol=1e-4)
+    projection(x).square().sum().backward()
+    if half:
+        gradients = [layer.weight.grad.abs().sum() for layer in projection.generate[::2]]
+        assert min(gradients) > 0 and projection.skip[-1].weight.grad.abs().sum() > 0
+
+
+def test_a_distilled_start_of_low_rank_continues_the_stage_before():
+    weight = torch.randn(8, 4) @ torch.randn(4, 12)
+    projection = transferred(weight, torch.randn(8))
+    x = torch.randn(5, 12)
+    torch.testing.assert_close(projection(x), projection.distilled(x), rtol=1e-4, atol=1e-4)
+    released = transferred(weight, torch.zeros(8), start="released")
+    assert not torch.allclose(released(x), released.distilled(x), atol=0.1)
+
+
+def test_a_distilled_start_is_made_once():
+    """Its own checkpoints, and those of training that has gone on, load as they are."""
+    first = transferred(torch.randn(6, 9), torch.randn(6))
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    again = WeightTransferProjection(9, 6, 7, start="distilled")
+    again.load_state_dict(first.state_dict())
+    for (name, old), new in zip(first.state_dict().items(), again.state_dict().values()):
+        assert torch.equal(old, new), name
+
+
+def test_the_config_starts_distilled_through_the_checkpointer(build, tmp_path):
+    before = build("fpn", 5, *RKD)
+    AtomicCheckpointer(before, str(tmp_path)).save("model_final")
+    model = build("fpn", 5, *RKD, *TRANSFER, "MODEL.OPEN_VOCAB.TRANSFER_START", "distilled")
+    AtomicCheckpointer(model).load(str(tmp_path / "model_final.pth"))
+    [new] = model.roi_heads.box_predictors
+    projection = new.cls_score.projection
+    assert torch.equal(projection.skip[-1].bias, projection.frozen.bias)
+    assert torch.count_nonzero(projection.skip[-1].weight) == 0
+    generated = projection.generate(projection.frozen.weight)
+    singular = torch.linalg.svdvals(projection.frozen.weight)[: DIM // 2]
+    torch.testing.assert_close(torch.linalg.svdvals(generated)[: DIM // 2], singular)
+
+
 def test_bad_settings_are_named():
+    with pytest.raises(OVDError, match="TRANSFER_START"):
+        build_projection("weight_transfer", 8, DIM, transfer_start="zero")
+    with pytest.raises(OVDError, match="TRANSFER_START"):
+        build_projection("linear", 8, DIM, transfer_start="distilled")
     with pytest.raises(OVDError, match="MODEL.OPEN_VOCAB.PROJECTION"):
         build_projection("mlp", 8, DIM)
     with pytest.raises(OVDError, match="MODEL.OPEN_VOCAB.PROJECTION_HIDDEN"):

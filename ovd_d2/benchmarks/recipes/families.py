@@ -23,6 +23,7 @@ class Family:
         what: what the bars are, in percent.
         seconds: whether its table shows them.
         beside: a row of another family that its table begins with, by seed 1 alone.
+        against_iterations: whether its picture shows curves of AP against iterations, not bars.
         of_demo: whether ``ovd demo`` makes its rows, not ``ovd benchmark``.
     """
 
@@ -33,6 +34,7 @@ class Family:
     what: str = "box AP"
     seconds: bool = False
     beside: str = ""
+    against_iterations: bool = False
     of_demo: bool = False
 
 
@@ -42,6 +44,9 @@ FAMILIES = {
     ),
     "vild": Family(
         "ViLD", ("supervised_all", "two_heads_no_distillation", "vild*", "clip_on_crops")
+    ),
+    "rkd_iterations": Family(
+        "RKD's heads against iterations", ("rkd_heads_*",), against_iterations=True
     ),
     "rkd": Family("RKD", ("rkd_*",)),
     "one_stage": Family("GLIP and DetCLIP", ("glip*", "detclip*"), tasks=("box", "grounding")),
@@ -75,19 +80,22 @@ def family_of(row: str, *, of_demo: bool = False) -> str:
     raise OVDError(f"Row {row} is of no family: add it to FAMILIES in {__name__}.")
 
 
-def select(rows: Iterable[str], asked: str, families: str) -> list[str]:
+def select(
+    rows: Iterable[str], asked: str, families: str, on_request: Iterable[str] = ()
+) -> list[str]:
     """The rows that ``--rows`` and ``--families`` choose.
 
     Args:
         rows: all there are, in order.
         asked: names separated by commas; "" for all.
         families: the same of families; a row must be of one of them, or stand beside it.
+        on_request: more rows, which have to be asked for by name.
 
     Raises:
         OVDError: a name is unknown, or nothing is left.
     """
     rows = list(rows)
-    names = _known("--rows", asked, rows) if asked else rows
+    names = _known("--rows", asked, [*rows, *on_request]) if asked else rows
     if not families:
         return names
     made = [name for name, family in FAMILIES.items() if not family.of_demo]

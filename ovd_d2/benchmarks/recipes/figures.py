@@ -37,12 +37,17 @@ def update_figures(root: Path, *, write: bool) -> list[str]:
             continue
         outdated.append(str(file.relative_to(root)))
         if write:
+            from ovd_d2.visualization.iteration_curves import plot_iterations
             from ovd_d2.visualization.training_plots import plot_average_precision
 
             picture = io.BytesIO()
-            plot_average_precision(
-                rows, summary["dataset"], picture, family.bars, what=family.what, note=note
-            )
+            dataset = summary["dataset"]
+            if family.against_iterations:
+                plot_iterations(summary["rows"].values(), dataset, picture, note=note)
+            else:
+                plot_average_precision(
+                    rows, dataset, picture, family.bars, what=family.what, note=note
+                )
             file.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(file) as out:
                 out.write(picture.getvalue())

@@ -17,7 +17,13 @@ def linear_projection(in_features: int, embed_dim: int, hidden: int = 0) -> nn.M
     return nn.Sequential(nn.Linear(in_features, hidden), nn.ReLU(inplace=True), last)
 
 
-def build_projection(kind: str, in_features: int, embed_dim: int, hidden: int = 0) -> nn.Module:
+def build_projection(
+    kind: str,
+    in_features: int,
+    embed_dim: int,
+    hidden: int = 0,
+    transfer_start: str = "released",
+) -> nn.Module:
     """The projection of a classifier.
 
     Args:
@@ -25,11 +31,17 @@ def build_projection(kind: str, in_features: int, embed_dim: int, hidden: int = 
         in_features: width of the region features.
         embed_dim: D.
         hidden: of "linear", see :func:`linear_projection`.
+        transfer_start: of "weight_transfer", see :class:`WeightTransferProjection`.
 
     Raises:
-        OVDError: unknown kind, or ``hidden`` for another kind than "linear".
+        OVDError: unknown kind or start, or ``hidden`` or a start for a kind that has none.
     """
     if kind == "linear":
+        if transfer_start != "released":
+            raise OVDError(
+                f'MODEL.OPEN_VOCAB.TRANSFER_START is "{transfer_start}", but PROJECTION is '
+                '"linear": set PROJECTION weight_transfer, or leave TRANSFER_START at "released".'
+            )
         return linear_projection(in_features, embed_dim, hidden)
     if kind != "weight_transfer":
         raise OVDError(
@@ -40,4 +52,4 @@ def build_projection(kind: str, in_features: int, embed_dim: int, hidden: int = 
             f"MODEL.OPEN_VOCAB.PROJECTION_HIDDEN is {hidden}; weight transfer has hidden layers of "
             "its own: set it to 0."
         )
-    return WeightTransferProjection(in_features, embed_dim)
+    return WeightTransferProjection(in_features, embed_dim, start=transfer_start)

@@ -112,7 +112,11 @@ class OpenVocabBoxPredictor(FastRCNNOutputLayers):
             background=open_vocab.BACKGROUND,
             bias_init=open_vocab.BIAS_INIT if open_vocab.USE_BIAS else None,
             projection=build_projection(
-                open_vocab.PROJECTION, width, open_vocab.EMBED_DIM, open_vocab.PROJECTION_HIDDEN
+                open_vocab.PROJECTION,
+                width,
+                open_vocab.EMBED_DIM,
+                hidden=open_vocab.PROJECTION_HIDDEN,
+                transfer_start=open_vocab.TRANSFER_START,
             ),
         )
         ret["train_classifier"] = open_vocab.TRAIN_CLASSIFIER
