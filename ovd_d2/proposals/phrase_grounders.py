@@ -88,7 +88,7 @@ class CaptionReader:
                 "classes and reads no captions: give a GLIP or DetCLIP "
                 "(MODEL.META_ARCHITECTURE), or a zero-shot detector of transformers (hf:MODEL)"
             )
-        for keys in (self._cfg.MODEL.GLIP, self._cfg.MODEL.DETCLIP):
+        for keys in (self._cfg.MODEL.GLIP, self._cfg.MODEL.DETCLIP, self._cfg.MODEL.MAVL):
             keys.SCORE_THRESH_TEST = min(keys.SCORE_THRESH_TEST, least)
         self._model = open_detector(self._cfg, path, trained_vocabulary(cfg))
         self._cuts = part_with(self._model, "cut_to_fit")
