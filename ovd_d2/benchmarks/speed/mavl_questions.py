@@ -5,11 +5,12 @@ Letters: P questions, Q object queries, R boxes after merging, H, W height and w
 """
 
 import hashlib
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
@@ -28,7 +29,6 @@ from ovd_d2.structures.grounding import CaptionTokens
 
 SIDES = ("ours", "usual")
 ROBERTA = "hf:FacebookAI/roberta-base"  # whose architecture needs no download
-_RANDOM_ROBERTA = "RandomRobertaBase"
 _BOX_TOLERANCE, _SCORE_TOLERANCE = 0.1, 1e-4  # rounding, in pixels for boxes
 
 
@@ -173,28 +173,34 @@ def mavl_of_random_weights(cfg: CfgNode) -> nn.Module:
     cfg.defrost()
     cfg.MODEL.WEIGHTS = ""
     if cfg.MODEL.TEXT_BACKBONE.MODEL == ROBERTA:
-        cfg.MODEL.TEXT_BACKBONE.NAME = _RANDOM_ROBERTA
+        cfg.MODEL.TEXT_BACKBONE.NAME = "RandomRobertaBase"
     model = random_model(cfg)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         nn.init.normal_(model.heads.boxes[-1].weight, std=0.1)
         nn.init.normal_(model.heads.classes.weight, std=0.1)
+        nn.init.constant_(model.heads.classes.bias, 0.0)
+        model.heads.classes.bias[-1] = math.log(model.heads.classes.out_features - 1)
         noise = [torch.randn_like(one, device="cpu") for one in model.fusion.parameters()]
     for parameter, one in zip(model.fusion.parameters(), noise):
         parameter += 0.02 * one.to(parameter)
     return model
 
 
-@TEXT_BACKBONE_REGISTRY.register(_RANDOM_ROBERTA)
-def random_roberta_base(cfg: CfgNode) -> HuggingFaceTextBackbone:
+@TEXT_BACKBONE_REGISTRY.register()
+class RandomRobertaBase(HuggingFaceTextBackbone):
     """RoBERTa-base with random weights and without its tokenizer."""
-    from transformers import RobertaConfig, RobertaModel
 
-    settings = RobertaConfig(
-        vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5
-    )
-    model = RobertaModel(settings, add_pooling_layer=False)
-    return HuggingFaceTextBackbone(model=model, tokenizer=WordTokens(settings.vocab_size))
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Model and tokenizer; nothing is read from ``cfg``."""
+        from transformers import RobertaConfig, RobertaModel
+
+        settings = RobertaConfig(
+            vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5
+        )
+        model = RobertaModel(settings, add_pooling_layer=False)
+        return {"model": model, "tokenizer": WordTokens(settings.vocab_size)}
 
 
 class WordTokens:
