@@ -73,14 +73,14 @@ def test_roberta_s_architecture_needs_no_hub(cfg, monkeypatch):
     cfg.defrost()
     cfg.MODEL.TEXT_BACKBONE.MODEL = bench.ROBERTA
 
-    class Asked(Exception):
+    class AskedError(Exception):
         pass
 
     def model_of(cfg):
-        raise Asked(cfg.MODEL.TEXT_BACKBONE.NAME)
+        raise AskedError(cfg.MODEL.TEXT_BACKBONE.NAME)
 
     monkeypatch.setattr(bench, "random_model", model_of)
-    with pytest.raises(Asked, match="RandomRobertaBase"):
+    with pytest.raises(AskedError, match="RandomRobertaBase"):
         bench.mavl_of_random_weights(cfg)
     tokens = bench.WordTokens(50265)(["all objects", "all visible entities and objects"])
     assert tokens.ids.shape == (2, 7) and tokens.mask.sum(dim=1).tolist() == [4, 7]

@@ -28,8 +28,10 @@ from ovd_d2.inference.open_detector import to_sample
 from ovd_d2.language import Vocabulary
 from ovd_d2.proposals.asked_detector import AskedDetector
 from ovd_d2.proposals.build import build_label_proposer, build_region_proposer
+from ovd_d2.proposals.phrase_grounders import build_phrase_grounder
 from ovd_d2.pseudo_labelling import OBJECT_QUERIES, choose_for_label
 from ovd_d2.region_store import RegionStore
+from ovd_d2.structures import TokenSpans
 
 MINI = Path(__file__).parents[2] / "configs" / "mini"
 SIZE = (70, 120)
@@ -230,6 +232,19 @@ def test_what_does_not_go_together(weights, checkpoint):  # noqa: F811
         build_region_proposer("gt", [], 5, queries=("all objects",))
     with pytest.raises(OVDError, match="is not asked for objects in words: leave --queries out"):
         build_label_proposer(f"model:{checkpoint}", None, (), queries=("all objects",))
+
+
+def test_phrases_of_a_caption(weights, tmp_path):
+    """The least score lowers MODEL.MAVL's own threshold, as it does for others."""
+    words = ("MODEL.MAVL.SCORE_THRESH_TEST", "0.9")
+    strict = write_model(tmp_path / "run", "mavl.yaml", *words)
+    caption = TokenSpans("a cat beside a red mug", (((2, 5),), ((15, 22),)))
+    found, same = (
+        build_phrase_grounder(f"model:{path}", 0.0)(image(), caption) for path in (weights, strict)
+    )
+    assert len(found) == 2 and all(len(scores) > 1 for _, scores in found)
+    for one, other in zip(found, same):
+        close(one, other)
 
 
 # As processes.
