@@ -27,7 +27,7 @@ help:  ## this list
 demo: $(STAMP)  ## build the mini benchmark, train and evaluate its models, write output/demo (DEMO_ARGS=--quick)
 	$(BIN)/ovd demo $(DEMO_ARGS)
 
-benchmark: $(STAMP)  ## every row of ViLD and RKD on mini, several seeds; resumable per row (BENCHMARK_ARGS="--seeds 1")
+benchmark: $(STAMP)  ## every row of every system on mini, several seeds; resumable per row (BENCHMARK_ARGS="--families rkd")
 	$(BIN)/ovd benchmark $(BENCHMARK_ARGS)
 
 test: lint  ## all checks and tests, slow ones too (PYTEST_ARGS="-k name")

@@ -13,6 +13,7 @@ from detectron2.utils.events import EventStorage
 
 from ovd_d2 import add_ovd_config
 from ovd_d2.data.mappers.teacher_regions import TeacherRegions
+from ovd_d2.data.named_datasets import register_named_files
 from ovd_d2.errors import OVDError
 from ovd_d2.language import RandomEmbeddings
 from ovd_d2.modeling import is_open_vocabulary, set_vocabulary
@@ -82,6 +83,11 @@ def load(path: Path, tmp_path: Path):
     small = {"PROJECTOR_HIDDEN": 64, "TEXT.LAYERS": 2, "DEPTHS": [1, 1, 1]}
     for key, value in small.items():
         cfg.merge_from_list([f"MODEL.GROUPVIT.{key}", value])
+    if path.parent.name == "clip":
+        small = {"VIT.WIDTH": 64, "VIT.LAYERS": 2, "RESNET.WIDTH": 16, "TEXT.WIDTH": 64,
+                 "TEXT.HEADS": 1, "TEXT.LAYERS": 2, "RESNET.LAYERS": [1, 2, 1, 1]}  # fmt: skip
+        for key, value in small.items():
+            cfg.merge_from_list([f"MODEL.CLIP.{key}", value])
     if path.stem == "lvis_r152_fpn_vild":
         cfg.MODEL.RESNETS.DEPTH = 50
     smaller = SMALLER.get(cfg.MODEL.TIMM.NAME)
@@ -115,7 +121,7 @@ def build(cfg):
             embedder = RandomEmbeddings(cfg.MODEL.OPEN_VOCAB.EMBED_DIM)
             model.target_checks.class_numbers.train_dataset = ""
             set_vocabulary(model, "cat, red mug, zebra crossing", embedder)
-        elif cfg.MODEL.META_ARCHITECTURE == "GroupViT":  # has texts of its own, and is told pairs
+        elif cfg.MODEL.META_ARCHITECTURE in ("CLIP", "GroupViT"):  # have texts of their own
             set_vocabulary(model, "cat, background, zebra crossing")
         elif getattr(model, "reads_captions", False):  # reads the words too
             set_vocabulary(model, "cat, red mug, zebra crossing")
@@ -267,6 +273,8 @@ def test_data_sets_of_the_recipe_are_registered(path, tmp_path):
 
     cfg = load(path, tmp_path)
     names = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
+    for name in names:
+        register_named_files(name)
     assert names and names <= set(DatasetCatalog.list())
 
 
@@ -281,6 +289,7 @@ def test_stages_start_from_what_other_recipes_write_and_files_are_documented(pat
         assert weights.removesuffix("/model_final.pth") in folders
     readme = (CONFIGS.parent / "datasets" / "README.md").read_text()
     mentioned = [cfg.DATASETS.REGION_STORE] if cfg.DATASETS.REGION_STORE else []
+    mentioned += [name.removeprefix("labels:") for name in cfg.DATASETS.TRAIN if ":" in name]
     for source in cfg.DATASETS.SOURCES:
         assert set(source) <= {"NAME", "RATIO", "OPTS"}
         one = cfg.clone()

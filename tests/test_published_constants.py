@@ -1,4 +1,4 @@
-"""Every yaml of configs/detclip, glip, mavl, rkd and vild against the published constants."""
+"""Every yaml of configs/clip, detclip, glip, mavl, rkd and vild against the published constants."""
 
 import copy
 import re
@@ -10,6 +10,7 @@ import pytest
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from published_constants import RECIPES as OF_RKD_AND_VILD
+from published_constants_clip import RECIPES as OF_CLIP
 from published_constants_detclip import RECIPES as OF_DETCLIP
 from published_constants_glip import RECIPES as OF_GLIP
 from published_constants_mavl import RECIPES as OF_MAVL
@@ -19,10 +20,10 @@ from ovd_d2.data.mixing import read_sources
 from ovd_d2.errors import OVDError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-RECIPES = OF_RKD_AND_VILD | OF_DETCLIP | OF_GLIP | OF_MAVL
+RECIPES = OF_RKD_AND_VILD | OF_CLIP | OF_DETCLIP | OF_GLIP | OF_MAVL
 FILES = {
     str(path.relative_to(CONFIGS).with_suffix("")): path
-    for method in ("detclip", "glip", "mavl", "rkd", "vild")
+    for method in ("clip", "detclip", "glip", "mavl", "rkd", "vild")
     for path in sorted((CONFIGS / method).glob("*.yaml"))
 }
 OURS = ("VERSION", "OUTPUT_DIR")  # no published constants

@@ -13,6 +13,7 @@ from .object_centric_ovd import (
     from_object_centric_ovd,
     to_object_centric_ovd,
 )
+from .openai_clip import from_openai_clip, is_openai_clip, to_openai_clip
 from .weights_file import (
     TRUST_VARIABLE,
     check_trusted,
@@ -41,6 +42,9 @@ __all__ = [
     "from_lseg",
     "from_mavl",
     "from_object_centric_ovd",
+    "from_openai_clip",
+    "is_openai_clip",
+    "to_openai_clip",
     "load_weights",
     "plain_settings",
     "read_lightning_state_dict",

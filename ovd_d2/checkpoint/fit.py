@@ -136,7 +136,8 @@ class Fit:
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: str) -> Fit:
-    """Copies what fits by name and shape into ``model``.
+    """Copies what fits by name and shape into ``model``, which may adapt the tensors to itself
+    before (``adapt_state_dict``: from the names of other projects, say).
 
     Args:
         model: not wrapped by DDP.
@@ -147,7 +148,8 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: str) -> Fi
         OVDError: integers where the model has floats or the other way round, numbers that are not
             finite, or another text encoder than the model's.
     """
-    given, wrong = _fitting(model, state, path)
+    adapt = getattr(model, "adapt_state_dict", None)
+    given, wrong = _fitting(model, state if adapt is None else adapt(state), path)
     try:
         result = model.load_state_dict(given, strict=False)
     except RuntimeError as error:

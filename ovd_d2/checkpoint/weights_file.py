@@ -11,6 +11,7 @@ import torch
 
 from ovd_d2.errors import OVDError
 from ovd_d2.files.atomic import atomic_write
+from ovd_d2.files.torchscript import is_torchscript, read_torchscript_tensors
 
 from .fit import describe_tensor
 
@@ -30,6 +31,7 @@ def check_trusted(path: str) -> None:
 
 def read_weights_file(path: str) -> dict[str, Any]:
     """What a ``.safetensors`` file, or one that ``torch.save`` wrote, holds; tensors on the CPU.
+    Of a TorchScript archive its tensors by name.
 
     Raises:
         OVDError: it holds more than tensors, numbers and strings, or it is damaged.
@@ -40,6 +42,8 @@ def read_weights_file(path: str) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return load_file(path)
+        if is_torchscript(path):
+            return read_torchscript_tensors(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise OVDError(

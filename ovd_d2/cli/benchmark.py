@@ -1,13 +1,15 @@
 """``ovd benchmark``: the paper's comparison on mini, every row with several seeds.
 
 It runs nothing but commands a user could type, and prints them. A row that is finished is not
-repeated; one that was interrupted goes on from its last checkpoint.
+repeated; one that was interrupted goes on from its last checkpoint. ``ovd benchmark tables`` writes
+the numbers that are kept into the pages.
 """
 
+import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,8 @@ from ovd_d2.benchmarks.recipes.commands import (
     ovd_script,
     say,
 )
+from ovd_d2.benchmarks.recipes.families import FAMILIES, family_of, select
+from ovd_d2.cli import benchmark_tables
 
 if TYPE_CHECKING:
     from ovd_d2.benchmarks.recipes.runs import Run
@@ -73,6 +77,7 @@ ROWS = {
     "vild_image": Row("ViLD-image", **_VILD),
     "vild": Row("ViLD", **_VILD),
     "vild_ensemble": Row("ViLD-ensemble", **_VILD),
+    "vild_ensemble_long": Row("ViLD-ensemble, four times as long", **_VILD),
     **{
         f"vild_ensemble_{classes}_by_{count}": Row(
             f"ViLD-ensemble, {classes} classes by {count} example{'s' * (count > 1)}",
@@ -112,53 +117,76 @@ ROWS = {
     "mavl_vild_text": Row("ViLD-text's boxes (for comparison)", evaluates="vild_text"),
     "mavl_rpn": Row("ViLD-text's RPN (for comparison)", evaluates="vild_text"),
 }
-# Task -> a table of the rows that were evaluated on it: its first metric, and its picture of base
-# and novel classes, if it knows them.
-TABLES = (
-    ("box", "AP", "average_precision.png"),
-    ("sem_seg", "mIoU", "mean_iou.png"),
-    ("class_agnostic", "AP50", ""),
-)
+_FAMILIES = ", ".join(name for name, family in FAMILIES.items() if not family.of_demo)
+
+app = typer.Typer()
+app.command("tables")(benchmark_tables.command)
 
 
+@app.callback(invoke_without_command=True)
 def command(
+    context: typer.Context,
     out: Path = typer.Option(Path("output/benchmark"), help="Folder of the results."),
     seeds: int = typer.Option(3, min=1, help="Trainings per row."),
     minutes: float = typer.Option(60, help="No seed is begun that would end later than this."),
-    rows: str = typer.Option(",".join(ROWS), help="Which rows, separated by commas."),
+    rows: str = typer.Option(
+        "", help="Which rows, separated by commas; default: all. What they need is trained, too."
+    ),
+    families: str = typer.Option("", help=f"Only the rows of these, of {_FAMILIES}."),
     jobs: int = typer.Option(0, min=0, help="Trainings at once; 0: as many as there are cores."),
 ) -> None:
-    """Train and evaluate every row of every system on mini; write their means and ranges."""
+    """Train and evaluate every row of every system on mini; write their means and ranges.
+
+    It says before it starts how long that takes. The same command again goes on where it was
+    interrupted, and repeats no row that is finished.
+    """
+    if context.invoked_subcommand is None:
+        _run(out, seeds, minutes, select(ROWS, rows, families), jobs)
+
+
+def _run(out: Path, seeds: int, minutes: float, names: list[str], jobs: int) -> None:
+    """Trains and evaluates the rows ``names``, seed after seed, and reports after each."""
     from ovd_d2.benchmarks.recipes import runs as recipe_runs
-    from ovd_d2.errors import OVDError
+    from ovd_d2.benchmarks.recipes.summaries import recorded_seconds
+    from ovd_d2.cli.benchmark_progress import Estimate
     from ovd_d2.files.atomic import check_output_folder
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave no training behind
     root = recipe_runs.find_checkout("ovd benchmark")
     out = recipe_runs.seen_from(out, root)
     check_output_folder("--out", root / out)
-    names = [name.strip() for name in rows.split(",") if name.strip()]
-    unknown = [name for name in names if name not in ROWS]
-    if unknown or not names:
-        wrong = ", ".join(unknown) or "an empty list"
-        raise OVDError(f"--rows {wrong}: the benchmark knows {', '.join(ROWS)}.")
+    of_seeds = range(1, seeds + 1)
+    todo = [(name, seed) for seed in of_seeds for wave in waves(names, seed) for name in wave]
+    estimate = Estimate(recorded_seconds(root), todo, jobs or recipe_runs.cores())
+    say(estimate.plan())
     started = time.monotonic()
     recipe_runs.run_in_foreground([*ovd_script(), "mini", "build"], root, say)
     done: dict[str, list[Run]] = {name: [] for name in names}
     longest = 0.0
-    for seed in range(1, seeds + 1):
+
+    def ended(run: "Run", seconds: float) -> None:
+        name, _, seed = run.name.rpartition("-seed")
+        estimate.ended(name, int(seed), seconds)
+        say(estimate.line(time.monotonic() - started))
+
+    for seed in of_seeds:
         elapsed = time.monotonic() - started
         if seed > 1 and elapsed + longest > 60 * minutes:
             say(f"Stopping after {seed - 1} seeds: another would not end within {minutes:g} min.")
             break
-        for name, run in _one_seed(names, seed, out, root, jobs).items():
+        for name, run in _one_seed(names, seed, out, root, jobs, ended).items():
             done[name].append(run)
         longest = max(longest, time.monotonic() - started - elapsed)
         _report(done, out, root, time.monotonic() - started)
 
 
 def _one_seed(
-    names: Sequence[str], seed: int, out: Path, root: Path, jobs: int
+    names: Sequence[str],
+    seed: int,
+    out: Path,
+    root: Path,
+    jobs: int,
+    ended: "Callable[[Run, float], None]",
 ) -> "dict[str, Run]":
     """Trains and evaluates every row with one seed, parents before their children."""
     from ovd_d2.benchmarks.recipes import runs as recipe_runs
@@ -170,7 +198,13 @@ def _one_seed(
     for wave in waves(names, seed):
         runs = {name: _prepared(name, seed, finished, stores, labels, out, root) for name in wave}
         recipe_runs.perform(
-            list(runs.values()), at_once=jobs, root=root, logs=out / "logs", say=say, watch=watch
+            list(runs.values()),
+            at_once=jobs,
+            root=root,
+            logs=out / "logs",
+            say=say,
+            watch=watch,
+            ended=ended,
         )
         finished |= runs
     return {name: finished[name] for name in names}
@@ -268,52 +302,38 @@ def _boxes_captions_and(found: Path) -> list[dict[str, Any]]:
 
 
 def _report(done: "Mapping[str, Sequence[Run]]", out: Path, root: Path, seconds: float) -> None:
-    """Writes summary.json, table.md and the pictures; prints the tables."""
+    """Writes summary.json, table.md and a picture per family; prints the tables."""
     from ovd_d2.benchmarks.recipes.runs import collect
     from ovd_d2.benchmarks.recipes.seeds import markdown_table
+    from ovd_d2.benchmarks.recipes.summaries import metrics_of, row_summary
     from ovd_d2.files.atomic import atomic_write, write_json
     from ovd_d2.visualization.training_plots import plot_average_precision
 
-    found = {name: [collect(run, root) for run in runs] for name, runs in done.items()}
-    rows = {name: _summary(name, runs) for name, runs in found.items()}
+    rows = {}
+    for name, runs in done.items():
+        words = ["ovd", "benchmark", "--rows", name, "--seeds", str(len(runs))]
+        facts = {"command": shlex.join(words), "ovd_d2": __version__}
+        rows[name] = row_summary(ROWS[name].title, [collect(run, root) for run in runs], **facts)
     dataset = next(iter(rows.values()))["runs"][0]["dataset"]
-    summary = {"dataset": dataset, "rows": rows, "seconds": round(seconds, 1)}
+    summary = {"dataset": dataset, "rows": rows, "out": str(out), "seconds": round(seconds, 1)}
     write_json(root / out / "summary.json", {**summary, "ovd_d2": __version__})
     tables, files = [], [f"{out}/summary.json", f"{out}/table.md"]
-    for task, metric, picture in TABLES:
-        chosen = [row for row in rows.values() if task in row]
-        if not chosen:
-            continue
+    for name in dict.fromkeys(map(family_of, rows)):
+        family = FAMILIES[name]
+        chosen = [row for key, row in rows.items() if family_of(key) == name]
         dataset = chosen[0]["runs"][0]["dataset"]
-        titled = {row["title"]: {**row[task], **row.get("grounding", {})} for row in chosen}
-        if picture:
-            plot_average_precision(titled, dataset, root / out / picture, metric)
-            files.append(f"{out}/{picture}")
+        titled = {row["title"]: metrics_of(row, family.tasks) for row in chosen}
+        picture = f"{out}/{name}.png"
+        plot_average_precision(titled, dataset, root / picture, family.bars, what=family.what)
         seeds = max(row["seeds"] for row in chosen)
-        _print_table(titled, f"{metric} in percent on {dataset}, mean of {seeds} seed(s) (range)")
+        about = f"{family.title}: {family.what} in percent on {dataset}"
+        _print_table(titled, f"{about}, mean of {seeds} seed(s) (range)")
         tables.append(markdown_table(titled))
+        files.append(picture)
     with atomic_write(root / out / "table.md") as file:
         file.write("\n".join(tables).encode())
     say(", ".join(files))
-
-
-def _summary(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A row of summary.json: what all its seeds have been evaluated on, and each of them."""
-    from ovd_d2.benchmarks.recipes import summary
-    from ovd_d2.benchmarks.recipes.seeds import mean_and_spread
-
-    tasks = {
-        "box": summary.METRICS,
-        "grounding": summary.GROUNDING,
-        "sem_seg": summary.SEGMENTATION,
-        "class_agnostic": summary.CLASS_AGNOSTIC,
-    }
-    of_all = {
-        task: mean_and_spread([run[task] for run in runs], metrics)
-        for task, metrics in tasks.items()
-        if all(task in run for run in runs)
-    }
-    return {"title": ROWS[name].title, "seeds": len(runs), **of_all, "runs": runs}
+    say("To put these numbers into the pages: ovd benchmark tables --take " + files[0])
 
 
 def _print_table(rows: Mapping[str, Any], title: str) -> None:

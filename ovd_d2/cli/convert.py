@@ -106,6 +106,20 @@ def glip(
 
 
 @app.command()
+def clip(
+    source: Path = typer.Argument(..., metavar="FILE", help=".pt, .pth or .safetensors."),
+    out: Path | None = _OUT,
+    reverse: bool = typer.Option(False, "--reverse", help="FILE is ours, write theirs."),
+) -> None:
+    """OpenAI's CLIP for configs/clip/*.yaml, which read it as it is, too; or ours for the package
+    clip and as openai-clip:FILE."""
+    from ovd_d2.jobs.convert_clip import convert_clip, convert_to_clip
+
+    out = _prepare(source, out, trust=False)
+    _report(out, (convert_to_clip if reverse else convert_clip)(source, out))
+
+
+@app.command()
 def lseg(
     source: Path = typer.Argument(..., metavar="FILE", help=".ckpt, .pth or .safetensors."),
     out: Path | None = _OUT,

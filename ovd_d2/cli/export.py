@@ -30,7 +30,7 @@ _NOTE = typer.Option(
 )
 
 _OVERRIDES = typer.Argument(
-    None, metavar="[KEY VALUE]...", help="Config keys that differ from the yaml."
+    None, metavar="KEY VALUE", help="Config keys that differ from the yaml."
 )
 _FORMAT = typer.Option(
     "folder",

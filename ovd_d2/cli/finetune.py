@@ -18,7 +18,7 @@ _DATA = typer.Argument(
     help="A COCO json, a YOLO folder (data.yaml), a Pascal VOC folder, or a json of Label Studio.",
 )
 _OVERRIDES = typer.Argument(
-    None, metavar="[KEY VALUE]...", help="Config keys, as train_net.py takes them."
+    None, metavar="KEY VALUE", help="Config keys, as train_net.py takes them."
 )
 _OUT = typer.Option(..., help="Folder to write.")
 _VAL = typer.Option("", help="Validation data in any of the formats; default: a fifth of DATA.")

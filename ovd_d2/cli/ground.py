@@ -50,25 +50,22 @@ def command(
     """Draw the boxes of a caption's phrases, each in the colour of its words."""
     if bool(model) == bool(config_file):
         raise OVDError("give either --model FOLDER or --config-file YAML with --weights.")
-    if weights and not config_file:
-        raise OVDError("--weights needs the --config-file they were trained with.")
     from PIL import Image
 
     from ovd_d2 import register
     from ovd_d2.files.atomic import check_output, check_picture, write_json, write_picture
-    from ovd_d2.inference.predictor import OpenVocabPredictor
+    from ovd_d2.inference.opening import check_model_choice, open_predictor
     from ovd_d2.visualization.grounding import draw_grounding
 
+    check_model_choice(model, config_file, weights)
     register()
     check_picture("--out", out, [image])
     if json_file is not None:
         check_output("--json", json_file, [image])
     spans = [_place(caption, phrase) for phrase in phrases] or None
-    options = {"device": device, "score_threshold": score_threshold, "topk": topk}
-    if config_file:
-        predictor = OpenVocabPredictor(config_file, weights, **options)
-    else:
-        predictor = OpenVocabPredictor.from_pretrained(model, **options)
+    predictor = open_predictor(
+        model, config_file, weights, device=device, score_threshold=score_threshold, topk=topk
+    )
     found = predictor.ground(image, caption, spans)
     if per_phrase is not None:
         found = found.best(per_phrase)

@@ -58,27 +58,27 @@ _FORMATS = typer.Option(
     "is written anyway.",
 )
 _BATCH = typer.Option(4, min=1, help="Images that go through the model together.")
-_NEGATIVES = typer.Option(
+NEGATIVES = typer.Option(
     "",
     help="Names that are not looked for but compete, given as in --vocab: what scores more for one "
     "of them is left out.",
 )
-_THRESHOLDS = typer.Option(
+THRESHOLDS = typer.Option(
     None,
     help='A .json file of least scores per name, {"cat": 0.3}, or of `ovd vocab calibrate`; other '
     "names have the --score-threshold.",
 )
-_SYNONYMS = typer.Option(
+SYNONYMS = typer.Option(
     "mean",
     help="mean: the words of a class as one text, as the model was trained; max: each of them is "
     "looked for.",
 )
-_EXAMPLES = typer.Option(
+EXAMPLES = typer.Option(
     None,
     help="Classes by example boxes: a .json of them, or a profile of `ovd vocab learn` "
     "(.safetensors); --vocab adds more by their words.",
 )
-_SEEN_BY = typer.Option(
+SEEN_BY = typer.Option(
     "model", help="What sees the examples: the model, or (crop) the image tower of its encoder."
 )
 
@@ -99,13 +99,13 @@ def command(
     batch_size: int = _BATCH,
     registered: list[str] = REGISTER,
     formats: list[str] = _FORMATS,
-    negatives: str = _NEGATIVES,
-    thresholds: Path | None = _THRESHOLDS,
-    synonyms: str = _SYNONYMS,
+    negatives: str = NEGATIVES,
+    thresholds: Path | None = THRESHOLDS,
+    synonyms: str = SYNONYMS,
     tile: int | None = TILE,
     overlap: float | None = OVERLAP,
-    examples: Path | None = _EXAMPLES,
-    seen_by: str = _SEEN_BY,
+    examples: Path | None = EXAMPLES,
+    seen_by: str = SEEN_BY,
 ) -> None:
     """Find what you name in images: pictures with boxes, names and scores, and a COCO json.
 
@@ -114,10 +114,9 @@ def command(
 
     Exit code 1: some images could not be read; they are named and left out.
     """
-    if models and config_file:
-        raise OVDError("--model and --config-file exclude each other.")
-    if weights and not config_file:
-        raise OVDError("--weights needs the --config-file they were trained with.")
+    from ovd_d2.inference.opening import WantedClasses, check_model_choice, open_with_classes
+
+    check_model_choice("".join(models), config_file, weights)
     if len(models) > 1 and (json_file or not pictures):
         raise OVDError(
             "--json and --no-pictures are for one --model: of several, each has its json in "
@@ -125,10 +124,8 @@ def command(
         )
     from ovd_d2 import register
     from ovd_d2.files.videos import refuse_videos
-    from ovd_d2.inference.example_vocabulary import ByExamples
     from ovd_d2.inference.formats import check_formats
     from ovd_d2.inference.predict_files import check_targets, find_images, titles_of
-    from ovd_d2.inference.ruled_detector import check_rules
     from ovd_d2.inference.tiles import wanted_tiles
 
     register()
@@ -143,23 +140,16 @@ def command(
     files = find_images(images)
     for title in titles_of(models) if len(models) > 1 else ("",):
         check_formats("--format", formats, out / title, files)
-    rules = {"negatives": negatives or None, "thresholds": thresholds, "synonyms": synonyms}
-    check_rules("" if examples else vocabulary, **rules)
+    wanted = WantedClasses(vocabulary, examples, seen_by, negatives, thresholds, synonyms)
+    inputs = [*(str(name) for name in (config_file, weights) if name), *wanted.check()]
     options: dict[str, Any] = {
-        "rules": rules,
-        "vocabulary": vocabulary or None,
+        "wanted": wanted,
+        "default_threshold": SCORE_THRESHOLD,
         "device": device,
         "score_threshold": score_threshold,
         "topk": topk,
         "batch_size": batch_size,
     }
-    inputs = [
-        str(name) for name in (vocabulary, config_file, weights, negatives, thresholds) if name
-    ]
-    if examples is not None:
-        wanted = ByExamples(examples, seen_by, vocabulary or None).checked()
-        options["vocabulary"] = wanted
-        inputs += [str(examples), *map(str, wanted.files())]
     if len(models) > 1:
         skipped = _side_by_side(models, files, out, options, how, inputs)
     else:
@@ -167,7 +157,9 @@ def command(
         path = Path(json_file) if json_file else out / "predictions.json"
         check_targets(files, out if pictures else None, None if to_stdout else path, inputs)
         model = "".join(models)
-        predictor = _load(model, config_file, weights, options)
+        predictor = open_with_classes(
+            model=model, config_file=config_file, weights=weights, **options
+        )
         info = {"model": model or str(config_file or "mini")}
         if weights:
             info["weights"] = weights
@@ -240,6 +232,7 @@ def _side_by_side(
 ) -> list[str]:
     """Predicts with several models, one after the other, and draws what they have found into one
     picture per image; sentences of images that were left out."""
+    from ovd_d2.inference.opening import open_with_classes
     from ovd_d2.inference.predict_files import check_targets, titles_of, write_side_by_side
 
     titles = titles_of(models)
@@ -248,7 +241,7 @@ def _side_by_side(
     for title, model in titles.items():
         places = (out / title, out / title / "predictions.json")
         check_targets(files, *places, inputs)
-        predictor = _load(model, None, "", dict(options))
+        predictor = open_with_classes(model=model, **options)
         print(title)
         reports[title] = _predict(predictor, files, places, {"model": model}, how)
         _write_formats(reports[title], how["formats"], out / title, sys.stdout)
@@ -272,29 +265,6 @@ def _silence_torch() -> None:
 
     warnings.filterwarnings("ignore", message="torch.meshgrid")
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-
-
-def _load(
-    model: str, config_file: Path | None, weights: str, options: dict[str, Any]
-) -> "OpenVocabPredictor":
-    from ovd_d2.inference.model_folders import DEFAULT_MODEL, facts_of
-    from ovd_d2.inference.predictor import OpenVocabPredictor
-
-    if options["score_threshold"] is None:
-        facts = {} if config_file else facts_of(model or DEFAULT_MODEL)
-        options["score_threshold"] = facts.get("score_threshold", SCORE_THRESHOLD)
-    rules, vocabulary = options.pop("rules", {}), options["vocabulary"]
-    if has_rules := any(value not in (None, "mean") for value in rules.values()):
-        options["vocabulary"] = None  # set with its rules, once
-    if config_file:
-        predictor = OpenVocabPredictor(config_file, weights, **options)
-    else:
-        predictor = OpenVocabPredictor.from_pretrained(model or DEFAULT_MODEL, **options)
-    if has_rules and (classes := vocabulary or predictor.vocabulary):
-        predictor.set_vocabulary(classes, **rules)
-    if predictor.vocabulary is None:
-        raise OVDError('The model does not bring its classes along: add --vocab "cat, red mug".')
-    return predictor
 
 
 def _note(report: "Report", predictor: "OpenVocabPredictor", model: str) -> str:

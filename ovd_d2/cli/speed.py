@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ovd_d2.cli import speed_export, speed_mavl, speed_predict
+from ovd_d2.cli import speed_export, speed_mavl, speed_predict, speed_pretraining
 from ovd_d2.cli.speed_tables import (
     VocabularyTable,
     blocks_table,
@@ -36,6 +36,7 @@ _STORE_ROWS = {
 }
 _JSON = typer.Option(False, "--json", help="Print one JSON object, not a table.")
 app.command()(speed_export.export)
+app.command()(speed_pretraining.pretraining)
 
 
 @app.command()

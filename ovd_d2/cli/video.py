@@ -6,13 +6,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from ovd_d2.errors import OVDError
-
-from .predict import SCORE_THRESHOLD, _load, _silence_torch
+from .predict import (
+    EXAMPLES,
+    NEGATIVES,
+    SCORE_THRESHOLD,
+    SEEN_BY,
+    SYNONYMS,
+    THRESHOLDS,
+    _silence_torch,
+)
 from .register_option import REGISTER
 from .tile_options import OVERLAP, TILE
 
@@ -71,6 +77,11 @@ def command(
     overlap: float | None = OVERLAP,
     resume: bool | None = _RESUME,
     registered: list[str] = REGISTER,
+    negatives: str = NEGATIVES,
+    thresholds: Path | None = THRESHOLDS,
+    synonyms: str = SYNONYMS,
+    examples: Path | None = EXAMPLES,
+    seen_by: str = SEEN_BY,
 ) -> None:
     """Find what you name in a video: a video with boxes, names and ids, and a json line per frame.
 
@@ -78,37 +89,34 @@ def command(
 
     Exit code 130: stopped by Ctrl-C; --resume continues. A camera or stream ends with 0 then.
     """
-    if model and config_file:
-        raise OVDError("--model and --config-file exclude each other.")
-    if weights and not config_file:
-        raise OVDError("--weights needs the --config-file they were trained with.")
     from tqdm import tqdm
 
     from ovd_d2 import register
-    from ovd_d2.inference.arguments import wanted_vocabulary
+    from ovd_d2.inference.opening import WantedClasses, check_model_choice, open_with_classes
     from ovd_d2.inference.record_video import record_video
     from ovd_d2.inference.tiles import wanted_tiles
     from ovd_d2.inference.video import FrameChoice
     from ovd_d2.inference.video_files import VideoSource
 
+    check_model_choice(model, config_file, weights)
     register()
     _silence_torch()
     wanted_tiles(tile, overlap)
     choice = FrameChoice(every, start, end, max_frames, tile, overlap, track)
-    if vocabulary:
-        wanted_vocabulary(vocabulary)  # a bad one is found before a model is loaded
+    wanted = WantedClasses(vocabulary, examples, seen_by, negatives, thresholds, synonyms)
+    inputs = [
+        *wanted.check(),
+        *(str(file) for file in (config_file, weights) if file),
+    ]  # bad ones are found before a model is loaded
     if Path(source).is_file():
         VideoSource(source, max_pixels=0).close()  # so is a file that is no video
-    options: dict[str, Any] = {
-        "vocabulary": vocabulary or None,
-        "device": device,
-        "score_threshold": score_threshold,
-        "topk": topk,
-        "batch_size": batch_size,
-    }
-    predictor = _load(model, config_file, weights, options)
+    predictor = open_with_classes(
+        wanted, model, config_file, weights, device=device, score_threshold=score_threshold,
+        default_threshold=SCORE_THRESHOLD, topk=topk, batch_size=batch_size,
+    )  # fmt: skip
     if attributes:
         predictor.set_attributes(attributes)
+    facts = {"model": model or str(config_file or "mini"), "checkpoint": weights}
     with _until_a_signal() as stop, tqdm(unit="frame", delay=1, disable=None) as bar:
 
         def expect(frames: int | None) -> None:
@@ -117,7 +125,7 @@ def command(
         try:
             report = record_video(
                 predictor, source, out, choice, picture=picture, resume=resume,
-                facts={"model": model or str(config_file or "mini"), "checkpoint": weights},
+                facts={**facts, **wanted.example_digests()}, inputs=inputs,
                 stop=stop.is_set, on_open=expect, on_frame=bar.update,
             )  # fmt: skip
         except KeyboardInterrupt:

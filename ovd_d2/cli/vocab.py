@@ -94,10 +94,9 @@ def calibrate(
     registered: list[str] = REGISTER,
 ) -> None:
     """Choose a score threshold for every name, by the best F1 on a labelled data set."""
-    if model and config_file:
-        raise OVDError("--model and --config-file exclude each other.")
-    if weights and not config_file:
-        raise OVDError("--weights needs the --config-file they were trained with.")
+    from ovd_d2.inference.opening import check_model_choice, open_predictor
+
+    check_model_choice(model, config_file, weights)
     if out.suffix.lower() != ".json":
         raise OVDError(f"--out {out}: end the name in .json")
     from tqdm import tqdm
@@ -106,16 +105,11 @@ def calibrate(
     from ovd_d2.files.atomic import check_output
     from ovd_d2.inference.calibration import calibrate_names, number_of_images
     from ovd_d2.inference.model_folders import DEFAULT_MODEL
-    from ovd_d2.inference.predictor import OpenVocabPredictor
 
     ovd_d2.register()
     check_output("--out", out, [file for file in (config_file, weights) if file])
     total = number_of_images([name for name in (dataset, test_dataset) if name], images)
-    options = {"device": device, "batch_size": batch_size}
-    if config_file:
-        predictor = OpenVocabPredictor(config_file, weights, **options)
-    else:
-        predictor = OpenVocabPredictor.from_pretrained(model or DEFAULT_MODEL, **options)
+    predictor = open_predictor(model, config_file, weights, device=device, batch_size=batch_size)
     with tqdm(total=total, unit="image", delay=5, disable=None) as bar:
         content = calibrate_names(
             predictor, dataset, out, test_dataset=test_dataset, images=images,
@@ -180,24 +174,16 @@ def learn(
         check_profile_path,
         write_profile,
     )
-    from ovd_d2.inference.model_folders import DEFAULT_MODEL
-    from ovd_d2.inference.predictor import OpenVocabPredictor
+    from ovd_d2.inference.opening import check_model_choice, open_predictor
 
-    if model and config_file:
-        raise OVDError("--model and --config-file exclude each other.")
-    if weights and not config_file:
-        raise OVDError("--weights needs the --config-file they were trained with.")
+    check_model_choice(model, config_file, weights)
     ovd_d2.register()
     _silence_torch()
     wanted = ByExamples(examples, seen_by).checked()
     if wanted.profile is not None:
         raise OVDError(f"{examples} is a profile already: give a .json of examples.")
     check_profile_path(out, [examples, *wanted.files()])
-    options = {"vocabulary": wanted, "device": device}
-    if config_file:
-        predictor = OpenVocabPredictor(config_file, weights, **options)
-    else:
-        predictor = OpenVocabPredictor.from_pretrained(model or DEFAULT_MODEL, **options)
+    predictor = open_predictor(model, config_file, weights, vocabulary=wanted, device=device)
     write_profile(predictor, wanted, out)
     counts = [count for count in wanted.counts().values() if count]
     print(

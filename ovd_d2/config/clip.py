@@ -37,6 +37,10 @@ def add_keys(cfg: CN) -> None:
     _C.TEXT_TOWER = "transformer"
     # For "transformer": width, attention heads, blocks, most tokens of a caption.
     _C.TEXT = CN({"WIDTH": 512, "HEADS": 8, "LAYERS": 12, "CONTEXT": 77})
+    # Activation checkpointing: what is inside the blocks of "clip_vit", "clip_resnet" and
+    # "transformer" is computed again in the backward pass instead of being kept. Less memory, one
+    # more forward pass, the same gradients.
+    _C.CHECKPOINT = False
     # Factor on the cosine: first value, and the largest it may learn.
     _C.LOGIT_SCALE_INIT = 1 / 0.07
     _C.LOGIT_SCALE_MAX = 100.0

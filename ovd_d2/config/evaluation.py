@@ -27,6 +27,11 @@ def add_keys(cfg: CN) -> None:
     # Also report AP with 10,000 detections per class over the data set instead of 300 per image
     # (Dave et al. 2021, "fixed AP").
     cfg.TEST.FIXED_AP = False
+    # Linear probe of CLIP (Radford et al. 2021, section 3.2) instead of zero-shot classification:
+    # logistic regression by L-BFGS on the image tower's features before the projection, for
+    # MODEL.META_ARCHITECTURE CLIP. DATASETS.TEST begins with TRAIN and VALIDATION, by which the
+    # strength of the L2 penalty is chosen; behind them are data sets to report on.
+    cfg.TEST.LINEAR_PROBE = CN({"ENABLED": False, "TRAIN": "", "VALIDATION": ""})
     # What a class that is not in the test images does to the mIoU of label maps: "no_truth" classes
     # without a true pixel are left out, though predicted (Detectron2); "nan" classes neither true
     # nor predicted are left out (mmsegmentation: GroupViT); "zero" none is, absent ones count 0

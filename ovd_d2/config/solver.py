@@ -3,6 +3,7 @@
 from detectron2.config import CfgNode as CN
 
 from ovd_d2.config.rules import (
+    ABOVE_0,
     BELOW_1,
     COUNT,
     COUNT_OR_0,
@@ -11,6 +12,7 @@ from ovd_d2.config.rules import (
     Rows,
     Rule,
     at_least,
+    each,
     empty_or,
     one_of,
 )
@@ -29,6 +31,8 @@ RULES: Rows = (  # rule, prefix, keys below it
     (_PREFIX_FACTORS, "SOLVER.", "LR_MULTIPLIERS"),
     (empty_or(NAMES), "SOLVER.", "NO_WEIGHT_DECAY"),
     (one_of("SGD", "ADAMW"), "SOLVER.", "OPTIMIZER"),
+    (each(BELOW_1, 2), "SOLVER.", "ADAM_BETAS"),
+    (ABOVE_0, "SOLVER.", "ADAM_EPS"),
     (empty_or(NAMES), "SOLVER.LINEAR_LR.", "PREFIXES"),
     (SHARE, "SOLVER.LINEAR_LR.", "WARMUP"),
     (BELOW_1, "SOLVER.EMA.", "DECAY"),
@@ -40,6 +44,10 @@ def add_keys(cfg: CN) -> None:
     """Adds the group to ``cfg``, in place."""
     # "SGD" (Detectron2's) or "ADAMW".
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Of "ADAMW": decay of the means of the gradient and of its square, and what is added to the
+    # root of the latter.
+    cfg.SOLVER.ADAM_BETAS = [0.9, 0.999]
+    cfg.SOLVER.ADAM_EPS = 1e-8
     # [PREFIX, factor] pairs: parameters whose name starts with PREFIX use BASE_LR times the factor
     # of the first that fits, e.g. [["backbone.", 0.1], ["roi_heads.image_branch.", 3.0]].
     cfg.SOLVER.LR_MULTIPLIERS = []

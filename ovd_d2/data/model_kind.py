@@ -47,6 +47,13 @@ def brings_weights(cfg: CfgNode) -> bool:
     return getattr(arch, "brings_weights", False)
 
 
+def gives_image_features(cfg: CfgNode) -> bool:
+    """Whether the model gives ``image_features`` for ``TEST.LINEAR_PROBE``: the meta-architecture
+    says so."""
+    arch = _registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE)
+    return getattr(arch, "gives_image_features", False)
+
+
 def check_heads_are_used(cfg: CfgNode) -> None:
     """Raises OVDError if the config names open-vocabulary ROI heads for a meta-architecture that
     has no ROI heads, such as RetinaNet: its classes would be a fixed set without a word."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ovd_d2.encoders.openai_clip import import_clip, resnet_features, vit_features
 from ovd_d2.errors import OVDError
+from ovd_d2.layers.recompute import RecomputingSequential
 from ovd_d2.layers.timm_weights import load_timm_weights
 
 _SETTINGS = {
@@ -55,7 +56,16 @@ class TimmImageTower(nn.Module):
 class OpenAIViTTower(nn.Module):
     """CLIP's ViT, with CLIP's initialisation. Input and output as :class:`TimmImageTower`."""
 
-    def __init__(self, *, dim: int, image_size: int, patch: int, width: int, layers: int) -> None:
+    def __init__(
+        self,
+        *,
+        dim: int,
+        image_size: int,
+        patch: int,
+        width: int,
+        layers: int,
+        checkpoint: bool = False,
+    ) -> None:
         """
         Args:
             dim: D.
@@ -63,6 +73,7 @@ class OpenAIViTTower(nn.Module):
             patch: side of a patch in pixels.
             width: of the transformer, a multiple of 64 (one head per 64).
             layers: transformer blocks.
+            checkpoint: activations inside blocks are computed again in the backward pass.
         """
         super().__init__()
         if image_size % patch or width % 64:
@@ -78,6 +89,9 @@ class OpenAIViTTower(nn.Module):
             heads=width // 64,
             output_dim=dim,
         )
+        if checkpoint:
+            transformer = self.visual.transformer
+            transformer.resblocks = RecomputingSequential(*transformer.resblocks)
 
     def features(self, images: Tensor) -> Tensor:
         """(N, F): the class token after the last layer norm, before the projection."""
@@ -93,13 +107,16 @@ class OpenAIResNetTower(nn.Module):
     Input and output as :class:`TimmImageTower`.
     """
 
-    def __init__(self, *, dim: int, image_size: int, layers: list[int], width: int) -> None:
+    def __init__(
+        self, *, dim: int, image_size: int, layers: list[int], width: int, checkpoint: bool = False
+    ) -> None:
         """
         Args:
             dim: D.
             image_size: S, a multiple of 32.
             layers: blocks per stage, four numbers.
             width: channels after the stem, a multiple of 2; the last stage has 32 times as many.
+            checkpoint: activations inside blocks are computed again in the backward pass.
         """
         super().__init__()
         if image_size % 32 or len(layers) != 4:
@@ -120,6 +137,8 @@ class OpenAIResNetTower(nn.Module):
         for name, parameter in self.visual.named_parameters():
             if name.startswith("layer") and name.endswith("bn3.weight"):
                 nn.init.zeros_(parameter)  # each residual block starts as the identity
+        for stage in ("layer1", "layer2", "layer3", "layer4") if checkpoint else ():
+            setattr(self.visual, stage, RecomputingSequential(*getattr(self.visual, stage)))
 
     def features(self, images: Tensor) -> Tensor:
         """(N, F): the mean over the last feature map."""
@@ -129,16 +148,21 @@ class OpenAIResNetTower(nn.Module):
         return self.visual(images)
 
 
-def build_image_tower(settings: dict[str, Any], weights: str = "") -> nn.Module:
+def build_image_tower(
+    settings: dict[str, Any], weights: str = "", checkpoint: bool = False
+) -> nn.Module:
     """The tower that ``settings`` describe; see the top of this file.
 
     Args:
         settings: kind and sizes.
         weights: for "timm": "" random, "timm" timm's own download, or a source of
             ``load_timm_weights``.
+        checkpoint: activations inside blocks are computed again in the backward pass; not for
+            "timm".
 
     Raises:
-        OVDError: unknown kind or timm model, missing package, sizes that do not fit.
+        OVDError: unknown kind or timm model, missing package, sizes that do not fit, or
+            ``checkpoint`` for "timm".
     """
     values = dict(settings)
     kind = values.pop("kind", None)
@@ -148,9 +172,14 @@ def build_image_tower(settings: dict[str, Any], weights: str = "") -> nn.Module:
             f"{', '.join(_SETTINGS)}"
         )
     if kind == "clip_vit":
-        return OpenAIViTTower(**values)
+        return OpenAIViTTower(**values, checkpoint=checkpoint)
     if kind == "clip_resnet":
-        return OpenAIResNetTower(**values)
+        return OpenAIResNetTower(**values, checkpoint=checkpoint)
+    if checkpoint:
+        raise OVDError(
+            "MODEL.CLIP.CHECKPOINT is for MODEL.CLIP.IMAGE_TOWER clip_vit and clip_resnet, not for "
+            "timm: set it to False."
+        )
     return TimmImageTower(
         _timm_backbone(values["name"], values["image_size"], weights), values["dim"]
     )

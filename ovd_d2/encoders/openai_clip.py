@@ -4,12 +4,12 @@ Letters: N images, L sentences, T tokens, F feature width, D embedding width.
 
 A model is named ("ViT-B/32", downloaded by ``clip.load``, which checks its sha256) or given as a
 file: ``.safetensors``, a state dict for ``torch.load(weights_only=True)``, or OpenAI's TorchScript
-archive. Of an archive only the weights are used.
+archive. Of an archive only the weights are read; its code is not.
 """
 
+import functools
 import socket
 import warnings
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +23,8 @@ from ovd_d2.encoders.registry import EncoderScheme
 from ovd_d2.encoders.text_encoder import BatchedTextEncoder
 from ovd_d2.errors import OVDError, reason
 from ovd_d2.files.digests import file_digest
+from ovd_d2.files.torchscript import is_torchscript, read_torchscript_tensors
+from ovd_d2.layers.recompute import recomputed
 
 _INSTALL = "pip install 'openai-clip==1.0.1' 'setuptools<81'"
 _DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
@@ -94,10 +96,12 @@ class OpenAIClipTextEncoder(BatchedTextEncoder):
         model: a ``clip.model.CLIP``, or a module with the parts of its text side; its image tower
             is not used. Without a ``text_projection`` (None) features have the transformer's width.
         encoder_id: its id.
+        checkpoint: activations inside blocks are computed again in the backward pass.
     """
 
-    def __init__(self, model: nn.Module, encoder_id: str) -> None:
+    def __init__(self, model: nn.Module, encoder_id: str, checkpoint: bool = False) -> None:
         self.model = model
+        self.checkpoint = checkpoint
         self.encoder_id = encoder_id
         of_dim = model.ln_final.weight if model.text_projection is None else model.text_projection
         self.dim = of_dim.shape[-1]
@@ -122,13 +126,19 @@ class OpenAIClipTextEncoder(BatchedTextEncoder):
         x = x.permute(1, 0, 2)  # the blocks want (T, L, width)
         mask = model.build_attention_mask()[:length, :length].to(x)
         for block in model.transformer.resblocks:
-            y = block.ln_1(x)
-            x = x + block.attn(y, y, y, need_weights=False, attn_mask=mask)[0]
-            x = x + block.mlp(block.ln_2(x))
+            call = functools.partial(_block, block, mask=mask)
+            x = recomputed(call, x, of=block) if self.checkpoint else call(x)
         x = model.ln_final(x.permute(1, 0, 2))
         ends = tokens.argmax(dim=1)
         x = x[torch.arange(len(x), device=x.device), ends]
         return x if model.text_projection is None else x @ model.text_projection
+
+
+def _block(block: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
+    """A ``ResidualAttentionBlock`` of CLIP on (T, L, width), with a (T, T) mask of its own."""
+    y = block.ln_1(x)
+    x = x + block.attn(y, y, y, need_weights=False, attn_mask=mask)[0]
+    return x + block.mlp(block.ln_2(x))
 
 
 def vit_features(visual: nn.Module, images: Tensor) -> Tensor:
@@ -205,8 +215,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             content = load_file(path)
-        elif _is_torchscript(path):
-            content = torch.jit.load(str(path), map_location="cpu").state_dict()
+        elif is_torchscript(path):
+            content = read_torchscript_tensors(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each reader has its own exceptions for damaged files
@@ -222,17 +232,13 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
 def _model_from_weights(clip: ModuleType, weights: dict[str, Tensor], source: str) -> nn.Module:
     """A CLIP with exactly these weights; ``clip`` itself would round them to fp16."""
     for key in ("input_resolution", "context_length", "vocab_size"):  # only in OpenAI's archives
         weights.pop(key, None)
+    masks = [key for key in weights if key.rpartition(".")[2] == "attn_mask"]  # made anew
+    for key in masks:
+        del weights[key]
     try:
         model = clip.model.build_model(dict(weights)).float()
         model.load_state_dict(weights)

@@ -33,6 +33,7 @@ class OpenAITextTower(nn.Module):
         heads: int = 8,
         layers: int = 12,
         context: int = 77,
+        checkpoint: bool = False,
     ) -> None:
         """
         Args:
@@ -41,6 +42,7 @@ class OpenAITextTower(nn.Module):
             heads: of attention.
             layers: blocks.
             context: most tokens of a caption, with start and end.
+            checkpoint: activations inside blocks are computed again in the backward pass.
         """
         super().__init__()
         if width % heads:
@@ -61,7 +63,7 @@ class OpenAITextTower(nn.Module):
         self.ln_final = whole.ln_final
         self.text_projection = None if dim is None else whole.text_projection
         self.build_attention_mask = whole.build_attention_mask
-        self._encoder = OpenAIClipTextEncoder(self, encoder_id="")
+        self._encoder = OpenAIClipTextEncoder(self, encoder_id="", checkpoint=checkpoint)
 
     def forward(self, captions: Sequence[str]) -> Tensor:
         return self._encoder.features(list(captions))
@@ -150,6 +152,7 @@ def build_text_tower(
     layers: int,
     context: int,
     cut: bool = False,
+    checkpoint: bool = False,
     key: str = "MODEL.CLIP",
 ) -> nn.Module:
     """The tower that a model's TEXT_TOWER asks for.
@@ -163,20 +166,29 @@ def build_text_tower(
         layers: see there.
         context: see there.
         cut: encoders read at most ``context`` tokens too; False: as many as they were made for.
+        checkpoint: activations inside the blocks of "transformer" are computed again in the
+            backward pass; a locked tower has none to keep.
         key: config group that TEXT_TOWER belongs to, for messages.
 
     Raises:
-        OVDError: unknown tower or encoder, or one that cannot be cut.
+        OVDError: unknown tower or encoder, one that cannot be cut, or ``checkpoint`` for
+            "trained:...".
     """
     if spec == "transformer":
         if width % heads:
             raise OVDError(f"{key}.TEXT.WIDTH {width} must be a multiple of HEADS {heads}.")
-        return OpenAITextTower(dim=dim, width=width, heads=heads, layers=layers, context=context)
+        return OpenAITextTower(
+            dim=dim, width=width, heads=heads, layers=layers, context=context, checkpoint=checkpoint
+        )
     kind, _, encoder_spec = spec.partition(":")
     if kind not in ("locked", "trained") or not encoder_spec:
         raise OVDError(
             f"{key}.TEXT_TOWER is {spec!r}; it must be transformer, locked:ENCODER or "
             "trained:ENCODER, for example locked:minilm."
+        )
+    if checkpoint and kind == "trained":
+        raise OVDError(
+            f"{key}.CHECKPOINT is for {key}.TEXT_TOWER transformer, not for {spec}: set it False."
         )
     encoder = build_text_encoder(encoder_spec)
     if cut:

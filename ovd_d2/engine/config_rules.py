@@ -134,9 +134,23 @@ def _exists(path: str) -> bool:
     return True
 
 
+def _linear_probe(cfg: CfgNode) -> str | None:
+    probe, names = cfg.TEST.LINEAR_PROBE, cfg.DATASETS.TEST
+    first = sorted(names[:2])
+    if not probe.ENABLED or (
+        first == sorted([probe.TRAIN, probe.VALIDATION]) and len({*names}) == len(names) > 2
+    ):
+        return None
+    return (
+        f"DATASETS.TEST is {tuple(names)}; for TEST.LINEAR_PROBE begin it with its TRAIN "
+        f"({probe.TRAIN!r}) and VALIDATION ({probe.VALIDATION!r}), and name others behind them to "
+        "report on."
+    )
+
+
 TOGETHER = (
     _output_dir, _channels, _box_head_layers, _size_range, _scale_jitter, _keypoint_sigmas,
-    _augmented_test, _averaged_statistics,
+    _augmented_test, _linear_probe, _averaged_statistics,
 )  # fmt: skip
 
 

@@ -18,14 +18,15 @@ def vocabulary_for(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Iterato
     without a vocabulary has none.
 
     Afterwards it has the vocabulary of before again. Closed-set models are left alone, and so is
-    any where the data set asks for phrases of captions.
+    any where the data set asks for phrases of captions, or with ``TEST.LINEAR_PROBE.ENABLED``.
     In a trainer of one's own::
 
         with ovd_d2.vocabulary_for(cfg, model, name):
             inference_on_dataset(model, loader, evaluator)
 
     Args:
-        cfg: reads ``TEST.DISTRACTORS``, ``TEST.CLASS_AGNOSTIC`` and ``DATASETS.NOVEL_NAMES``.
+        cfg: reads ``TEST.DISTRACTORS``, ``TEST.CLASS_AGNOSTIC``, ``TEST.LINEAR_PROBE`` and
+            ``DATASETS.NOVEL_NAMES``.
         model: possibly wrapped by DDP.
         dataset_name: a registered data set.
 
@@ -39,7 +40,8 @@ def vocabulary_for(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Iterato
         set_vocabulary,
     )
 
-    if not is_open_vocabulary(model) or asks_for_phrases(dataset_name):
+    without = cfg.TEST.LINEAR_PROBE.ENABLED or asks_for_phrases(dataset_name)
+    if without or not is_open_vocabulary(model):
         yield
         return
     before = get_vocabulary(model)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.solver import LRMultiplier
 from detectron2.solver import build_lr_scheduler as build_detectron2_lr_scheduler
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
@@ -14,15 +14,17 @@ from fvcore.common.param_scheduler import (
 )
 from torch import nn
 
+from ovd_d2.config import add_ovd_config
 from ovd_d2.errors import OVDError
 from ovd_d2.modeling.target_checks import honour
 
 LINEAR = "linear"
-_HONOURED = ("OPTIMIZER", "LR_MULTIPLIERS", "LINEAR_LR.PREFIXES")
+_HONOURED = ("OPTIMIZER", "ADAM_BETAS", "ADAM_EPS", "LR_MULTIPLIERS", "LINEAR_LR.PREFIXES")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of ``SOLVER.OPTIMIZER`` over all parameters that need a gradient.
+    """The optimizer of ``SOLVER.OPTIMIZER`` over all parameters that need a gradient; AdamW with
+    ``SOLVER.ADAM_BETAS`` and ``ADAM_EPS``.
 
     Weight decay follows ``SOLVER.WEIGHT_DECAY``, ``WEIGHT_DECAY_NORM`` and ``WEIGHT_DECAY_BIAS``;
     what ``NO_WEIGHT_DECAY`` names has none. The learning rate of parameters is multiplied by the
@@ -36,7 +38,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     With "SGD", no multipliers and no such names this is what Detectron2 builds.
 
     Raises:
-        OVDError: unknown optimizer, nothing to train, or a prefix that no name begins with.
+        OVDError: unknown optimizer, nothing to train, a prefix that no name begins with, or keys of
+            AdamW with another optimizer.
     """
     solver = cfg.SOLVER
     honour(model, *(f"SOLVER.{key}" for key in _HONOURED))
@@ -66,16 +69,29 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     params = _with_schedules(params, model, linear)
     common: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
     if solver.OPTIMIZER == "SGD":
+        _refuse_keys_of_adam(solver)
         kind = torch.optim.SGD
         common |= {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV, "foreach": True}
     elif solver.OPTIMIZER == "ADAMW":
         kind = torch.optim.AdamW
+        common |= {"betas": tuple(solver.ADAM_BETAS), "eps": solver.ADAM_EPS}
     else:
         raise OVDError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; it must be 'SGD' or 'ADAMW'.")
     clipping = solver.CLIP_GRADIENTS
     if clipping.ENABLED and clipping.CLIP_TYPE == "full_model":
         return _clipping_by_global_norm(kind, clipping.CLIP_VALUE)(params, **common)
     return maybe_add_gradient_clipping(cfg, kind)(params, **common)
+
+
+def _refuse_keys_of_adam(solver: CfgNode) -> None:
+    defaults = get_cfg()
+    add_ovd_config(defaults)
+    for key in ("ADAM_BETAS", "ADAM_EPS"):
+        if solver[key] != defaults.SOLVER[key]:
+            raise OVDError(
+                f"SOLVER.{key} is {solver[key]}, which OPTIMIZER {solver.OPTIMIZER} does not read: "
+                "set SOLVER.OPTIMIZER ADAMW, or leave the key out."
+            )
 
 
 def _with_schedules(

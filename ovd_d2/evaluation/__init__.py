@@ -4,6 +4,7 @@ from ovd_d2.evaluation.build import build_evaluator, check_evaluator
 from ovd_d2.evaluation.class_agnostic import ClassAgnosticEvaluator
 from ovd_d2.evaluation.coco_open_vocab import COCOOpenVocabEvaluator
 from ovd_d2.evaluation.few_shot_segmentation import FewShotSegmentationEvaluator
+from ovd_d2.evaluation.linear_probe_evaluator import LinearProbeEvaluator
 from ovd_d2.evaluation.lvis_open_vocab import LVISOpenVocabEvaluator
 from ovd_d2.evaluation.phrase_grounding import PhraseGroundingEvaluator
 from ovd_d2.evaluation.presence import PresenceEvaluator
@@ -16,6 +17,7 @@ __all__ = [
     "ClassAgnosticEvaluator",
     "FewShotSegmentationEvaluator",
     "LVISOpenVocabEvaluator",
+    "LinearProbeEvaluator",
     "OpenVocabSemSegEvaluator",
     "PhraseGroundingEvaluator",
     "PresenceEvaluator",

@@ -17,13 +17,14 @@ from detectron2.evaluation import (
 )
 
 from ovd_d2.data.held_out import novel_mask
-from ovd_d2.data.model_kind import reads_captions
+from ovd_d2.data.model_kind import gives_image_features, reads_captions
 from ovd_d2.data.named_datasets import asks_for_phrases
 from ovd_d2.errors import OVDError
 from ovd_d2.evaluation.class_agnostic import ClassAgnosticEvaluator
 from ovd_d2.evaluation.coco_open_vocab import CheckedCOCOEvaluator, COCOOpenVocabEvaluator
 from ovd_d2.evaluation.data_set_classes_only import DataSetClassesOnly
 from ovd_d2.evaluation.few_shot_segmentation import FewShotSegmentationEvaluator
+from ovd_d2.evaluation.linear_probe_evaluator import LinearProbeEvaluator
 from ovd_d2.evaluation.lvis_backends import FIXED_AP_DETS_PER_CATEGORY, check_backend
 from ovd_d2.evaluation.lvis_open_vocab import LVISOpenVocabEvaluator
 from ovd_d2.evaluation.phrase_grounding import PhraseGroundingEvaluator, phrase_targets
@@ -101,8 +102,23 @@ def check_evaluator(cfg: CfgNode, dataset_name: str) -> None:
                 f"TEST.{key} is for {', '.join(_OF_BOXES)}, but '{dataset_name}' is for "
                 f"{evaluator_type}: set TEST.{key}.ENABLED False."
             )
+    if cfg.TEST.LINEAR_PROBE.ENABLED:
+        _check_linear_probe(cfg, dataset_name)
     if evaluator_type == "lvis":
         check_backend(cfg.TEST.LVIS_BACKEND)
+
+
+def _check_linear_probe(cfg: CfgNode, dataset_name: str) -> None:
+    if not gives_image_features(cfg):
+        raise OVDError(
+            f"TEST.LINEAR_PROBE is for MODEL.META_ARCHITECTURE CLIP, not for "
+            f"{cfg.MODEL.META_ARCHITECTURE}: set TEST.LINEAR_PROBE.ENABLED False."
+        )
+    if MetadataCatalog.get(dataset_name).evaluator_type != "classification":
+        raise OVDError(
+            f"TEST.LINEAR_PROBE is for data sets of labelled images, and '{dataset_name}' is none: "
+            "leave it out of DATASETS.TEST, or set TEST.LINEAR_PROBE.ENABLED False."
+        )
 
 
 def build_evaluator(
@@ -121,7 +137,7 @@ def build_evaluator(
     Args:
         cfg: reads ``OUTPUT_DIR``, ``TEST.LVIS_BACKEND``, ``TEST.FIXED_AP``,
             ``TEST.KEYPOINT_OKS_SIGMAS``, ``TEST.DISTRACTORS``, ``TEST.ABSENT_CLASSES``,
-            ``TEST.PRESENCE`` and ``TEST.CLASS_AGNOSTIC``.
+            ``TEST.LINEAR_PROBE``, ``TEST.PRESENCE`` and ``TEST.CLASS_AGNOSTIC``.
         dataset_name: a registered data set.
         output_folder: where predictions go; None for "inference" under ``OUTPUT_DIR``.
 
@@ -179,7 +195,16 @@ def _evaluators_of(cfg: CfgNode, dataset_name: str, output_folder: str) -> list[
         ]
     if kind == "pascal_voc":
         return [PascalVOCDetectionEvaluator(dataset_name)]
+    if cfg.TEST.LINEAR_PROBE.ENABLED:
+        probe = cfg.TEST.LINEAR_PROBE
+        return [
+            LinearProbeEvaluator(
+                dataset_name, output_folder, train=probe.TRAIN, validation=probe.VALIDATION
+            )
+        ]
     if kind == "classification":
+        if class_names(metadata) is None:
+            DatasetCatalog.get(dataset_name)  # names its classes
         return [ZeroShotClassificationEvaluator(metadata.thing_classes, is_novel=is_novel)]
     if kind.endswith("sem_seg"):
         return [_label_map_evaluator(cfg, dataset_name, output_folder, is_novel)]

@@ -13,7 +13,7 @@ from ovd_d2.language.embedding_files import write_embedding_file
 from ovd_d2.modeling import get_vocabulary
 from ovd_d2.modeling.open_vocabulary import part_with
 
-from .model_folders import DEFAULT_MODEL
+from .opening import check_model_choice, open_predictor
 from .predictor import OpenVocabPredictor
 
 SUFFIX = ".safetensors"
@@ -88,14 +88,8 @@ def embed_names(
     Raises:
         OVDError: both or neither fit together, no such model, or no usable names.
     """
-    if model and config_file:
-        raise OVDError("--model and --config-file exclude each other.")
-    if weights and not config_file:
-        raise OVDError("--weights needs the --config-file they were trained with.")
+    check_model_choice(model, config_file, weights)
     as_vocabulary(names)  # bad ones are found before a model is loaded
-    if config_file:
-        predictor = OpenVocabPredictor(config_file, weights, device="cpu")
-    else:
-        predictor = OpenVocabPredictor.from_pretrained(model or DEFAULT_MODEL, device="cpu")
+    predictor = open_predictor(model, config_file, weights, device="cpu")
     predictor.set_vocabulary(names)
     return write_class_embeddings(predictor, path)

@@ -90,6 +90,7 @@ def record_video(
     picture: bool = True,
     resume: bool | None = None,
     facts: Mapping[str, Any] | None = None,
+    inputs: Sequence[str | os.PathLike] = (),
     stop: Callable[[], bool] = lambda: False,
     on_open: Callable[[int | None], None] = lambda expected: None,
     on_frame: Callable[[], None] = lambda: None,
@@ -104,6 +105,7 @@ def record_video(
         picture: draw a video; it has the frames that were predicted, at their times, no sound.
         resume: see :class:`~ovd_d2.inference.video_journal.VideoJournal`.
         facts: what else tells this run from others, for ``resume``.
+        inputs: other files that are read; no output may replace one of them.
         stop: asked between frames; True ends a live source, whose outputs are complete then.
         on_open: called once, with the number of frames to come, if that is known.
         on_frame: called after every frame.
@@ -117,7 +119,7 @@ def record_video(
         video = stack.enter_context(
             VideoSource(os.fspath(source), max_pixels=predictor.cfg.INPUT.MAX_PIXELS)
         )
-        report = _report(video, out, picture)
+        report = _report(video, out, picture, inputs)
         if video.is_live and resume:
             raise OVDError(f"{source} is live and cannot be continued: leave out --resume.")
         tracker = tracker_for(video, choice)
@@ -154,11 +156,13 @@ def record_video(
     return report
 
 
-def _report(video: VideoSource, out: Path, picture: bool) -> VideoReport:
+def _report(
+    video: VideoSource, out: Path, picture: bool, inputs: Sequence[str | os.PathLike]
+) -> VideoReport:
     lines, drawn = out / f"{video.name}.jsonl", out / f"{video.name}.mp4"
     check_output_folder("--out", out)
     for target in (lines, drawn) if picture else (lines,):
-        check_output("--out", target, [video.source])
+        check_output("--out", target, [video.source, *inputs])
     return VideoReport(lines, drawn if picture else None)
 
 
@@ -175,6 +179,7 @@ def _facts(
         "vocabulary": list(predictor.vocabulary.names) if predictor.vocabulary else [],
         "score threshold": predictor.score_threshold,
         "detections per frame": predictor.cfg.TEST.DETECTIONS_PER_IMAGE,
+        **(predictor.rules.facts if predictor.rules else {}),
         **vars(choice),
     }
 

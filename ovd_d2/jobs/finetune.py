@@ -20,6 +20,7 @@ from ovd_d2.files.atomic import check_output_folder, write_json
 from ovd_d2.files.locks import lock
 from ovd_d2.inference.export import export_model
 from ovd_d2.inference.model_folders import DEFAULT_MODEL, facts_of
+from ovd_d2.inference.opening import check_model_choice
 from ovd_d2.visualization.training_plots import draw_comparison, plot_loss_curves
 
 from .finetune_config import (
@@ -84,10 +85,7 @@ class FinetuneSettings:
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.model and self.config_file:
-            raise OVDError("--model and --config-file exclude each other.")
-        if self.weights and not self.config_file:
-            raise OVDError("--weights needs the --config-file they were trained with.")
+        check_model_choice(self.model, self.config_file, self.weights)
         if not 0 < self.replay_share < 1:
             raise OVDError(f"--replay-share {self.replay_share:g}: it must be above 0 and below 1.")
         if ":" in str(Path(self.out).absolute()):

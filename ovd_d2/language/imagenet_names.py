@@ -1,9 +1,12 @@
-"""Names of ImageNet-21K's synsets, as classes that compete with those of another vocabulary."""
+"""Names of ImageNet's synsets: the 1000 of ImageNet-1K, and those of ImageNet-21K, as classes that
+compete with those of another vocabulary."""
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from ovd_d2.errors import OVDError
@@ -62,6 +65,58 @@ def extend_with_imagenet21k(vocabulary: Vocabulary, count: str | int) -> Vocabul
         image_counts=(
             (*vocabulary.image_counts, *(0 for _ in names)) if vocabulary.image_counts else ()
         ),
+    )
+
+
+def imagenet1k_synsets() -> tuple[str, ...]:
+    """The 1000 WordNet ids, "n01440764" first, in the order of the class numbers.
+
+    Raises:
+        OVDError: timm is not there.
+    """
+    return tuple(_info("imagenet1k").label_names())
+
+
+def imagenet1k_names(file: Path | None = None) -> tuple[str, ...]:
+    """The 1000 class names that CLIP's authors edited (Radford et al. 2021, section 3.1.4), as
+    open_clip has them; or those of a file.
+
+    CLIP calls two pairs of classes "missile" and "sunglasses". These four get the first words of
+    their synsets, "missile", "projectile", "sunglass" and "sunglasses", so that names are distinct.
+
+    Args:
+        file: UTF-8 text, a name a line, 1000 of them, in the order of the synsets; read if it is
+            there.
+
+    Raises:
+        OVDError: there is neither file nor open_clip, or a file with another number of names.
+    """
+    synsets = imagenet1k_synsets()
+    if file is not None and file.is_file():
+        try:
+            text = file.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise OVDError(f"{file} is not readable text ({error}); write it as UTF-8.") from error
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+        if len(names) != len(synsets):
+            raise OVDError(f"{file} has {len(names)} names; it needs {len(synsets)}, one a line.")
+        return tuple(names)
+    try:
+        from open_clip import IMAGENET_CLASSNAMES
+    except ImportError as error:
+        raise OVDError(
+            "CLIP's names of ImageNet's classes come with open_clip, which is missing "
+            f"({error}): pip install open_clip_torch, or write them into {file or 'a file'}, one a "
+            "line in the order of the synsets."
+        ) from error
+    return _distinct(list(IMAGENET_CLASSNAMES), synsets)
+
+
+def _distinct(names: list[str], synsets: tuple[str, ...]) -> tuple[str, ...]:
+    info, times = _info("imagenet1k"), Counter(names)
+    return tuple(
+        info.label_name_to_description(synset).split(",")[0] if times[name] > 1 else name
+        for name, synset in zip(names, synsets, strict=True)
     )
 
 

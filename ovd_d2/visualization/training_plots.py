@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 BASE_COLOUR, NOVEL_COLOUR = "#56B4E9", "#E69F00"
+BAR_COLOURS = (BASE_COLOUR, NOVEL_COLOUR, "#009E73", "#CC79A7")
 LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 OVERLAP_THRESHOLD = (
     0.5  # IoU above which a lower-scored box is not drawn, and a box counts as right
@@ -94,41 +95,45 @@ def plot_loss_curves(
 def plot_average_precision(
     models: Mapping[str, Mapping[str, Mapping[str, float | None]]],
     dataset_name: str,
-    file: str | os.PathLike,
-    metric: str = "AP",
+    file: "str | os.PathLike | BinaryIO",
+    metrics: Sequence[str] = ("AP_base", "AP_novel"),
+    *,
+    what: str = "box AP",
+    note: str = "",
 ) -> None:
-    """Draws the box AP on base and on novel categories, a pair of bars per model.
+    """Draws metrics as bars side by side, such as AP on base and on novel categories, per model.
 
     Args:
         models: title to :func:`ovd_d2.benchmarks.recipes.seeds.mean_and_spread`; lines span
             the range.
         dataset_name: what they were evaluated on; for the caption.
         file: the PNG to write.
-        metric: "AP", or "mIoU" for the mean IoU of label maps.
+        metrics: a bar each; of models without a value it is empty.
+        what: the bars are, in percent; for the caption.
+        note: a text that the PNG carries as its comment.
     """
     figure = new_figure(8.0, 0.62 * len(models) + 1.1)
     axes = figure.subplots()
-    keys = {f"{metric}_base": BASE_COLOUR, f"{metric}_novel": NOVEL_COLOUR}
-    for row, (key, colour) in enumerate(keys.items()):
-        values = np.array(
-            [
-                [metrics[key][part] or 0.0 for part in ("mean", "min", "max")]
-                for metrics in models.values()
-            ]
-        )
+    unknown = {"mean": None, "min": None, "max": None}
+    thickness = 0.8 / len(metrics)
+    for row, (key, colour) in enumerate(zip(metrics, _cycle(BAR_COLOURS))):
+        found = [values.get(key, unknown) for values in models.values()]
+        values = np.array([[one[part] or 0.0 for part in ("mean", "min", "max")] for one in found])
         mean, low, high = values.T
-        heights = [index + 0.4 * row for index in range(len(models))]
+        heights = [index + thickness * row for index in range(len(models))]
         spans = np.stack([mean - low, high - mean]) if (high > low).any() else None
-        bars = axes.barh(heights, mean, xerr=spans, height=0.38, color=colour, label=key)
+        bars = axes.barh(
+            heights, mean, xerr=spans, height=0.95 * thickness, color=colour, label=key
+        )
         axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
-    axes.set_yticks([index + 0.2 for index in range(len(models))], list(models))
+    middle = thickness * (len(metrics) - 1) / 2
+    axes.set_yticks([index + middle for index in range(len(models))], list(models))
     axes.invert_yaxis()
     axes.margins(x=0.08)
     axes.spines[["top", "right"]].set_visible(False)
-    what = {"AP": "box AP"}.get(metric, metric)
     axes.set_xlabel(f"{what} in percent on {dataset_name}", fontsize=9)
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
-    figure.savefig(file)
+    figure.legend(loc="outside upper center", ncols=len(metrics), frameon=False)
+    figure.savefig(file, format="png", metadata={"Software": None, "Comment": note or None})
 
 
 def draw_comparison(

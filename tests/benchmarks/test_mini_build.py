@@ -180,6 +180,16 @@ def test_missing_npm_packages_and_a_failed_download_are_one_sentence(tmp_path, m
     assert list((tmp_path / "mini-artwork").iterdir()) == []
 
 
+def test_without_a_network_npm_gives_up_in_seconds(tmp_path, monkeypatch):
+    monkeypatch.setenv("OVD_D2_CACHE", str(tmp_path / "ours"))
+    monkeypatch.setenv("npm_config_cache", str(tmp_path / "npm"))
+    monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9/")  # nobody listens
+    start = time.perf_counter()
+    with pytest.raises(OVDError, match="npm could not download .*ECONNREFUSED.*check the network"):
+        artwork.locate_artwork()
+    assert time.perf_counter() - start < 40  # with npm's own pauses 70 and more
+
+
 def test_the_lock_file_names_no_host_and_pins_every_package():
     lock = (build.Path(artwork.__file__).parent / "package-lock.json").read_text()
     assert "http" not in lock

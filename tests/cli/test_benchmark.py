@@ -5,7 +5,9 @@ import json
 import pytest
 from PIL import Image
 
+from ovd_d2.benchmarks.recipes.families import FAMILIES, family_of, select
 from ovd_d2.cli import app, benchmark
+from ovd_d2.cli.benchmark_progress import Estimate
 
 
 def calls(checkout):
@@ -75,10 +77,14 @@ def test_rows_go_on_from_their_parents(checkout, no_mini_build, capsys):
     row = summary["rows"]["rkd_weight_transfer"]
     assert row["seeds"] == 2
     assert row["box"]["AP_base"] == {"mean": 20.0, "min": 20.0, "max": 20.0}
-    table = (checkout / "here/table.md").read_text().splitlines()
-    assert table[2].startswith("| RKD all, weight transfer | 12.5 |")
-    with Image.open(checkout / "here/average_precision.png") as image:
-        assert min(image.size) > 200
+    assert row["command"] == "ovd benchmark --rows rkd_weight_transfer --seeds 2"
+    assert [run["seed"] for run in row["runs"]] == [1, 2]
+    tables = (checkout / "here/table.md").read_text().split("\n\n")
+    assert tables[0].splitlines()[2].startswith("| RKD all, weight transfer | 12.5 |")
+    assert tables[1].splitlines()[2].startswith("| ViLD-text + CLIP on crops | 12.5 |")
+    for name in ("rkd", "vild"):
+        with Image.open(checkout / f"here/{name}.png") as image:
+            assert min(image.size) > 150
 
 
 def test_label_maps_have_a_table_of_their_own(checkout, no_mini_build, capsys):
@@ -91,10 +97,10 @@ def test_label_maps_have_a_table_of_their_own(checkout, no_mini_build, capsys):
     assert "mIoU" not in boxes and boxes.splitlines()[2].startswith("| ViLD-text | 12.5 | 20.0 |")
     assert maps.splitlines()[0] == "| model | mIoU | mIoU_base | mIoU_novel |"
     assert maps.splitlines()[2] == "| LSeg | 21.5 | 25.0 | 2.5 |"
-    shown = capsys.readouterr().out
-    assert "AP in percent on mini_v1_test, mean of 2 seed(s)" in shown
-    assert "mIoU in percent on mini_v1_test" in shown
-    with Image.open(checkout / "here/mean_iou.png") as image:
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "ViLD: box AP in percent on mini_v1_test, mean of 2 seed(s)" in shown
+    assert "LSeg and GroupViT: mean IoU in percent on mini_v1_test" in shown
+    with Image.open(checkout / "here/segmentation.png") as image:
         assert image.size[0] > 200
 
 
@@ -144,6 +150,42 @@ def test_no_seed_is_begun_that_would_end_too_late(checkout, no_mini_build, capsy
     assert "Stopping after 1 seeds" in capsys.readouterr().out
 
 
-def test_unknown_rows_are_named(checkout, capsys):
+def test_families_choose_rows(checkout, no_mini_build, capsys):
+    assert run("--families", "segmentation", "--seeds", "1", "--out", "here") == 0
+    assert sorted(calls(checkout)) == ["groupvit-seed1", "lseg-seed1", "lseg_all-seed1"]
+    shown = capsys.readouterr().out
+    assert "3 runs, " in shown and "lseg ?, lseg_all ?, groupvit ?" in shown
+    assert "3 of 3 runs in 0 min, about 0 min left" in shown
+
+
+def test_unknown_rows_and_families_are_named(checkout, capsys):
     assert run("--rows", "vild_text,vild_txt") == 2
-    assert "--rows vild_txt: the benchmark knows supervised_all, " in capsys.readouterr().err
+    wanted = "--rows vild_txt (do you mean vild_text?): the benchmark knows supervised_all, "
+    assert wanted in capsys.readouterr().err
+    assert run("--families", "vild,clip") == 2
+    assert "--families clip: the benchmark knows " in capsys.readouterr().err
+    assert run("--families", "rkd", "--rows", "glip") == 2
+    assert "--families rkd: none of --rows glip is of them." in capsys.readouterr().err
+
+
+def test_every_row_is_of_a_family():
+    found = {name: family_of(name) for name in benchmark.ROWS}
+    assert found["vild_ensemble_novel_by_5"] == "examples" and found["vild_ensemble"] == "vild"
+    assert {name for name, family in FAMILIES.items() if not family.of_demo} == set(found.values())
+    chosen = select(benchmark.ROWS, "", "examples")
+    assert chosen[0] == "vild_ensemble" and len(chosen) == 7
+
+
+def test_the_time_left_counts_what_was_measured():
+    runs = [("a", 1), ("b", 1), ("c", 1), ("a", 2)]
+    estimate = Estimate({"a": 600.0}, runs, at_once=2)
+    assert estimate.left() == 4 * 600 / 2  # b and c: as the others
+    assert "4 runs, 2 at once, about 20 min. " in estimate.plan()
+    assert "a 10, b ?, c ?." in " ".join(estimate.plan().split())
+    estimate.ended("a", 1, 1200.0)  # this machine is slower
+    assert estimate.left() == 3 * 1200 / 2
+    estimate.ended("b", 1, 0.0)
+    estimate.ended("c", 1, 60.0)
+    assert estimate.left() == 1200.0
+    assert estimate.line(3660) == "3 of 4 runs in 1:01 h, about 20 min left"
+    assert Estimate({}, runs, at_once=2).left() is None

@@ -64,6 +64,50 @@ def test_options_reach_the_video(ovd, clip, exported, tmp_path):
     assert row["detections"] and all("track" not in d for d in row["detections"])
 
 
+def write_examples(folder):
+    Image.fromarray(make_pixels(96, 120)).save(folder / "a.png")
+    content = {"my mug": [{"image": str(folder / "a.png"), "box": [10, 20, 60, 80]}], "cat": None}
+    (folder / "mugs.json").write_text(json.dumps(content))
+    return folder / "mugs.json"
+
+
+def found_in(folder):
+    lines = (folder / "clip.jsonl").read_text().splitlines()
+    return [row["name"] for line in lines for row in json.loads(line)["detections"]]
+
+
+def test_examples_and_negatives(ovd, clip, exported, tmp_path):
+    rest = ("--vocab", "dog", "--max-frames", 1, "--no-track", "--no-picture",
+            "--score-threshold", 0, "--device", "cpu")  # fmt: skip
+    added = {
+        "words": (),
+        "examples": ("--examples", write_examples(tmp_path)),
+        "negatives": ("--negatives", "zebra crossing"),
+    }
+    found = {}
+    for case, words in added.items():
+        code, _, err = ovd("video", clip, "--model", exported, "--out", tmp_path / case, *rest,
+                           *words)  # fmt: skip
+        assert (code, err) == (0, "")
+        found[case] = found_in(tmp_path / case)
+    assert set(found["words"]) == {"dog"}
+    assert set(found["examples"]) == {"my mug", "cat", "dog"}
+    assert set(found["negatives"]) <= {"dog"}
+    assert len(found["negatives"]) < len(found["words"])
+
+
+@pytest.mark.slow
+def test_examples_as_a_process(clip, tmp_path):
+    words = ["--examples", str(write_examples(tmp_path)), "--negatives", "dog, wolf",
+             "--max-frames", "1", "--no-track", "--score-threshold", "0"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "ovd_d2.cli.app", "video", str(clip), "--out", "out", *words],
+        cwd=tmp_path, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert found_in(tmp_path / "out") and {"my mug", "cat"} >= set(found_in(tmp_path / "out"))
+
+
 BAD = {
     "every": (["{clip}", "--every", "0"], "--every"),
     "end": (["{clip}", "--start", "2", "--end", "1"], "end is 1; it must be after start"),
@@ -73,6 +117,10 @@ BAD = {
     "weights": (["{clip}", "--weights", "b"], "--weights needs"),
     "model": (["{clip}", "--model", "maxi"], "no model 'maxi'"),
     "vocabulary": (["{clip}", "--vocab", "cat,cat"], "occurs twice"),
+    "examples": (["{clip}", "--examples", "{clip}"], "clip.mp4"),
+    "seen by": (["{clip}", "--examples", "{clip}", "--seen-by", "me"], "'me'"),
+    "negatives": (["{clip}", "--vocab", "cat", "--negatives", "cat"], "cat"),
+    "thresholds": (["{clip}", "--thresholds", "none.json"], "none.json"),
     "label maps": (["{clip}", "--model", "{labels}"], "videos need one that finds boxes"),
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from detectron2.config import get_cfg
 from small_detclip import small_detclip
 from small_glip import small_glip
@@ -62,6 +63,20 @@ def test_without_a_key_for_biases_they_are_as_any_parameter():
     found = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert found[id(model.head.bias)] == (0.5, 0.25)
     assert found[id(model.head.log_scale)] == (0.5, 0.0)
+
+
+def test_betas_and_epsilon_of_adam_are_those_of_the_config():
+    model = torch.nn.Linear(2, 2)
+    cfg = get_cfg()
+    add_ovd_config(cfg)
+    cfg.SOLVER.OPTIMIZER, cfg.SOLVER.ADAM_BETAS, cfg.SOLVER.ADAM_EPS = "ADAMW", [0.8, 0.98], 1e-6
+    for clipping in (False, True):
+        cfg.SOLVER.CLIP_GRADIENTS.ENABLED = clipping
+        (group, *_) = build_optimizer(cfg, model).param_groups
+        assert group["betas"] == (0.8, 0.98) and group["eps"] == 1e-6
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    with pytest.raises(OVDError, match=r"SOLVER.ADAM_BETAS is \[0.8, 0.98\], which .* SGD"):
+        build_optimizer(cfg, model)
 
 
 class TwoParts(nn.Module):

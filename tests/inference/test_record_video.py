@@ -116,15 +116,15 @@ from pathlib import Path
 from clips import StubPredictor
 from ovd_d2.inference.record_video import record_video
 from ovd_d2.inference.video import FrameChoice
-predictor = StubPredictor(4, before=lambda: time.sleep(0.15))
+predictor = StubPredictor(4, before=lambda: time.sleep({wait}))
 record_video(predictor, {clip!r}, Path({out!r}), FrameChoice(), resume={resume!r})
 print(sum(predictor.batches))
 """
 
 
-def start(clip, out, resume):
+def start(clip, out, resume, wait=0.15):
     paths = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
-    code = SCRIPT.format(paths=paths, clip=str(clip), out=str(out), resume=resume)
+    code = SCRIPT.format(paths=paths, clip=str(clip), out=str(out), resume=resume, wait=wait)
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
@@ -134,7 +134,8 @@ def digests(folder):
 
 @pytest.mark.slow
 def test_killed_twice_and_continued_is_what_it_would_have_been(clip, tmp_path):
-    record_video(StubPredictor(4), clip, tmp_path / "whole", ALL)
+    whole = start(clip, tmp_path / "whole", False, wait=0)
+    assert whole.wait(timeout=120) == 0
     out = tmp_path / "out"
     journal = out / "clip.jsonl.parts/frames.jsonl"
     done = 0

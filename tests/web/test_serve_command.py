@@ -1,7 +1,9 @@
 """``ovd serve`` as a process: endpoints, the page in a browser, and how it ends."""
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,10 +11,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -95,6 +99,13 @@ def test_a_taken_port(tmp_path):
 
 @pytest.fixture
 def open_page(address):
+    """Opens the page of the model that ships."""
+    with a_browser(address) as opened:
+        yield opened
+
+
+@contextmanager
+def a_browser(address):
     """Opens the page at a width and height; it may ask for nothing from elsewhere."""
     playwright = pytest.importorskip("playwright.sync_api")
     asked = []
@@ -221,3 +232,41 @@ def test_fits_a_phone(open_page, scene):
         ".map(e => e.getBoundingClientRect().right))"
     )
     assert right <= PHONE["width"]
+
+
+def another_model(folder):
+    """The model that ships, with noise on how it sees regions: a second one, which finds others."""
+    from safetensors.torch import load_file, save_file
+
+    from ovd_d2.inference.model_folders import MODELS
+
+    shutil.copytree(MODELS / "mini", folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = "roi_heads.box_predictor.cls_score.projection.weight"
+    noise = torch.randn(tensors[name].shape, generator=torch.Generator().manual_seed(0))
+    tensors[name] = tensors[name] + tensors[name].std() * noise.to(tensors[name].dtype)
+    save_file(tensors, folder / "model.safetensors")
+    facts = json.loads((folder / "facts.json").read_text())
+    facts["sha256"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    (folder / "facts.json").write_text(json.dumps(facts))
+    return folder
+
+
+@needs_chromium
+def test_two_models_side_by_side(scene, tmp_path):
+    other = another_model(tmp_path / "changed")
+    process, address = start(tmp_path, "--model", "mini", "--model", str(other))
+    with a_browser(address) as opened:
+        page = opened(1500, 900)
+        page.fill("#names textarea", NAMES)
+        page.set_input_files("#picture input[type=file]", scene)
+        until(page, lambda: page.locator(".drawn img").count() == 2, 60)
+        left, right = (page.locator(".drawn img").nth(k).bounding_box() for k in (0, 1))
+        assert left["x"] + left["width"] <= right["x"] and left["y"] == right["y"]
+        assert [page.locator(".drawn").nth(k).inner_text() for k in (0, 1)] == ["mini", "changed"]
+        shown = [page.locator(".drawn img").nth(k).get_attribute("src") for k in (0, 1)]
+        assert not np.array_equal(*(pixels(page, url) for url in shown))
+        tables = page.locator(".found").all_inner_texts()
+        assert len(set(tables)) == 2 and all("found" in text for text in tables)
+    code, errors, left = end(process, tmp_path)
+    assert (code, left) == (0, []) and "Traceback" not in errors

@@ -25,6 +25,8 @@ from ovd_d2.files.digests import file_digest
 SPRITE_SIZE = 96  # pixels of the longer side
 INSTALL_HINT = "pip install -r requirements/all.txt"
 _HERE = Path(__file__).parent
+# npm's own pauses are 10 and 60 seconds: without a network that is what nothing takes.
+_RETRIES = ("--fetch-retries=2", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=3000")
 # Art style -> (npm package, folder of its files).
 _NPM_FOLDERS = {
     "fluent_3d": ("@lobehub/fluent-emoji-3d", "assets"),
@@ -125,6 +127,7 @@ def find_npm() -> list[str]:
 def _download(target: Path) -> None:
     """`npm ci` into a temporary sibling of ``target``, renamed when complete."""
     command = [*find_npm(), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    command += _RETRIES
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:

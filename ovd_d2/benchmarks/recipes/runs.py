@@ -148,7 +148,14 @@ def cores() -> int:
 
 
 def perform(
-    runs: Sequence[Run], *, at_once: int, root: Path, logs: Path, say: Say, watch: Watch
+    runs: Sequence[Run],
+    *,
+    at_once: int,
+    root: Path,
+    logs: Path,
+    say: Say,
+    watch: Watch,
+    ended: Callable[[Run, float], None] = lambda run, seconds: None,
 ) -> None:
     """Runs what is not finished, ``at_once`` processes side by side (0: as many as cores).
 
@@ -159,6 +166,7 @@ def perform(
         logs: folder for the console output, one file per run.
         say: shows a line.
         watch: shows progress.
+        ended: called with every run that has ended well, now or earlier, and its seconds in all.
 
     Raises:
         OVDError: a run failed; the end of its output is on stderr.
@@ -166,6 +174,7 @@ def perform(
     for run in runs:
         if run.is_finished(root):
             say(f"{run.name}: finished earlier, see {run.folder}")
+            ended(run, run.record(root).get("seconds", 0))
     todo = [run for run in runs if not run.is_finished(root)]
     if not todo:
         return
@@ -187,6 +196,8 @@ def perform(
     def note(job: Job) -> None:
         seconds = before[job.name] + job.seconds
         named[job.name].note(root, seconds, finished=job.exit_code == 0)
+        if job.exit_code == 0:
+            ended(named[job.name], seconds)
 
     say(f"{at_once} at once, {threads} thread(s) each; output in {logs}")
     try:

@@ -37,9 +37,9 @@ def columns(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(metric for metrics in rows.values() for metric in metrics))
 
 
-def markdown_table(rows: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> str:
+def markdown_table(rows: Mapping[str, Mapping[str, Mapping[str, float | None] | str]]) -> str:
     """A README table: title to :func:`mean_and_spread`; "mean (min-max)" with one decimal, "-" for
-    what a row has not."""
+    what a row has not. Texts stand there as they are."""
     names = columns(rows)
     lines = ["| model | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
     for title, metrics in rows.items():
@@ -48,8 +48,10 @@ def markdown_table(rows: Mapping[str, Mapping[str, Mapping[str, float | None]]])
     return "\n".join(lines) + "\n"
 
 
-def cell(value: Mapping[str, float | None] | None) -> str:
+def cell(value: Mapping[str, float | None] | str | None) -> str:
     """ "17.9 (17.2-18.4)"; the range only where there is one; "-" without a mean."""
+    if isinstance(value, str):
+        return value
     if value is None or value["mean"] is None:
         return "-"
     text = f"{value['mean']:.1f}"

@@ -9,6 +9,13 @@ TASKS = {"bbox": "box", "segm": "segm"}
 GROUNDING = ("R@1",)  # of models that read captions: phrases whose best box is right
 CLASS_AGNOSTIC = ("AP50", "R50")  # of boxes whatever their classes
 SEGMENTATION = ("mIoU", "mIoU_base", "mIoU_novel")  # of label maps
+# The name people read: the task of the evaluators and its metrics, in the order of the columns.
+REPORTED = {
+    **{name: (task, METRICS) for task, name in TASKS.items()},
+    "grounding": ("phrase_grounding", GROUNDING),
+    "sem_seg": ("sem_seg", SEGMENTATION),
+    "class_agnostic": ("class_agnostic", CLASS_AGNOSTIC),
+}
 
 
 def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
@@ -18,17 +25,12 @@ def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, f
         results: {task: {metric: value in percent}}, as evaluators return it.
 
     Returns:
-        {"box": {metric: value}, "segm": ...} with every one of :data:`METRICS`, "grounding" with
-        :data:`GROUNDING`, "sem_seg" with :data:`SEGMENTATION`, "class_agnostic" with
-        :data:`CLASS_AGNOSTIC`; None where a metric is missing or not a number. Only the tasks that
-        were evaluated are there.
+        {"box": {metric: value}, ...} by :data:`REPORTED`, None where a metric is missing or not a
+        number. Only the tasks that were evaluated are there.
     """
-    asked = [(task, name, METRICS) for task, name in TASKS.items()]
-    asked += [("phrase_grounding", "grounding", GROUNDING), ("sem_seg", "sem_seg", SEGMENTATION)]
-    asked += [("class_agnostic", "class_agnostic", CLASS_AGNOSTIC)]
     return {
         name: {metric: _number(results[task].get(metric)) for metric in metrics}
-        for task, name, metrics in asked
+        for name, (task, metrics) in REPORTED.items()
         if task in results
     }
 

@@ -13,6 +13,7 @@ from detectron2.data.datasets import register_coco_instances
 from ovd_d2.data.datasets.coco_ovd import register_coco_ovd
 from ovd_d2.data.datasets.flickr30k_entities import register_flickr30k_entities
 from ovd_d2.data.datasets.grounding import register_grounding
+from ovd_d2.data.datasets.imagenet import register_imagenet
 from ovd_d2.data.datasets.lvis import register_lvis_ovd
 from ovd_d2.data.datasets.mini.grounding import register_mini_grounding
 from ovd_d2.data.datasets.mini.pairs import register_mini_pairs
@@ -83,6 +84,7 @@ def register_all(root: str) -> None:
     register_ade20k_847(root)
     register_few_shot(root)
     register_odinw(root)
+    register_imagenet(root)
     for split in ("val", "test"):
         register_flickr30k_entities(
             f"flickr30k_entities_{split}",

@@ -8,8 +8,10 @@ Supervision"; the locked text tower is Zhai et al. 2022, "LiT".
 
 import fnmatch
 import hashlib
+import logging
 import math
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovd_d2.checkpoint import from_openai_clip, is_openai_clip
 from ovd_d2.encoders import TextEncoder
 from ovd_d2.encoders.image_text_model import ImagePreprocessing
 from ovd_d2.encoders.image_towers import build_image_tower
@@ -30,6 +33,10 @@ from ovd_d2.layers.gather_rows import gather_rows
 from ovd_d2.losses import symmetric_contrastive_loss
 from ovd_d2.modeling.word_region_learning import caption_digests
 
+logger = logging.getLogger(__name__)
+
+_POSITIONS = "image_tower.visual.positional_embedding"
+
 
 @META_ARCH_REGISTRY.register()
 class CLIP(nn.Module):
@@ -39,10 +46,13 @@ class CLIP(nn.Module):
     Training returns ``{"loss_contrastive": scalar}``; all images must have one size. Inference
     returns one dict per image: ``image_embedding`` (D,), ``text_embedding`` (D,) if it has a
     caption, and after :meth:`set_vocabulary` ``logits`` (K,) = logit scale * cosine; embeddings
-    fp32 of L2 norm 1; images may differ in size.
+    fp32 of L2 norm 1; images may differ in size. With ``probe`` it is ``image_features`` (F,)
+    alone, fp32: what a linear probe sees.
 
     The parameter ``logit_scale`` is the logarithm of the factor on the cosine, as in CLIP.
     """
+
+    gives_image_features = True
 
     @configurable
     def __init__(
@@ -58,6 +68,7 @@ class CLIP(nn.Module):
         freeze: Sequence[str] = (),
         prompts: str = "photo",
         use_synonyms: bool = False,
+        probe: bool = False,
     ) -> None:
         """
         Args:
@@ -71,6 +82,7 @@ class CLIP(nn.Module):
             freeze: patterns of the names of parameters that get no gradient.
             prompts: what class names are put into, see ``load_prompts``.
             use_synonyms: a class is the average over its synonyms too.
+            probe: inference gives the image tower's features before the projection.
         """
         super().__init__()
         if not 0 < logit_scale_init <= logit_scale_max:
@@ -87,6 +99,7 @@ class CLIP(nn.Module):
         self.ignore_equal_captions = ignore_equal_captions
         self.prompts = prompts
         self.use_synonyms = use_synonyms
+        self.probe = probe
         self.vocabulary: Vocabulary | None = None
         self.register_buffer("class_embeddings", torch.zeros(0, 0), persistent=False)
         for pattern in freeze:
@@ -120,10 +133,10 @@ class CLIP(nn.Module):
             settings |= {"layers": list(keys.RESNET.LAYERS), "width": keys.RESNET.WIDTH}
         text = keys.TEXT
         return {
-            "image_tower": build_image_tower(settings, keys.TIMM.WEIGHTS),
+            "image_tower": build_image_tower(settings, keys.TIMM.WEIGHTS, keys.CHECKPOINT),
             "text_tower": build_text_tower(
                 keys.TEXT_TOWER, keys.EMBED_DIM, width=text.WIDTH, heads=text.HEADS,
-                layers=text.LAYERS, context=text.CONTEXT,
+                layers=text.LAYERS, context=text.CONTEXT, checkpoint=keys.CHECKPOINT,
             ),
             "preprocessing": ImagePreprocessing(
                 image_size=keys.IMAGE_SIZE,
@@ -138,7 +151,31 @@ class CLIP(nn.Module):
             "freeze": tuple(keys.FREEZE),
             "prompts": cfg.MODEL.OPEN_VOCAB.PROMPTS,
             "use_synonyms": cfg.MODEL.OPEN_VOCAB.USE_SYNONYMS,
+            "probe": cfg.TEST.LINEAR_PROBE.ENABLED,
         }  # fmt: skip
+
+    def adapt_state_dict(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A state dict of OpenAI's CLIP by our names; positions of a ViT that was trained on images
+        of another size are resampled, which is logged (bicubic: FixRes of ViT-L/14@336px)."""
+        if is_openai_clip(state):
+            state = from_openai_clip(state)
+        theirs = state.get(_POSITIONS)
+        mine = self.state_dict().get(_POSITIONS)
+        if theirs is None or mine is None or theirs.shape == mine.shape:
+            return state
+        resampled = _resampled_positions(theirs, len(mine))
+        if resampled is None:
+            return state  # of another network, which the comparison of shapes will say
+        logger.warning(
+            "The weights are of images of %d patches a side, MODEL.CLIP.IMAGE_SIZE asks for %d: "
+            "the position embeddings are resampled.",
+            math.isqrt(len(theirs) - 1), math.isqrt(len(mine) - 1),
+        )  # fmt: skip
+        adapted = OrderedDict(state)
+        if hasattr(state, "_metadata"):
+            adapted._metadata = state._metadata
+        adapted[_POSITIONS] = resampled
+        return adapted
 
     @property
     def device(self) -> torch.device:
@@ -148,6 +185,10 @@ class CLIP(nn.Module):
         """(N, 3, H, W) uint8 RGB -> (N, D) of L2 norm 1, fp32, with gradient."""
         pixels = self.preprocessing(images.to(self.device))
         return F.normalize(self.image_tower(pixels).float(), dim=1)
+
+    def _probed_features(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) uint8 RGB -> (N, F) fp32, before the projection."""
+        return self.image_tower.features(self.preprocessing(images.to(self.device))).float()
 
     def encode_text(self, captions: list[str]) -> Tensor:
         """N captions -> (N, D) of L2 norm 1, fp32, with gradient where the tower trains."""
@@ -184,14 +225,17 @@ class CLIP(nn.Module):
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
         """See the class."""
+        encode = self._probed_features if self.probe else self.encode_image
         sizes = [tuple(sample["image"].shape) for sample in batched_inputs]
-        embeddings: list[Tensor] = [torch.empty(0)] * len(sizes)
+        rows: list[Tensor] = [torch.empty(0)] * len(sizes)
         for size in dict.fromkeys(sizes):
             places = [place for place, other in enumerate(sizes) if other == size]
-            batch = self.encode_image(torch.stack([batched_inputs[i]["image"] for i in places]))
+            batch = encode(torch.stack([batched_inputs[i]["image"] for i in places]))
             for place, row in zip(places, batch):
-                embeddings[place] = row
-        outputs = [{"image_embedding": row} for row in embeddings]
+                rows[place] = row
+        if self.probe:
+            return [{"image_features": row} for row in rows]
+        outputs = [{"image_embedding": row} for row in rows]
         for output, sample in zip(outputs, batched_inputs):
             if "caption" in sample:
                 output["text_embedding"] = self.encode_text([sample["caption"]])[0]
@@ -227,6 +271,17 @@ class CLIP(nn.Module):
         bank = TextEmbeddingBank(self.text_encoder(), self.prompts, self.use_synonyms, cache=False)
         self.class_embeddings = bank.embed(vocabulary).embeddings.to(self.device)
         self.vocabulary = vocabulary
+
+
+def _resampled_positions(positions: Tensor, count: int) -> Tensor | None:
+    """(1 + S * S, D), class token first -> (``count``, D) of another square grid, or None if there
+    is no grid."""
+    old, new = math.isqrt(max(len(positions) - 1, 0)), math.isqrt(count - 1)
+    if positions.ndim != 2 or old < 1 or old * old + 1 != len(positions) or new * new + 1 != count:
+        return None
+    grid = positions[1:].float().T.reshape(1, -1, old, old)
+    grid = F.interpolate(grid, (new, new), mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([positions[:1].float(), grid[0].flatten(1).T])
 
 
 class _PresentTextEncoder:

@@ -54,10 +54,8 @@ from ovd_d2.modeling.tuning import LORA
 from ovd_d2.modeling.word_region_learning import WordRegionLearning
 from ovd_d2.structures.grounding import TokenSpans
 
+from .kinds_of_samples import DETECTION, GROUNDING, KINDS, PAIRS, by_kind, check_same_kinds
 from .one_stage import OneStageDetector, one_stage_parts
-
-DETECTION, GROUNDING, PAIRS = "boxes of classes", "boxes of phrases", "pairs"
-_KINDS = (DETECTION, GROUNDING, PAIRS)
 
 
 @META_ARCH_REGISTRY.register()
@@ -224,17 +222,15 @@ class DetCLIP(OneStageDetector):
 
     def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """See the class."""
-        of_kind: dict[str, list[dict[str, Any]]] = {}
-        for sample in batched_inputs:
-            of_kind.setdefault(_kind(sample), []).append(sample)
+        of_kind = by_kind(batched_inputs)
         boxes = {
             kind: self._box_targets(kind, of_kind[kind])
             for kind in (DETECTION, GROUNDING)
             if kind in of_kind
         }
-        _check_same_kinds(of_kind)
+        check_same_kinds(of_kind)
         found: dict[str, Tensor] = {}
-        for kind in _KINDS:
+        for kind in KINDS:
             if kind in of_kind:
                 losses = (
                     self._pair_losses(of_kind[kind])
@@ -371,34 +367,6 @@ class DetCLIP(OneStageDetector):
                 rows = self._given.embeddings
             self._encoded["classes"] = rows.to(self.device)
         return self._encoded["classes"]
-
-
-def _kind(sample: dict[str, Any]) -> str:
-    if "instances" in sample:
-        return GROUNDING if "caption" in sample else DETECTION
-    if "concepts" in sample:
-        return PAIRS
-    raise OVDError(
-        f"The sample of {sample.get('file_name', 'an image')} has neither boxes (instances) nor "
-        "concepts: set INPUT.PAIRS.NOUN_PHRASES auto for image-text pairs."
-    )
-
-
-def _check_same_kinds(of_kind: dict[str, list[dict[str, Any]]]) -> None:
-    """Raises OVDError if another process has other kinds of samples, or another number of pairs: it
-    would wait for ever."""
-    everywhere = comm.all_gather((sorted(of_kind), len(of_kind.get(PAIRS, []))))
-    kinds, pairs = ([of_process[part] for of_process in everywhere] for part in (0, 1))
-    if any(other != kinds[0] for other in kinds):
-        raise OVDError(
-            f"The processes have batches of different kinds ({kinds}): mix data sets by "
-            "DATASETS.SOURCES, which gives all processes the same kind."
-        )
-    if len(set(pairs)) > 1:
-        raise OVDError(
-            f"The processes have {', '.join(map(str, pairs))} pairs, but each must have as many as "
-            "the others: make SOLVER.IMS_PER_BATCH a multiple of their number."
-        )
 
 
 def _with_gradient_path(
