@@ -24,7 +24,7 @@ def maps(seed=0, images=2):
 def small_mavl(language=True, **more):
     torch.manual_seed(0)
     text = small_text_backbone() if language else None
-    model = mavl_of(GivenMaps(maps()), text_backbone=text, dim=32, hidden=32, queries=12,
+    model = mavl_of(GivenMaps(maps()), text_backbone=text, dim=32, hidden=32, object_queries=12,
                     norm_groups=8, layers=1, **more)  # fmt: skip
     return model.train()
 
