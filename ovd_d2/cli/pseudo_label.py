@@ -20,7 +20,8 @@ _DETECTOR = typer.Option(
     ...,
     help="Who finds the boxes: hf:MODEL (zero-shot detector of transformers: Grounding DINO, "
     "OWLv2, OmDet-Turbo); model:CHECKPOINT (of train_net.py, its config.yaml beside it or "
-    "model:CHECKPOINT,config=FILE); mavl:PATH (published pickles); json:FILE (COCO's results).",
+    "model:CHECKPOINT,config=FILE; a MAVL is asked in words); mavl:PATH (published "
+    "pickles); json:FILE (COCO's results).",
 )
 _BOXES = typer.Option(
     "labels", help="labels: one box per image and label; objects: whatever is there."
@@ -35,7 +36,8 @@ _VOCABULARY = typer.Option(
     "", "--vocab", help="dataset:NAME, a .txt or .json file, or names; default: of --dataset."
 )
 _QUERIES = typer.Option(
-    "", help="For --boxes objects: what to ask for, between commas; default: RKD's four."
+    "",
+    help="For --boxes objects: what to ask hf: or a MAVL for, between commas; default: RKD's four.",
 )
 _MIN_SCORE = typer.Option(None, help="Leave out boxes that score no more (COCO's recipe: 0.95).")
 _REGION_STORE = typer.Option(None, help="Build a region store of the boxes, too; its folder.")

@@ -19,7 +19,11 @@ _DATASET = typer.Option(..., help="Registered data set, for example mini_v1_trai
 _PROPOSALS = typer.Option(
     ...,
     help="Where boxes come from: gt; json:FILE (COCO's or LVIS's results); rpn:CHECKPOINT (of "
-    "train_net.py, its config.yaml beside it); hf:MODEL (a detector of transformers).",
+    "train_net.py, its config.yaml beside it); model:CHECKPOINT or model:CHECKPOINT,config=FILE (a "
+    "MAVL, asked for objects); hf:MODEL (a detector of transformers).",
+)
+_QUERIES = typer.Option(
+    "", help="What to ask model: for, between commas; default: RKD's four wordings of all objects."
 )
 _ENCODER = typer.Option(
     ..., help="Image-text model: openai-clip:NAME_OR_FILE, hf:MODEL, open_clip:MODEL:WEIGHTS, ..."
@@ -41,6 +45,7 @@ def build(
     device: str = typer.Option("auto", help="cpu, cuda, ...; auto: the GPU if there is one."),
     registered: list[str] = REGISTER,
     save_every: float = typer.Option(120.0, min=0, help="Seconds of work that a kill may cost."),
+    queries: str = _QUERIES,
 ) -> None:
     """Embed the regions of a data set's images. Run it again after an interruption.
 
@@ -54,8 +59,9 @@ def build(
 
     from ovd_d2.jobs.build_region_store import BuildSettings, build_region_store
 
+    words = tuple(query.strip() for query in queries.split(",") if query.strip())
     settings = BuildSettings(
-        dataset, proposals, encoder, out, topk, crops, batch, device, save_every
+        dataset, proposals, encoder, out, topk, crops, batch, device, save_every, words
     )
     is_main = os.environ.get("RANK", "0") == "0"
     setup_logger(name="ovd_d2", distributed_rank=int(os.environ.get("RANK", "0")))

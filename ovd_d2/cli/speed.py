@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ovd_d2.cli import speed_export, speed_predict, speed_pretraining
+from ovd_d2.cli import speed_export, speed_mavl, speed_predict, speed_pretraining
 from ovd_d2.cli.speed_tables import (
     VocabularyTable,
     blocks_table,
@@ -26,6 +26,7 @@ app = typer.Typer(
     help="Measure our way and the usual one side by side, on this machine.", no_args_is_help=True
 )
 app.command("predict")(speed_predict.command)
+app.command("mavl")(speed_mavl.command)
 _FOLDER = typer.Option(None, help="Where to work, about 1 GB; default: for temporary files.")
 _STORE_ROWS = {
     "bytes": ("size", "MB"),

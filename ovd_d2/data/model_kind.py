@@ -35,6 +35,12 @@ def reads_captions(cfg: CfgNode) -> bool:
     return arch is None or getattr(arch, "reads_captions", False)
 
 
+def answers_questions(cfg: CfgNode) -> bool:
+    """Whether the model reads an image once and is then asked for objects in words, as often as one
+    likes (MAVL): the meta-architecture has ``ask``."""
+    return hasattr(_registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE), "ask")
+
+
 def brings_weights(cfg: CfgNode) -> bool:
     """Whether the model is a trained one without MODEL.WEIGHTS: the meta-architecture says so."""
     arch = _registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE)

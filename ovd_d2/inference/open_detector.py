@@ -139,7 +139,8 @@ def run_files(checkpoint: str, config_file: str = "", *, asked: str = "") -> tup
 
     Args:
         checkpoint: a file of weights, or a folder with model_final.pth.
-        config_file: instead of the config.yaml beside the weights.
+        config_file: instead of the yaml beside the weights: the one of their name, which
+            ``ovd convert mavl`` writes, or config.yaml.
         asked: what named the checkpoint, for the message; "": the checkpoint.
 
     Raises:
@@ -148,7 +149,8 @@ def run_files(checkpoint: str, config_file: str = "", *, asked: str = "") -> tup
     path = Path(checkpoint)
     if path.is_dir():
         path = path / "model_final.pth"
-    config = Path(config_file or path.parent / "config.yaml")
+    beside = path.with_suffix(".yaml")
+    config = Path(config_file or (beside if beside.is_file() else path.parent / "config.yaml"))
     for file in (path, config):
         if not file.is_file():
             raise OVDError(

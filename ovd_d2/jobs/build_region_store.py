@@ -36,7 +36,7 @@ class BuildSettings:
 
     Attributes:
         dataset: a registered data set.
-        proposals: "gt", "json:FILE", "rpn:CHECKPOINT" or "hf:MODEL".
+        proposals: "gt", "json:FILE", "rpn:CHECKPOINT", "model:CHECKPOINT" or "hf:MODEL".
         encoder: of ``build_image_text_model``.
         out: folder of the store; an interrupted build is gone on with.
         topk: boxes per image at most.
@@ -44,6 +44,7 @@ class BuildSettings:
         batch: crops at once through the image tower; 0: 32 on a CPU, 256 on a GPU.
         device: "cpu", "cuda", ...; "auto": this process's GPU if there is one.
         save_every: seconds of work that a kill may cost.
+        queries: what "model:", a MAVL, is asked for objects; empty: RKD's four.
     """
 
     dataset: str
@@ -55,6 +56,7 @@ class BuildSettings:
     batch: int = 0
     device: str = "auto"
     save_every: float = SHARD_SECONDS
+    queries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def _build(settings: BuildSettings, on_image: OnImage | None) -> BuildReport:
     return write_and_merge(
         records,
         settings.dataset,
-        build_region_proposer(settings.proposals, records, settings.topk, device),
+        build_region_proposer(settings.proposals, records, settings.topk, device, settings.queries),
         crop_encoder(settings.encoder, settings.crops, device, settings.batch),
         settings.out,
         on_image=on_image,

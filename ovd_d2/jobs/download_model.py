@@ -30,6 +30,7 @@ from .convert_checkpoint import (
     convert_object_centric_ovd,
 )
 from .convert_groupvit import convert_groupvit
+from .convert_mavl import convert_mavl
 
 _ENCODER = "openai-clip:ViT-B/32"  # made the embeddings in checkpoints of Detic's kind
 
@@ -153,7 +154,10 @@ def _run_converter(entry: Entry, source: Path, folder: Path) -> Conversion:
     if entry.converter in ("detic", "object-centric-ovd"):
         convert = convert_detic if entry.converter == "detic" else convert_object_centric_ovd
         return convert(source, weights, folder / EMBEDDINGS, entry.vocabulary, _ENCODER)
-    convert = {"glip": convert_glip, "lseg": convert_lseg, "groupvit": convert_groupvit}
+    convert = {
+        "glip": convert_glip, "lseg": convert_lseg, "groupvit": convert_groupvit,
+        "mavl": convert_mavl,
+    }  # fmt: skip
     return convert[entry.converter](source, weights)
 
 

@@ -22,10 +22,10 @@ from ovd_d2.proposals.proposer import BoxProposer
 from ovd_d2.pseudo_labelling import (
     LABELS_KIND,
     OBJECT_CATEGORY,
-    OBJECT_QUERIES,
     OBJECTS_KIND,
     Found,
     LabelledImage,
+    choose_best,
     choose_for_label,
     choose_objects,
     journal,
@@ -57,7 +57,7 @@ class LabellingSettings:
         dataset: a registered data set, or
         images: a folder of images.
         vocabulary: of ``Vocabulary.load``; "": that of ``dataset``.
-        queries: for "objects"; empty: RKD's four.
+        queries: what "hf:" or a MAVL is asked for "objects"; empty: RKD's four.
         topk: boxes per label, or per image with "objects"; 0: 1 and 5.
         min_score: boxes that score no more are left out; None keeps all.
         config_file: yaml for "model:"; "": the config.yaml beside the weights.
@@ -177,15 +177,22 @@ def _open(settings: LabellingSettings) -> "Labelling":
         "vocabulary": vocabulary.fingerprint[:16] if vocabulary else "",
         "images_and_labels": fingerprint(records, labels),
     }
-    if objects and settings.detector.startswith("hf:"):
-        facts["queries"] = list(settings.queries or OBJECT_QUERIES)
-    least = settings.min_score
-    choose = (
-        (lambda found, size: [choose_objects(found, size, topk, least)])
-        if objects
-        else (lambda found, size: [choose_for_label(one, size, topk, least) for one in found])
-    )
+    if objects and hasattr(proposer, "queries"):
+        facts["queries"] = list(proposer.queries)
+    choose = _choice(proposer, objects, topk, settings.min_score)
     return Labelling(settings.out, facts, categories, records, labels, proposer, choose)
+
+
+def _choice(
+    proposer: BoxProposer, objects: bool, topk: int, least: float | None
+) -> Callable[[list[Found], tuple[int, int]], list[Found]]:
+    """What keeps ``topk`` boxes of each label or of all objects, those that score above
+    ``least``."""
+    if not objects:
+        return lambda found, size: [choose_for_label(one, size, topk, least) for one in found]
+    if getattr(proposer, "is_merged", False):
+        return lambda found, size: [choose_best(one, size, topk, least) for one in found]
+    return lambda found, size: [choose_objects(found, size, topk, least)]
 
 
 @dataclass(frozen=True)

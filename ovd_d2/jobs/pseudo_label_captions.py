@@ -36,7 +36,7 @@ class CaptionLabellingSettings:
 
     Attributes:
         out: the grounding json; an interrupted run is gone on with.
-        detector: the teacher, "model:CHECKPOINT" (a GLIP or DetCLIP) or "hf:MODEL".
+        detector: the teacher, "model:CHECKPOINT" (a GLIP, DetCLIP or MAVL) or "hf:MODEL".
         dataset: image-text pairs, "pairs:PATH", or a registered data set with captions.
         score_threshold: boxes that score less are left out, 0..1.
         min_boxes: images with fewer boxes are left out.

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from ovd_d2.errors import OVDError
 
 ENTRIES = Path(__file__).with_name("entries.json")
-CONVERTERS = ("detic", "object-centric-ovd", "glip", "lseg", "groupvit")
+CONVERTERS = ("detic", "object-centric-ovd", "glip", "lseg", "groupvit", "mavl")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PATH = re.compile(r"(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")  # no "..", no escapes

@@ -18,7 +18,7 @@ from torch import Tensor
 from ovd_d2.config_file import config_digest, load_config
 from ovd_d2.data.held_out import novel_mask
 from ovd_d2.data.mixing import training_datasets
-from ovd_d2.data.model_kind import has_open_vocabulary
+from ovd_d2.data.model_kind import answers_questions, has_open_vocabulary
 from ovd_d2.errors import OVDError
 from ovd_d2.files.digests import file_digest
 from ovd_d2.inference.open_detector import (
@@ -182,6 +182,11 @@ class RPNProposals:
     ) -> None:
         path, config = run_files(checkpoint, config_file, asked=asked)
         cfg = load_config(str(config))
+        if answers_questions(cfg):
+            raise OVDError(
+                f"{asked or checkpoint} is a {cfg.MODEL.META_ARCHITECTURE}, which has no RPN: "
+                "write model: to ask it for objects"
+            )
         _warn_unless_base_only(cfg, checkpoint)
         cfg = inference_config(cfg, device)
         cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"  # nothing behind the RPN is built

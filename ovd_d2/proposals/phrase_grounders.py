@@ -85,10 +85,10 @@ class CaptionReader:
         if not reads_captions(self._cfg):
             raise OVDError(
                 f"{asked or checkpoint} is a {self._cfg.MODEL.META_ARCHITECTURE}, which finds "
-                "classes and reads no captions: give a GLIP or DetCLIP "
+                "classes and reads no captions: give a GLIP, DetCLIP or MAVL "
                 "(MODEL.META_ARCHITECTURE), or a zero-shot detector of transformers (hf:MODEL)"
             )
-        for keys in (self._cfg.MODEL.GLIP, self._cfg.MODEL.DETCLIP):
+        for keys in (self._cfg.MODEL.GLIP, self._cfg.MODEL.DETCLIP, self._cfg.MODEL.MAVL):
             keys.SCORE_THRESH_TEST = min(keys.SCORE_THRESH_TEST, least)
         self._model = open_detector(self._cfg, path, trained_vocabulary(cfg))
         self._cuts = part_with(self._model, "cut_to_fit")
@@ -146,8 +146,8 @@ def build_phrase_grounder(
     kind, _, rest = spec.partition(":")
     if not rest or kind not in ("hf", "model"):
         raise OVDError(
-            f"--detector {spec} cannot be asked for phrases: use model:CHECKPOINT, a GLIP or "
-            "DetCLIP, or hf:MODEL, a zero-shot detector of transformers"
+            f"--detector {spec} cannot be asked for phrases: use model:CHECKPOINT, a GLIP, "
+            "DetCLIP or MAVL, or hf:MODEL, a zero-shot detector of transformers"
         )
     if kind == "hf":
         from .huggingface_detector import open_huggingface_detector

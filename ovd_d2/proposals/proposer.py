@@ -17,6 +17,9 @@ class BoxProposer(Protocol):
     Attributes:
         name: for the facts of a region store or label file; names files and weights by digests.
         has_scores: whether the scores mean anything.
+
+    One that asks in words has its ``queries``; one whose list of objects has no duplicates has
+    ``is_merged``, True.
     """
 
     name: str

@@ -44,17 +44,20 @@ class AskedInWords:
         detector: is asked.
         queries: one for each of K classes; those of the wanted classes are asked, all where no
             classes are named.
+
+    Attributes:
+        queries: the same.
     """
 
     has_scores = True
 
     def __init__(self, detector: QueryDetector, queries: Sequence[str]) -> None:
-        self._detector, self._queries = detector, tuple(queries)
+        self._detector, self.queries = detector, tuple(queries)
         self.name = detector.name
 
     def __call__(
         self, record: dict[str, Any], image: Tensor, classes: Sequence[int] | None = None
     ) -> list[Found]:
         """Boxes of one image, as :class:`~ovd_d2.proposals.proposer.BoxProposer` defines them."""
-        queries = self._queries if classes is None else [self._queries[k] for k in classes]
+        queries = self.queries if classes is None else [self.queries[k] for k in classes]
         return self._detector(image, queries)

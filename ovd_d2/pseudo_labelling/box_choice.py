@@ -53,12 +53,27 @@ def choose_for_label(
     Returns:
         at most ``topk`` boxes; none where nothing was found.
     """
+    if topk == 1:
+        return choose_best(found, size, topk, min_score)
+    boxes, scores = choose_best(found, size, None, min_score)
+    kept = nms(boxes, scores, NMS_IOU)[:topk]
+    return boxes[kept], scores[kept]
+
+
+def choose_best(
+    found: Found, size: tuple[int, int], topk: int | None, min_score: float | None = None
+) -> Found:
+    """The ``topk`` best boxes of a list without duplicates.
+
+    Args:
+        found: what the detector gives.
+        size: (height, width) of the image.
+        topk: boxes to keep; None: all.
+        min_score: only boxes that score more than this; None: all.
+    """
     boxes, scores = cleaned(found, size)
     if min_score is not None:
         boxes, scores = boxes[scores > min_score], scores[scores > min_score]
-    if topk > 1:
-        kept = nms(boxes, scores, NMS_IOU)
-        boxes, scores = boxes[kept], scores[kept]
     return boxes[:topk], scores[:topk]
 
 

@@ -18,6 +18,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.backbone import Backbone
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_convert
 
 from ovd_d2.errors import OVDError
@@ -364,13 +365,15 @@ class MAVL(WordDetector):
         return torch.cat(boxes, dim=1), torch.cat(scores, dim=1)
 
     def _in_groups(self, texts: tuple[str, ...], size: int) -> list[EncodedText]:
-        """Texts, ``size`` at a time, encoded once as long as the weights stay."""
-        if (texts, size) not in self._encoded:
-            groups = [texts[i : i + size] for i in range(0, len(texts), size)]
-            self._encoded[texts, size] = [
-                self.read_texts(self.text_backbone.tokenizer(group)) for group in groups
-            ]
-        return self._encoded[texts, size]
+        """Texts, ``size`` at a time, each encoded once as long as the weights stay."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._encoded]
+        for start in range(0, len(new), size):
+            group = new[start : start + size]
+            encoded = self.read_texts(self.text_backbone.tokenizer(group))
+            for text, words, mask in zip(group, encoded.words, encoded.mask):
+                self._encoded[text] = words[mask]
+        rows = [self._encoded[text] for text in texts]
+        return [_padded(rows[start : start + size]) for start in range(0, len(rows), size)]
 
     def _before_classes(self) -> None:
         if self.vocabulary is not None:  # else it finds objects of any class
@@ -408,6 +411,13 @@ class MAVL(WordDetector):
         scores = torch.einsum("nqt,pt->npq", words[..., : columns.shape[1]], columns)
         boxes = found["pred_boxes"][:, None].expand(-1, len(caption), -1, -1)
         return boxes, scores
+
+
+def _padded(rows: Sequence[Tensor]) -> EncodedText:
+    """P texts together, each a (Lp, Ct) of its own length."""
+    lengths = torch.tensor([len(one) for one in rows], device=rows[0].device)
+    words = pad_sequence(list(rows), batch_first=True)
+    return EncodedText(words, torch.arange(words.shape[1], device=words.device) < lengths[:, None])
 
 
 def _criterion(keys: CfgNode) -> SetCriterion:
