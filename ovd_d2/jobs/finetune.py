@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovd_d2.config_file import load_config
 from ovd_d2.data.named_datasets import check_registered
@@ -265,6 +265,21 @@ def _plan(settings: FinetuneSettings, begun: _Begun, data: PreparedData, said: S
     said.line(f"{summary} ({out / CONFIG})")
     if begun.no_old:
         said.line(begun.no_old)
+    elif shared := _shared_images(data.train, begun.old):
+        said.line(
+            f"{shared} images of {begun.old} are among those to learn from: what the model knew "
+            "before will look better afterwards than it is; --old dataset:NAME names other data."
+        )
+
+
+def _shared_images(*datasets: str) -> int:
+    """How many image files two data sets have in common."""
+    check_registered("--old", datasets)
+    first, second = (
+        {Path(record["file_name"]).resolve() for record in DatasetCatalog.get(name)}
+        for name in datasets
+    )
+    return len(first & second)
 
 
 def _evaluate_before(out: Path, state: dict[str, Any], said: Said) -> None:

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from detectron2.config import get_cfg
+from own_images import write_coco
 
 from ovd_d2 import add_ovd_config
 from ovd_d2.config_file import load_config
 from ovd_d2.errors import OVDError
 from ovd_d2.inference.model_folders import facts_of
+from ovd_d2.jobs.finetune import _shared_images
 from ovd_d2.jobs.finetune_config import (
     check_model,
     choose_recipe,
@@ -113,3 +115,21 @@ def test_recipes_that_a_model_cannot_learn_by():
         check_model(start.cfg, "lora")
     with pytest.raises(OVDError, match="--config-file nowhere.yaml does not exist"):
         read_start("", "nowhere.yaml", "", {})
+
+
+def test_images_that_are_trained_on_and_tested_on_are_counted(tmp_path):
+    """By where they lie, links followed."""
+    labels = write_coco(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/images").symlink_to(tmp_path / "a/images")
+    other = write_coco(tmp_path / "c")
+    first, linked, apart = (
+        f"coco:{folder}:{file}"
+        for folder, file in (
+            (labels.parent / "images", labels),
+            (tmp_path / "b/images", labels),
+            (other.parent / "images", other),
+        )
+    )
+    assert _shared_images(first, linked) == 20
+    assert _shared_images(first, apart) == 0
