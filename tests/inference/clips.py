@@ -21,7 +21,7 @@ class StubPredictor(OpenVocabPredictor):
 
     def __init__(self, batch_size=4, *, masks=False, before=lambda: None):
         self.batch_size, self.input_format, self.facts = batch_size, "BGR", {}
-        self._score_threshold, self._attributes = 0.0, None
+        self._score_threshold, self._attributes, self.rules = 0.0, None, None
         test = SimpleNamespace(DETECTIONS_PER_IMAGE=100)
         self.cfg = SimpleNamespace(INPUT=SimpleNamespace(MAX_PIXELS=1_000_000), TEST=test)
         self.masks, self.before, self.batches = masks, before, []

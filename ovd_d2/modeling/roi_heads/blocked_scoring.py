@@ -127,7 +127,7 @@ def _fused(
     objectness: Tensor | None,
     rule: ScoreRule | None,
     exponents: Tensor | None,
-    chosen: Tensor | None,
+    chosen: Tensor | None = None,
 ) -> BlockedScores:
     """The scores of an image: those of the text branch, the mean over its stages, or what ``rule``
     makes of them, the image branch's ``image`` and the proposals' ``objectness``."""

@@ -89,10 +89,10 @@ class SecondHead(ImageBranch, RegionTask):
     """
 
     has_head = True
-    channels: int = 0
 
     def __init__(self, head: nn.Module, classifier: EmbeddingClassifier):
         super().__init__()
+        self.channels = 0
         self.head = head
         self.cls_score = classifier
 

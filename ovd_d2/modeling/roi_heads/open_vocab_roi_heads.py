@@ -64,7 +64,8 @@ class OpenVocabROIHeads(OpenVocabROIHeadsMixin, StandardROIHeads):
 
     def pool(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         """See :meth:`RegionTraining.pool`; with a ``branch_pooler`` what it pools comes behind."""
-        pooled = super().pool(features, boxes)
+        # As in the base class, which torch.jit.script cannot call by super().
+        pooled = self.box_pooler([features[name] for name in self.box_in_features], boxes)
         if self.branch_pooler is None:
             return pooled
         else:  # an else, since torch.jit.script leaves out only what is in a branch

@@ -222,7 +222,9 @@ def test_padding_of_the_text_changes_nothing():
         longer = torch.cat([text, torch.randn(1, 4, 12) * 9], dim=1)
         found = head(features, longer, nn.functional.pad(mask, (0, 4)))
     torch.testing.assert_close(found.token_logits[..., :5], wanted.token_logits)
-    torch.testing.assert_close(found.box_deltas, wanted.box_deltas)
+    # Products over longer rows are rounded otherwise, by the processor.
+    largest = wanted.box_deltas.abs().max().item()
+    torch.testing.assert_close(found.box_deltas, wanted.box_deltas, rtol=0, atol=1e-5 * largest)
 
 
 def test_one_level():
