@@ -30,6 +30,8 @@ from torch import Tensor
 
 from ovd_d2.errors import OVDError
 
+from . import bert_names
+
 _BACKBONE, _TEXT, _HEAD = "backbone.", "language_backbone.body.model.", "rpn.head."
 _LEFT_OUT = (
     f"{_HEAD}cls_logits.", f"{_HEAD}mlm_head.", "rpn.tunable_linear.", "rpn.anchor_generator.",
@@ -37,15 +39,6 @@ _LEFT_OUT = (
 )  # fmt: skip
 _SWIN_LAYERS = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 _SWIN_TABLES = ("attn.relative_position_bias_table", "attn.relative_position_index")
-_BERT_LAYERS = (
-    "attention.self.query", "attention.self.key", "attention.self.value",
-    "attention.output.dense", "attention.output.LayerNorm", "intermediate.dense", "output.dense",
-    "output.LayerNorm",
-)  # fmt: skip
-_EMBEDDINGS = (
-    "word_embeddings.weight", "position_embeddings.weight", "token_type_embeddings.weight",
-    "LayerNorm.weight", "LayerNorm.bias",
-)  # fmt: skip
 # Theirs -> ours, below a block of the tower.
 _FUSION = {
     "attn.v_proj": "visual_query",
@@ -235,8 +228,8 @@ def _swin_names(depths: tuple[int, ...]) -> Iterator[str]:
 
 
 def _bert_names(layers: int) -> Iterator[str]:
-    yield from (f"embeddings.{name}" for name in _EMBEDDINGS)
-    for layer, name in itertools.product(range(layers), _BERT_LAYERS):
+    yield from (f"embeddings.{name}" for name in bert_names.EMBEDDINGS)
+    for layer, name in itertools.product(range(layers), bert_names.LAYER):
         yield from (f"encoder.layer.{layer}.{name}.{kind}" for kind in ("weight", "bias"))
 
 

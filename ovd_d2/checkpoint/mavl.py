@@ -36,6 +36,8 @@ from torch import Tensor
 
 from ovd_d2.errors import OVDError
 
+from . import bert_names
+
 # Theirs -> ours; the first that fits counts.
 _NAMES = (
     ("backbone.0.body.conv1.", "backbone.stem.conv1."),
@@ -69,15 +71,6 @@ _ATTENTION = ("sampling_offsets", "attention_weights", "value_proj", "output_pro
 _SELF_ATTENTION = (
     "self_attn.in_proj_weight", "self_attn.in_proj_bias", "self_attn.out_proj.weight",
     "self_attn.out_proj.bias",
-)  # fmt: skip
-_ROBERTA_LAYERS = (
-    "attention.self.query", "attention.self.key", "attention.self.value",
-    "attention.output.dense", "attention.output.LayerNorm", "intermediate.dense", "output.dense",
-    "output.LayerNorm",
-)  # fmt: skip
-_ROBERTA_EMBEDDINGS = (
-    "word_embeddings.weight", "position_embeddings.weight", "token_type_embeddings.weight",
-    "LayerNorm.weight", "LayerNorm.bias",
 )  # fmt: skip
 
 
@@ -238,7 +231,7 @@ def _expected(weights: Mapping[str, Tensor], shape: Mapping[str, Any]) -> list[s
             found += [prefix + part for part in _SELF_ATTENTION]
             layers += [prefix + part for part in ("linear1", "linear2", "norm1", "norm2")]
         text = "text_backbone.model."
-        found += [f"{text}embeddings.{part}" for part in _ROBERTA_EMBEDDINGS]
+        found += [f"{text}embeddings.{part}" for part in bert_names.EMBEDDINGS]
         for k in range(_count(weights, r"text_backbone\.model\.encoder\.layer\.(\d+)\.")):
-            layers += [f"{text}encoder.layer.{k}.{part}" for part in _ROBERTA_LAYERS]
+            layers += [f"{text}encoder.layer.{k}.{part}" for part in bert_names.LAYER]
     return [*found, *(f"{layer}.{kind}" for layer in layers for kind in _LAYER)]

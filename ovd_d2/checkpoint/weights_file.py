@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ovd_d2.errors import OVDError
+from ovd_d2.errors import OVDError, reason
 from ovd_d2.files.atomic import atomic_write
 from ovd_d2.files.torchscript import is_torchscript, read_torchscript_tensors
 
@@ -53,7 +53,7 @@ def read_weights_file(path: str) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:  # torch and safetensors raise anything on broken data
-        raise OVDError(f"{path} cannot be read as weights: {error}") from error
+        raise OVDError(f"{path} cannot be read as weights: {reason(error)}") from error
 
 
 def read_state_dict(path: str) -> dict[str, torch.Tensor]:
@@ -74,8 +74,10 @@ def read_state_dict(path: str) -> dict[str, torch.Tensor]:
             content = read_weights_file(path)
     except OSError as error:
         raise OVDError(f"{path} cannot be read ({error.strerror or error}).") from error
+    except OVDError:  # a ValueError, which says it already
+        raise
     except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, ValueError) as error:
-        raise OVDError(f"{path} cannot be read as weights: {error}") from error
+        raise OVDError(f"{path} cannot be read as weights: {reason(error)}") from error
     return state_dict_in(content, path)
 
 

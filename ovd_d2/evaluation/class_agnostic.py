@@ -18,7 +18,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
 
 from ovd_d2.errors import OVDError
-from ovd_d2.evaluation.splits import of_all_processes, results_table
+from ovd_d2.evaluation.splits import every_image, results_table
 
 logger = logging.getLogger(__name__)
 
@@ -206,18 +206,9 @@ class ClassAgnosticEvaluator(DatasetEvaluator):
         Raises:
             OVDError: an image was not predicted.
         """
-        gathered = of_all_processes(self._found, self._distributed)
-        if gathered is None:
+        found = every_image(self._found, self._records, self._dataset, self._distributed)
+        if found is None:
             return {}
-        found: dict[Any, Image] = {}
-        for of_process in gathered:
-            found = {**of_process, **found}
-        missing = [image_id for image_id in self._records if image_id not in found]
-        if missing:
-            raise OVDError(
-                f"{len(missing)} of {len(self._records)} images of '{self._dataset}' have no "
-                f"prediction, such as that with image_id {missing[0]!r}: predict all of it."
-            )
         rows = {size: self._row(list(found.values()), size) for size in SIZES}
         logger.info(
             "Boxes of '%s' whatever their classes, the %d best of an image:\n%s",

@@ -28,8 +28,8 @@ from ovd_d2.errors import OVDError
 from ovd_d2.evaluation.presence_counts import Comparison, compare, f1, image_truth, joined
 from ovd_d2.evaluation.splits import (
     check_predicted_classes,
+    every_image,
     novel_mask,
-    of_all_processes,
     results_table,
 )
 from ovd_d2.language import Vocabulary
@@ -218,18 +218,9 @@ class PresenceEvaluator(DatasetEvaluator):
         Raises:
             OVDError: an image was not predicted.
         """
-        gathered = of_all_processes(self._found, self._distributed)
-        if gathered is None:
+        found = every_image(self._found, self._records, self._dataset, self._distributed)
+        if found is None:
             return {}
-        found: dict[Any, Comparison] = {}
-        for of_process in gathered:
-            found = {**of_process, **found}
-        missing = [image_id for image_id in self._records if image_id not in found]
-        if missing:
-            raise OVDError(
-                f"{len(missing)} of {len(self._records)} images of '{self._dataset}' have no "
-                f"prediction, such as that with image_id {missing[0]!r}: predict all of it."
-            )
         comparison = joined(found.values(), len(self._names))
         threshold = self._threshold
         if threshold is None:

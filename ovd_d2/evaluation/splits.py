@@ -2,7 +2,7 @@
 of several processes."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,3 +80,34 @@ def of_all_processes(found: Any, distributed: bool) -> list[Any] | None:
     comm.synchronize()
     gathered = comm.gather(found, dst=0)
     return gathered if comm.is_main_process() else None
+
+
+def every_image(
+    found: Mapping[Any, Any], images: Iterable[Any], dataset_name: str, distributed: bool
+) -> dict[Any, Any] | None:
+    """What all processes have ``found`` by image_id, on the main process; None on the others.
+    Of an image that two have seen the first one's counts.
+
+    Args:
+        found: of this process.
+        images: every image_id of the data set.
+        dataset_name: for the message.
+        distributed: see :func:`of_all_processes`.
+
+    Raises:
+        OVDError: an image was not predicted.
+    """
+    gathered = of_all_processes(found, distributed)
+    if gathered is None:
+        return None
+    joined: dict[Any, Any] = {}
+    for of_process in gathered:
+        joined = {**of_process, **joined}
+    images = list(images)
+    missing = [image_id for image_id in images if image_id not in joined]
+    if missing:
+        raise OVDError(
+            f"{len(missing)} of {len(images)} images of '{dataset_name}' have no prediction, such "
+            f"as that with image_id {missing[0]!r}: predict all of it."
+        )
+    return joined

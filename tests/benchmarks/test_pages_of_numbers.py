@@ -198,3 +198,25 @@ def test_a_picture_of_other_metrics():
     models = {"a": {"AP50": one, "R50": one, "R10": one}, "b": {"AP50": one}}
     plot_average_precision(models, "d", picture, ("AP50", "R50", "R10"), what="any class")
     assert Image.open(picture).size[0] > 300
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        '{"models": 5}',
+        '{"models": {"x": {}}}',
+        '{"models": {"vild_text": {"title": "x"}}}',
+        '{"rows": {}}',
+        '{"rows": {"vild": {"title": "a", "seeds": 1, "runs": [1]}}}',
+        '{"rows": {"vild": {"title": "a", "seeds": 1, "runs": [{}]}}}',
+        '{"rows": {"vild": {"title": "a", "seeds": 1}}}',
+        "not json",
+    ],
+)
+def test_what_is_no_summary_changes_nothing(tmp_path, content):
+    file = tmp_path / "summary.json"
+    file.write_text(content)
+    with pytest.raises(OVDError, match="summary.json"):
+        summaries.take(file, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -133,3 +134,29 @@ def test_as_a_process():
     batch = facts["parts"][0]["batch"]
     assert facts["follows"]["flops"] == 10 * batch * one["flops"] / 2
     assert facts["assumed"]["peak_tflops"] == 989
+
+
+def test_the_page_has_the_numbers_that_were_kept():
+    """The table of docs/scale.md, made again from docs/pretraining_cost.json."""
+    docs = Path(__file__).parents[2] / "docs"
+    page = (docs / "scale.md").read_text(encoding="utf-8")
+    for kept in json.loads((docs / "pretraining_cost.json").read_text(encoding="utf-8")):
+        measured, follows = list(kept["measured"].values()), kept["follows"]
+
+        def hours(gpu, flops=follows["flops"]):
+            return flops / Assumptions(gpu=gpu).flops_per_second / 3600
+
+        numbers = [
+            measured[0]["parameters"] / 1e6,
+            *(one["flops"] / one["images"] / 1e12 for one in measured),
+            *(one["saved_bytes"] / one["images"] / 1e9 for one in measured),
+            follows["state_bytes"] / 1e9, follows["samples"] / 1e6, follows["flops"] / 1e18,
+            hours("v100"), hours("a100"), hours("h100"),
+            follows["gradient_bytes"] / 1e6, follows["read_bytes"] / 1e12,
+        ]  # fmt: skip
+        (line,) = [row for row in page.splitlines() if row.startswith(f"| {kept['model']} |")]
+        cells = [part for cell in line.split("|")[2:-1] for part in cell.split(", ")]
+        assert len(cells) == len(numbers), line
+        for cell, number in zip(cells, numbers):
+            decimals = len(cell.strip().partition(".")[2])
+            assert cell.strip() == f"{number:,.{decimals}f}", (kept["model"], cell)

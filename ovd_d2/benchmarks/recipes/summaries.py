@@ -33,16 +33,20 @@ def summary_file(family: str, root: Path) -> Path:
 
 
 def read_summary(file: Path) -> dict[str, Any]:
-    """A summary.
+    """A summary; one that ``ovd demo`` wrote comes in this module's schema, with ``of_demo``.
 
     Raises:
         OVDError: it is missing or broken.
     """
     try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
+        summary = _of_demo(content) if "models" in content else content
         for row in summary["rows"].values():
+            runs = row.get("runs", [])
             if not isinstance(row["title"], str) or not isinstance(row["seeds"], int):
                 raise TypeError("title and seeds")
+            if not isinstance(runs, list) or not all(isinstance(run, Mapping) for run in runs):
+                raise TypeError("runs")
         return summary
     except OSError as error:
         raise OVDError(f"The summary {file} cannot be read: {error.strerror}.") from error
@@ -118,14 +122,19 @@ def take(file: Path, root: Path, order: Sequence[str] = ()) -> dict[str, list[st
         family -> the rows that it got.
 
     Raises:
-        OVDError: it is no such file, a row is of no family, or of another data set.
+        OVDError: it is no such file or has no rows, a row is of no family, or of another data set.
     """
-    found = _of_demo(file) if _is_demo(file) else read_summary(file)
+    found = read_summary(file)
     taken: dict[str, dict[str, Any]] = {}
     rows = _without_folder(found)
+    if not rows:
+        raise OVDError(f"{file} has no rows; take what `ovd benchmark` wrote.")
     for name, row in rows.items():
-        if not row.get("runs"):
-            raise OVDError(f"{file}: row {name} has no runs; take what `ovd benchmark` wrote.")
+        if not row.get("runs") or not all(run.get("dataset") for run in row["runs"]):
+            raise OVDError(
+                f"{file}: row {name} has no runs that name their data set; take what "
+                "`ovd benchmark` wrote."
+            )
         taken.setdefault(family_of(name, of_demo=found.get("of_demo", False)), {})[name] = row
     for family, new in taken.items():
         if (name := FAMILIES[family].beside) in rows:
@@ -149,16 +158,8 @@ def _merge(new: Mapping[str, Any], kept: Path, file: Path, order: list[str]) -> 
     write_json(kept, {"dataset": summary["dataset"], "rows": rows})
 
 
-def _is_demo(file: Path) -> bool:
-    try:
-        return "models" in json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False
-
-
-def _of_demo(file: Path) -> dict[str, Any]:
+def _of_demo(content: Mapping[str, Any]) -> dict[str, Any]:
     """A summary of ``ovd demo`` in the schema of this module."""
-    content = json.loads(file.read_text(encoding="utf-8"))
     facts = {"command": "ovd demo", "ovd_d2": content.get("ovd_d2")}
     rows = {
         name: row_summary(run["title"], [run], **facts) for name, run in content["models"].items()
