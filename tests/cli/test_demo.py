@@ -12,6 +12,12 @@ from PIL import Image
 from ovd_d2.cli import app, demo
 
 
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    """Trainings that take no time need no torchrun."""
+    monkeypatch.setattr(demo, "PROCESSES", 1)
+
+
 def calls(checkout):
     return (checkout / "calls.txt").read_text().splitlines()
 
