@@ -52,7 +52,7 @@ def command(
         0, min=0, help="Trainings at once, of two processes each; 0: one for every two cores."
     ),
 ) -> None:
-    """Build mini, train and evaluate its models; write a table, curves and pictures side by side."""
+    """Build mini, train and evaluate its models; write a table, curves and pictures."""
     from ovd_d2.benchmarks.recipes import runs as recipe_runs
     from ovd_d2.cli.training_progress import watch
     from ovd_d2.files.atomic import check_output_folder
