@@ -85,9 +85,6 @@ ROWS = {
     "vild": Row("ViLD", **_VILD),
     "vild_ensemble": Row("ViLD-ensemble", **_VILD),
     "vild_ensemble_long": Row("ViLD-ensemble, four times as long, novel by objectness", **_VILD),
-    "vild_ensemble_batch8": Row(
-        "ViLD-ensemble, longer, batch of 8", regions="vild_text", per_image=20
-    ),
     **{
         f"vild_ensemble_{classes}_by_{count}": Row(
             f"ViLD-ensemble, {classes} classes by {count} example{'s' * (count > 1)}",
