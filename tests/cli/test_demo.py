@@ -74,6 +74,16 @@ def test_distilled_models_wait_for_the_regions_of_the_proposer(checkout, no_mini
     assert "--proposals rpn:here/vild_text/model_final.pth --encoder mini-teacher" in built
     summary = json.loads((checkout / "here/summary.json").read_text())
     assert list(summary["models"]) == ["vild_ensemble", "supervised_all"]
+    assert summary["seed"] == 1
+
+
+def test_the_longer_ensemble_goes_on_from_the_proposer(checkout, no_mini_build):
+    assert run("--out", "here", "--seed", "2") == 0
+    first, second = calls(checkout)
+    assert "MODEL.WEIGHTS" not in first
+    assert "MODEL.WEIGHTS here/vild_text/model_final.pth" in second
+    assert first.endswith("SEED 2") and "SEED 2" in second
+    assert json.loads((checkout / "here/summary.json").read_text())["seed"] == 2
 
 
 def test_finished_runs_are_kept_and_changed_ones_moved_aside(checkout, no_mini_build, capsys):
