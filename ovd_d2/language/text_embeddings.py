@@ -203,6 +203,20 @@ class TextEmbeddingBank:
                 _write_cache(path, found, request)
         return found
 
+    def write(self, path: Path, vocabulary: Vocabulary) -> None:
+        """Writes the embeddings of ``vocabulary`` with all that decides them, for :meth:`read`.
+
+        Raises:
+            OVDError: see :meth:`embed`.
+            OSError: ``path`` (.safetensors) cannot be written.
+        """
+        write_embedding_file(path, self.embed(vocabulary).embeddings, self._request(vocabulary))
+
+    def read(self, path: Path, vocabulary: Vocabulary) -> TextEmbeddings | None:
+        """What :meth:`embed` would give, from a file of :meth:`write`; None if there is none, or it
+        was made otherwise, which a warning says."""
+        return _read_cache(path, self._request(vocabulary), warn=True)
+
     def _request(self, vocabulary: Vocabulary) -> dict[str, Any]:
         """What decides the result, as it is written to the manifest."""
         words = vocabulary.synonyms if self.use_synonyms else [()] * len(vocabulary)
