@@ -104,7 +104,8 @@ def load_text_embeddings(
             normalised, or ``.safetensors`` with its manifest.
         vocabulary: the classes wanted. A file that names its rows must name exactly these in this
             order; a file that does not takes their names. Without a vocabulary, unnamed rows are
-            called "class_0", "class_1", ...
+            called "class_0", "class_1", ... Rows that only compete ("competitors" of the manifest)
+            are left out.
 
     Raises:
         OVDError: missing, damaged, stale or wrong file, or one for another vocabulary.
@@ -112,6 +113,8 @@ def load_text_embeddings(
     path = Path(path)
     content, manifest = read_embedding_file(path)
     names = tuple(manifest.get("names") or ())
+    if competitors := manifest.get("competitors", 0):
+        content, names = content[:-competitors], names[:-competitors]
     if vocabulary is not None:
         _check_fits(path, content, names, vocabulary)
         names = vocabulary.names
