@@ -12,6 +12,8 @@ from ovd_d2.errors import OVDError
 from ovd_d2.inference import ByExamples, OpenVocabPredictor
 from ovd_d2.inference.class_embedding_files import embed_names
 from ovd_d2.inference.class_rules import class_rules
+from ovd_d2.inference.model_folders import KNOWN_ROWS, MODELS, config_of
+from ovd_d2.inference.open_detector import trained_vocabulary
 from ovd_d2.inference.opening import WantedClasses, open_with_classes
 from ovd_d2.language import TextEmbeddingBank, Vocabulary
 from ovd_d2.language.known_names import competing_names
@@ -239,6 +241,15 @@ def test_an_exported_folder_brings_their_embeddings(exported, monkeypatch, caplo
         rows.embed(predictor.trained).embeddings, words.embed(predictor.trained).embeddings
     )
     assert "was made with another templates" in caplog.text
+
+
+def test_the_shipped_model_brings_them_too():
+    """Made by ``predictor.words.write(file, predictor.trained)``."""
+    cfg = config_of(MODELS / "mini")
+    trained, keys = trained_vocabulary(cfg), cfg.MODEL.OPEN_VOCAB
+    words = TextEmbeddingBank(keys.TEXT_ENCODER, keys.PROMPTS, keys.USE_SYNONYMS)
+    rows = words.read(MODELS / "mini" / KNOWN_ROWS, trained)
+    assert rows is not None and len(rows) == len(trained) == 160
 
 
 def test_files_of_embeddings_say_who_competes(config, checkpoint, tmp_path):
