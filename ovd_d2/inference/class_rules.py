@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from detectron2.structures import Instances
@@ -46,7 +47,7 @@ class ClassRules:
     synonyms: str = "mean"
     competitors: int = 0
 
-    @property
+    @cached_property
     def most_words(self) -> int:
         """Rows of the class, or negative, that has most."""
         return max(Counter(self.owner).values())
