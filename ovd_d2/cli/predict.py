@@ -73,6 +73,12 @@ SYNONYMS = typer.Option(
     help="mean: the words of a class as one text, as the model was trained; max: each of them is "
     "looked for.",
 )
+ALONE = typer.Option(
+    False,
+    "--alone",
+    help="Score the names without all others that the model was trained with, which otherwise "
+    "compete where classes share a probability.",
+)
 EXAMPLES = typer.Option(
     None,
     help="Classes by example boxes: a .json of them, or a profile of `ovd vocab learn` "
@@ -106,6 +112,7 @@ def command(
     overlap: float | None = OVERLAP,
     examples: Path | None = EXAMPLES,
     seen_by: str = SEEN_BY,
+    alone: bool = ALONE,
 ) -> None:
     """Find what you name in images: pictures with boxes, names and scores, and a COCO json.
 
@@ -140,7 +147,7 @@ def command(
     files = find_images(images)
     for title in titles_of(models) if len(models) > 1 else ("",):
         check_formats("--format", formats, out / title, files)
-    wanted = WantedClasses(vocabulary, examples, seen_by, negatives, thresholds, synonyms)
+    wanted = WantedClasses(vocabulary, examples, seen_by, negatives, thresholds, synonyms, alone)
     inputs = [*(str(name) for name in (config_file, weights) if name), *wanted.check()]
     options: dict[str, Any] = {
         "wanted": wanted,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from .predict import (
+    ALONE,
     EXAMPLES,
     NEGATIVES,
     SCORE_THRESHOLD,
@@ -82,6 +83,7 @@ def command(
     synonyms: str = SYNONYMS,
     examples: Path | None = EXAMPLES,
     seen_by: str = SEEN_BY,
+    alone: bool = ALONE,
 ) -> None:
     """Find what you name in a video: a video with boxes, names and ids, and a json line per frame.
 
@@ -103,7 +105,7 @@ def command(
     _silence_torch()
     wanted_tiles(tile, overlap)
     choice = FrameChoice(every, start, end, max_frames, tile, overlap, track)
-    wanted = WantedClasses(vocabulary, examples, seen_by, negatives, thresholds, synonyms)
+    wanted = WantedClasses(vocabulary, examples, seen_by, negatives, thresholds, synonyms, alone)
     inputs = [
         *wanted.check(),
         *(str(file) for file in (config_file, weights) if file),

@@ -6,7 +6,7 @@ import typer
 
 from ovd_d2.errors import OVDError
 
-from .predict import _silence_torch
+from .predict import ALONE, _silence_torch
 from .register_option import REGISTER
 
 app = typer.Typer(help="Concepts: their names and definitions.", no_args_is_help=True)
@@ -137,6 +137,7 @@ def embed(
         None, help="The yaml a model was trained with, instead of --model."
     ),
     weights: str = typer.Option("", help="Checkpoint for --config-file."),
+    alone: bool = ALONE,
     registered: list[str] = REGISTER,
 ) -> None:
     """Embed names as a model does, for a graph of `ovd export` whose classes are an input."""
@@ -145,8 +146,11 @@ def embed(
 
     ovd_d2.register()
     check_embedding_output("--out", out)
-    rows = embed_names(names, out, model=model, config_file=config_file, weights=weights)
-    print(f"{out}: {len(rows)} names, {rows.dim} numbers each, by {rows.encoder_id}")
+    options = {"model": model, "config_file": config_file, "weights": weights, "alone": alone}
+    rows, competitors = embed_names(names, out, **options)
+    count = f"{len(rows) - competitors} names"
+    count += f" and {competitors} that compete" if competitors else ""
+    print(f"{out}: {count}, {rows.dim} numbers each, by {rows.encoder_id}")
 
 
 _EXAMPLES = typer.Argument(..., metavar="EXAMPLES.json", help="Boxes on images, by class name.")

@@ -24,9 +24,15 @@ def wanted_vocabulary(vocabulary: VocabularyLike, trained: Vocabulary | None = N
         OVDError: nothing of the kind, or no usable names.
     """
     found = as_vocabulary(vocabulary)
-    if trained is None or is_data_set(vocabulary) or found is vocabulary:
+    if trained is None or not is_typed(vocabulary):
         return found
     return with_known_names(found, trained)
+
+
+def is_typed(vocabulary: VocabularyLike) -> bool:
+    """Whether somebody gives names and no more: in a string, list or file; not those of a data set,
+    nor a vocabulary that says what is known of them."""
+    return not (isinstance(vocabulary, Vocabulary) or is_data_set(vocabulary))
 
 
 def is_data_set(vocabulary: VocabularyLike) -> bool:

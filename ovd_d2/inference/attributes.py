@@ -3,7 +3,8 @@
 Letters: Ri detections of image i, R over the batch, K names, A attributes, D embedding width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ class AttributeExpansion:
         names: Vocabulary,
         attributes: Sequence[str],
         embeddings: Tensor | None = None,
+        room: Callable[[], AbstractContextManager] = nullcontext,
     ) -> None:
         """
         Args:
@@ -49,6 +51,7 @@ class AttributeExpansion:
             attributes: A distinct words.
             embeddings: (A, D), any norm, of :func:`attribute_phrases`; None: by the model's own
                 class embedder.
+            room: inside of it the model finds ``names`` alone.
 
         Raises:
             OVDError: attributes that are empty or repeated, or a model without region embeddings.
@@ -62,7 +65,7 @@ class AttributeExpansion:
                 f"{type(model).__name__} gives no embeddings of regions, which attributes need: "
                 "use a detector with ovd_d2's ROI heads."
             )
-        self._model = model
+        self._model, self._room = model, room
         if embeddings is None:
             embedder = self._heads.class_embedder
             embeddings = embedder.embed(attribute_phrases(attributes)).embeddings
@@ -75,7 +78,8 @@ class AttributeExpansion:
             lambda module, args, features: seen.update(features)
         )
         try:
-            results = model.inference(samples, do_postprocess=False)
+            with self._room():
+                results = model.inference(samples, do_postprocess=False)
         finally:
             hook.remove()
         embedded = self._heads.region_embeddings(seen, [r.pred_boxes for r in results])

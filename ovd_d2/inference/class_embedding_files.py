@@ -50,7 +50,8 @@ def write_class_embeddings(
     predictor: OpenVocabPredictor, path: str | os.PathLike
 ) -> TextEmbeddings:
     """Writes ``path`` (.safetensors) and its manifest, which names the encoder and the classes, and
-    says which of these are novel ("is_novel"), as an ensemble has to know.
+    says which of these are novel ("is_novel"), as an ensemble has to know, and how many of the last
+    ones only compete and are not reported ("competitors", if there are any).
 
     Raises:
         OVDError: as :func:`class_embeddings`, or it cannot be written.
@@ -61,6 +62,8 @@ def write_class_embeddings(
         "names": list(rows.names),
         "is_novel": list(get_vocabulary(predictor.model).is_novel),
     }
+    if count := _competitors(predictor):
+        manifest["competitors"] = count
     try:
         write_embedding_file(Path(path), rows.embeddings, manifest)
     except OSError as error:
@@ -75,7 +78,8 @@ def embed_names(
     model: str | os.PathLike = "",
     config_file: str | os.PathLike | None = None,
     weights: str | os.PathLike = "",
-) -> TextEmbeddings:
+    alone: bool = False,
+) -> tuple[TextEmbeddings, int]:
     """:func:`write_class_embeddings` of names for a model.
 
     Args:
@@ -84,6 +88,10 @@ def embed_names(
         model: see ``OpenVocabPredictor.from_pretrained``; "": the default one.
         config_file: a yaml, instead of ``model``.
         weights: of ``config_file``.
+        alone: see ``set_vocabulary``.
+
+    Returns:
+        what is written, and how many of the last rows only compete.
 
     Raises:
         OVDError: both or neither fit together, no such model, or no usable names.
@@ -91,5 +99,9 @@ def embed_names(
     check_model_choice(model, config_file, weights)
     as_vocabulary(names)  # bad ones are found before a model is loaded
     predictor = open_predictor(model, config_file, weights, device="cpu")
-    predictor.set_vocabulary(names)
-    return write_class_embeddings(predictor, path)
+    predictor.set_vocabulary(names, alone=alone)
+    return write_class_embeddings(predictor, path), _competitors(predictor)
+
+
+def _competitors(predictor: OpenVocabPredictor) -> int:
+    return predictor.rules.facts.get("competitors", 0) if predictor.rules else 0

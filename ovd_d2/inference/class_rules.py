@@ -1,4 +1,5 @@
-"""The classes that a model scores, and what of them is reported: negative names, synonyms.
+"""The classes that a model scores, and what of them is reported: negative names, competitors,
+synonyms.
 
 Letters: M rows that the model scores, K reported classes, R detections of an image.
 """
@@ -7,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from detectron2.structures import Instances
@@ -25,14 +27,17 @@ _NAMED_AT_MOST = 5
 
 @dataclass(frozen=True)
 class ClassRules:
-    """What a model scores for K classes and their negative names.
+    """What a model scores for K classes, their negative names and their competitors.
 
     Attributes:
         reported: the K classes.
-        scored: the M rows: the words of the K classes, then those of the negatives.
-        owner: M numbers: in [0, K) the class that a row is a word of, from K on a negative.
+        scored: the M rows: the words of the K classes, those of the negatives, then the
+            competitors.
+        owner: M numbers: in [0, K) the class that a row is a word of, from K on a negative or a
+            competitor.
         negatives: their names.
         synonyms: "mean" or "max", see :func:`class_rules`.
+        competitors: how many of the last rows take their share of a softmax and do nothing else.
     """
 
     reported: Vocabulary
@@ -40,11 +45,17 @@ class ClassRules:
     owner: tuple[int, ...]
     negatives: tuple[str, ...] = ()
     synonyms: str = "mean"
+    competitors: int = 0
 
-    @property
+    @cached_property
     def most_words(self) -> int:
         """Rows of the class, or negative, that has most."""
         return max(Counter(self.owner).values())
+
+    @property
+    def found_rows(self) -> int:
+        """How many of the first rows may be found anywhere: all but the competitors."""
+        return len(self.owner) - self.competitors
 
     @property
     def is_plain(self) -> bool:
@@ -60,7 +71,7 @@ class ClassRules:
         ``overlap``; of equal scores it stays.
 
         Args:
-            found: R, with ``pred_classes`` in [0, M), in any frame.
+            found: R, with ``pred_classes`` in [0, M) but none of competitors, in any frame.
             overlap: in [0, 1).
             word_norm: see :class:`~ovd_d2.modeling.detection_choice.DetectionChoice`.
 
@@ -112,7 +123,10 @@ def _without_other_words(
 
 
 def class_rules(
-    vocabulary: Vocabulary, negatives: Vocabulary | None = None, synonyms: str = "mean"
+    vocabulary: Vocabulary,
+    negatives: Vocabulary | None = None,
+    synonyms: str = "mean",
+    competitors: Vocabulary | None = None,
 ) -> ClassRules:
     """What a model has to score so that ``vocabulary`` is reported.
 
@@ -124,6 +138,8 @@ def class_rules(
         negatives: names that compete with them and are not reported.
         synonyms: "mean", a row per class, which the model makes of its words as it was trained to;
             or "max", a row per word: name and synonyms, but those that several classes share.
+        competitors: classes that compete and suppress nothing, none of which another class means
+            (see :func:`~ovd_d2.language.known_names.competing_names`); a row each.
 
     Raises:
         OVDError: a name in both lists, or another word for ``synonyms``.
@@ -138,8 +154,11 @@ def class_rules(
     owner = tuple(range(len(classes)))
     if synonyms == "max":
         classes, owner = _row_per_word(classes)
-    names = () if negatives is None else negatives.names
-    return ClassRules(vocabulary, classes, owner, names, synonyms)
+    names, count = () if negatives is None else negatives.names, 0
+    if competitors is not None:
+        count, first = len(competitors), len(vocabulary) + len(names)
+        classes, owner = _joined(classes, competitors), (*owner, *range(first, first + count))
+    return ClassRules(vocabulary, classes, owner, names, synonyms, count)
 
 
 def wanted_negatives(

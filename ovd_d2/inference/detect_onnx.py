@@ -10,7 +10,8 @@ from pathlib import Path
 
 
 def detect(picture: str, folder: Path, names: str | Path) -> list[tuple[str, float, list[float]]]:
-    """Name, score and box (x0, y0, x1, y1 in pixels of the picture), best first."""
+    """Name, score and box (x0, y0, x1, y1 in pixels of the picture), best first, of the names
+    alone: the last ones of the file may be others that only compete."""
     import numpy as np
     import onnxruntime
     from PIL import Image, ImageOps
@@ -33,7 +34,8 @@ def detect(picture: str, folder: Path, names: str | Path) -> list[tuple[str, flo
     boxes, scores, rows = graph.run(["boxes", "scores", "classes"], given)
     boxes = boxes.reshape(-1, 2, 2) * image.size / pixels.shape[1::-1]
     found = zip(rows.tolist(), scores.tolist(), boxes.reshape(-1, 4).tolist())
-    return [(classes["names"][row], score, box) for row, score, box in found]
+    asked = classes["names"][: len(classes["names"]) - classes.get("competitors", 0)]
+    return [(asked[row], score, box) for row, score, box in found if row < len(asked)]
 
 
 def new_size(

@@ -30,6 +30,7 @@ from ovd_d2.language.known_names import with_known_names
 from ovd_d2.modeling.classifiers.embedding_classifier import encoders_differ
 from ovd_d2.modeling.open_vocabulary import part_with
 
+from .arguments import is_typed as words_are_typed
 from .arguments import wanted_vocabulary
 from .example_embeddings import check_sees_examples, check_way, learn_rows
 from .examples import Examples, ExamplesLike, as_examples, read_examples
@@ -105,6 +106,14 @@ def given_examples(vocabulary: Any) -> ByExamples | None:
     return vocabulary.checked() if isinstance(vocabulary, ByExamples) else None
 
 
+def is_typed(vocabulary: Any) -> bool:
+    """Whether names are given by words or examples, and all words as
+    :func:`~ovd_d2.inference.arguments.is_typed` says."""
+    if isinstance(vocabulary, ByExamples):
+        vocabulary = vocabulary.words
+    return vocabulary is None or isinstance(vocabulary, Mapping) or words_are_typed(vocabulary)
+
+
 def own_embedder(model: nn.Module) -> ClassEmbedder | None:
     """What embeds words for ``model``; None if it reads them itself."""
     owner = part_with(model, "class_embedder")
@@ -112,9 +121,12 @@ def own_embedder(model: nn.Module) -> ClassEmbedder | None:
 
 
 def wanted_classes(
-    predictor: "OpenVocabPredictor", vocabulary: VocabularyLike | ExamplesLike | ByExamples
+    predictor: "OpenVocabPredictor",
+    vocabulary: VocabularyLike | ExamplesLike | ByExamples,
+    words: ClassEmbedder | None,
 ) -> tuple[Vocabulary, ClassEmbedder | None]:
-    """The classes that a predictor is asked for, and what embeds them (None: the model reads them).
+    """The classes that a predictor is asked for, and what embeds them (None: the model reads them);
+    by ``words`` what has no examples.
 
     Classes by examples count as novel (no label has taught the model these rows): where branches
     vote, the one that has learned from an image-text teacher counts more. On mini, all classes by
@@ -124,7 +136,7 @@ def wanted_classes(
         OVDError: names, examples, pictures or a profile that cannot be used, or a model that cannot
             use them.
     """
-    words, trained, wanted = predictor.words, predictor.trained, given_examples(vocabulary)
+    trained, wanted = predictor.trained, given_examples(vocabulary)
     if wanted is None:
         return wanted_vocabulary(vocabulary, trained), words
     check_sees_examples(predictor.model)

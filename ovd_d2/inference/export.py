@@ -20,12 +20,22 @@ from ovd_d2.data.build import check_registered
 from ovd_d2.data.mixing import training_datasets
 from ovd_d2.errors import OVDError
 from ovd_d2.files.atomic import check_new_folder, new_folder, write_json
-from ovd_d2.language import ConceptDictionary
+from ovd_d2.language import ConceptDictionary, TextEmbeddingBank
 from ovd_d2.modeling import get_vocabulary
 
 from .arguments import check_score_threshold
-from .model_folders import CONCEPTS, CONFIG, DICTIONARY_KEY, FACTS, PROMPTS, VOCABULARY, WEIGHTS
+from .model_folders import (
+    CONCEPTS,
+    CONFIG,
+    DICTIONARY_KEY,
+    FACTS,
+    KNOWN_ROWS,
+    PROMPTS,
+    VOCABULARY,
+    WEIGHTS,
+)
 from .predictor import OpenVocabPredictor
+from .ruled_detector import shares_probability
 from .score_threshold import LOWEST, choose_score_threshold
 
 # What of a config decides how pictures are predicted.
@@ -121,6 +131,8 @@ def _write(
     content = save(state)
     (folder / WEIGHTS).write_bytes(content)
     write_json(folder / VOCABULARY, get_vocabulary(predictor.model).to_dict())
+    if shares_probability(predictor.model) and isinstance(predictor.words, TextEmbeddingBank):
+        predictor.words.write(folder / KNOWN_ROWS, get_vocabulary(predictor.model))
     dropped = _DROPPED
     for file, key in PROMPTS.items():
         if (source := Path(_get(cfg, key))).is_file():

@@ -3,7 +3,8 @@
 A folder holds ``model.safetensors``, ``config.yaml``, ``facts.json`` (how it was trained, what it
 reaches, digest of the weights), ``vocabulary.json`` (the classes it was trained on) and, if its
 prompts are its own, ``prompts.txt`` or ``name_prompts.json``, and ``concepts.json`` if it has a
-concept dictionary. Of the facts these decide what a user
+concept dictionary. If its classes share a probability, ``class_embeddings.safetensors`` has theirs,
+so that other names are scored beside them without a delay. Of the facts these decide what a user
 gets: ``score_threshold``, the default below which detections are dropped; ``learned_from``, what
 kind of pictures it knows; ``attributes``, how far attributes can be relied on.
 """
@@ -28,6 +29,7 @@ MODELS = Path(__file__).with_name("models")
 DEFAULT_MODEL = "mini"
 WEIGHTS, CONFIG, FACTS = "model.safetensors", "config.yaml", "facts.json"
 VOCABULARY, CONCEPTS = "vocabulary.json", "concepts.json"
+KNOWN_ROWS = "class_embeddings.safetensors"
 DICTIONARY_KEY = "MODEL.DETCLIP.DICTIONARY"
 # Files in a folder that stand for what the keys named where the model was trained.
 PROMPTS = {
@@ -122,6 +124,12 @@ def config_of(folder: Path) -> CfgNode:
         if (folder / file).is_file():
             cfg.merge_from_list([key, str(folder / file)])
     return cfg
+
+
+def known_rows_beside(weights: str | os.PathLike) -> Path | None:
+    """The embeddings of a model's own classes in the folder of its weights; None without any."""
+    path = Path(weights).with_name(KNOWN_ROWS) if os.fspath(weights) else None
+    return path if path is not None and path.is_file() else None
 
 
 def facts_of(name: str | os.PathLike) -> dict[str, Any]:

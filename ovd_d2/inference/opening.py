@@ -59,6 +59,7 @@ class WantedClasses:
         negatives: names that compete and are not reported.
         thresholds: a .json of least scores per name.
         synonyms: "mean" or "max".
+        alone: names and examples do not compete with what else the model was trained with.
     """
 
     vocabulary: str = ""
@@ -67,6 +68,7 @@ class WantedClasses:
     negatives: str = ""
     thresholds: Path | None = None
     synonyms: str = "mean"
+    alone: bool = False
 
     @property
     def rules(self) -> dict[str, Any]:
@@ -94,6 +96,11 @@ class WantedClasses:
         Raises:
             OVDError: naming what is wrong.
         """
+        if self.alone and not (self.vocabulary or self.examples):
+            raise OVDError(
+                "alone is for names of a vocabulary and for examples, and there are none: leave it "
+                "out, or say what to look for."
+            )
         check_rules("" if self.examples else self.vocabulary, **self.rules)
         files = [name for name in (self.vocabulary, self.negatives, self.thresholds) if name]
         if (wanted := self.by_examples) is not None:
@@ -139,10 +146,10 @@ def open_with_classes(
     predictor = open_predictor(
         model, config_file, weights, score_threshold=score_threshold,
         vocabulary=None if rules else classes,  # with rules they are set once, with these
-        **options,
+        alone=wanted.alone, **options,
     )  # fmt: skip
     if rules and (classes := classes or predictor.vocabulary):
-        predictor.set_vocabulary(classes, **rules)
+        predictor.set_vocabulary(classes, **rules, alone=wanted.alone)
     if predictor.vocabulary is None:
         raise OVDError('The model does not bring its classes along: add --vocab "cat, red mug".')
     return predictor

@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ovd_d2.data.model_kind import brings_weights
 from ovd_d2.errors import OVDError
 from ovd_d2.files.images import COLOUR_ORDERS, Picture, to_rgb
 from ovd_d2.language import ClassEmbedder, Vocabulary, VocabularyLike
+from ovd_d2.language.known_rows import KnownRows
 from ovd_d2.modeling import get_vocabulary, set_vocabulary
 from ovd_d2.modeling.open_vocabulary import part_with
 from ovd_d2.structures.grounding import Span, TokenSpans
@@ -32,15 +34,21 @@ from .arguments import (
     wanted_vocabulary,
 )
 from .attributes import AttributeExpansion
-from .example_vocabulary import ByExamples, given_examples, own_embedder, wanted_classes
+from .example_vocabulary import (
+    ByExamples,
+    given_examples,
+    is_typed,
+    own_embedder,
+    wanted_classes,
+)
 from .examples import ExamplesLike
 from .grounding import Grounding, as_caption, check_reads_captions
-from .model_folders import config_and_weights, facts_of
+from .model_folders import config_and_weights, facts_of, known_rows_beside
 from .name_thresholds import ThresholdsLike
 from .open_detector import inference_config, open_detector, to_sample, trained_vocabulary
 from .pictures import each_picture, is_single
 from .prediction import Prediction
-from .ruled_detector import RuledDetector, ruled_detector
+from .ruled_detector import RuledDetector, ruled_detector, shares_probability
 from .tiles import Tiles, detect_in_tiles, wanted_tiles
 
 logger = logging.getLogger(__name__)
@@ -60,7 +68,8 @@ class OpenVocabPredictor:
 
     Attributes:
         facts: what the folder of the model tells about it (``facts.json``); empty without one.
-        rules: what negatives, thresholds of names or synonyms made of it; None without any.
+        rules: what negatives, competitors, thresholds of names or synonyms made of it; None without
+            any.
     """
 
     def __init__(
@@ -74,6 +83,7 @@ class OpenVocabPredictor:
         topk: int | None = None,
         input_format: str = "BGR",
         batch_size: int = 4,
+        alone: bool = False,
     ) -> None:
         """
         Args:
@@ -87,6 +97,7 @@ class OpenVocabPredictor:
             input_format: colour order of arrays and tensors, "BGR" (as ``cv2.imread`` gives and
                 Detectron2's ``DefaultPredictor`` takes) or "RGB". Files and PIL images know theirs.
             batch_size: pictures of one size that go through the model together.
+            alone: see :meth:`set_vocabulary`.
 
         Raises:
             OVDError: naming the file, key or argument.
@@ -102,19 +113,23 @@ class OpenVocabPredictor:
         if not (weights or brings_weights(cfg)):
             raise OVDError("No weights: give the checkpoint, or set MODEL.WEIGHTS in the config.")
         self._trained = trained_vocabulary(cfg)
-        classes = self._trained
+        if isinstance(vocabulary, Iterator):
+            vocabulary = list(vocabulary)
         by_examples = given_examples(vocabulary)
         if vocabulary is not None and by_examples is None:
-            classes = wanted_vocabulary(vocabulary, self._trained)
+            wanted_vocabulary(vocabulary)  # bad names are found before the model is opened
         self._attributes: AttributeExpansion | None = None
         self.rules: RuledDetector | None = None
         self.cfg = _inference_config(cfg, self.device, score_threshold, topk)
         self._score_threshold = score_threshold
         self.model = open_detector(self.cfg, weights, self._trained)
-        self._words = own_embedder(self.model)
-        set_vocabulary(self.model, classes if by_examples is None else None)
-        if by_examples is not None:
-            self.set_vocabulary(by_examples)
+        self._words = self._words_beside_trained = own_embedder(self.model)
+        if self._words is not None and self._trained is not None:
+            rows = known_rows_beside(weights)
+            self._words_beside_trained = KnownRows(self._words, self._trained, rows)
+        set_vocabulary(self.model, self._trained if vocabulary is None else None)
+        if vocabulary is not None:
+            self.set_vocabulary(by_examples or vocabulary, alone=alone)
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> "OpenVocabPredictor":
@@ -177,6 +192,7 @@ class OpenVocabPredictor:
         negatives: VocabularyLike | None = None,
         thresholds: ThresholdsLike | None = None,
         synonyms: str = "mean",
+        alone: bool = False,
     ) -> None:
         """Swaps the classes to look for. Their embeddings are made by the config's TEXT_ENCODER and
         PROMPTS and cached on disk.
@@ -199,18 +215,26 @@ class OpenVocabPredictor:
             synonyms: "mean": a class is one text, made of its words as the model was trained to
                 (MODEL.OPEN_VOCAB.USE_SYNONYMS: the mean of their embeddings). "max": each of its
                 words is looked for, see :meth:`~ovd_d2.inference.class_rules.ClassRules.apply`.
+            alone: where classes share a probability (softmax), names in a string, list or file, and
+                classes by examples, are scored beside all other classes that the model was trained
+                with: these compete and are not reported. Otherwise two names would share what 160
+                learned to share. True: they are scored alone, as those of a data set and of a
+                :class:`Vocabulary` always are.
 
         Raises:
             OVDError: no usable names or examples, a name that is a negative too, a threshold of
                 none of them, a model that cannot, or no encoder; the present classes stay.
         """
         if vocabulary is None:
-            self._set_no_vocabulary(negatives, thresholds)
+            self._set_no_vocabulary(negatives, thresholds, alone)
             return
-        names, embedder = wanted_classes(self, vocabulary)
+        competing = not alone and is_typed(vocabulary) and shares_probability(self.model)
+        words = self._words_beside_trained if competing else self._words
+        names, embedder = wanted_classes(self, vocabulary, words)
         rules = ruled_detector(
             self.model, names, negatives, thresholds, synonyms,
             trained=self._trained,
+            competing=competing,
             score_threshold=self._score_threshold,
             default_threshold=self.score_threshold,
             topk=self.cfg.TEST.DETECTIONS_PER_IMAGE,
@@ -219,16 +243,17 @@ class OpenVocabPredictor:
         self._attributes, self.rules = None, rules
 
     def _set_no_vocabulary(
-        self, negatives: VocabularyLike | None, thresholds: ThresholdsLike | None
+        self, negatives: VocabularyLike | None, thresholds: ThresholdsLike | None, alone: bool
     ) -> None:
         if part_with(self.model, "finds_objects") is None:
             raise OVDError(
                 f"vocabulary is None, but {type(self.model).__name__} finds named classes alone: "
                 "give their names."
             )
-        if negatives is not None or thresholds is not None:
+        if negatives is not None or thresholds is not None or alone:
             raise OVDError(
-                "negatives and thresholds are of names: give a vocabulary too, or leave them out."
+                "negatives, thresholds and alone are of names: give a vocabulary too, or leave "
+                "them out."
             )
         set_vocabulary(self.model, None)
         self._attributes = self.rules = None
@@ -244,15 +269,19 @@ class OpenVocabPredictor:
             OVDError: no vocabulary yet, no usable attribute, or a model that cannot; nothing
                 changes then.
         """
-        names = get_vocabulary(self.model)
+        rules = self.rules
+        names = get_vocabulary(self.model) if rules is None else rules.vocabulary
         if names is None:
             raise OVDError("There is nothing to describe: call set_vocabulary first.")
-        if self.rules is not None:
+        if rules is not None and rules.is_asked:
             raise OVDError(
                 "Attributes go with neither negatives, thresholds of names nor synonyms='max': "
                 "call set_vocabulary without them first."
             )
-        self._attributes = AttributeExpansion(self.model, names, as_attributes(attributes))
+        self._attributes = AttributeExpansion(
+            self.model, names, as_attributes(attributes),
+            room=nullcontext if rules is None else rules.room,
+        )  # fmt: skip
         if self.facts.get("attributes"):
             logger.warning("Attributes of this model: %s", self.facts["attributes"])
 
@@ -392,17 +421,17 @@ class OpenVocabPredictor:
             by_size.setdefault(tuple(sample["image"].shape), []).append(i)
         found: dict[int, dict[str, Instances | Tensor]] = {}
         for members in by_size.values():
+            layer = self._attributes or self.rules
             with torch.no_grad():
-                layer = self._attributes or self.rules
                 outputs = (layer.detect if layer else self.model)([samples[i] for i in members])
             for i, output in zip(members, outputs):
                 if "sem_seg" in output:
                     found[i] = {"sem_seg": output["sem_seg"].cpu()}
                 else:
                     instances = output["instances"].to("cpu")
-                    found[i] = {
-                        "instances": instances if self.rules else self._good_enough(instances)
-                    }
+                    if layer is None or layer is self._attributes:
+                        instances = self._good_enough(instances)
+                    found[i] = {"instances": instances}
         return [found[i] for i in range(len(images))]
 
     def _good_enough(self, instances: Instances) -> Instances:

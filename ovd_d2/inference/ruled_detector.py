@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
 from ovd_d2.language import Vocabulary, VocabularyLike
+from ovd_d2.language.known_names import competing_names
 from ovd_d2.modeling.detection_choice import changed_choice, detection_choice
 
 from .arguments import wanted_vocabulary
@@ -28,7 +29,10 @@ ROOM = 4  # the model gives so many times the detections that are wanted
 
 
 class RuledDetector:
-    """Names, negatives and synonyms in one pass of the model, and thresholds per name.
+    """Names, negatives, competitors and synonyms in one pass of the model, and thresholds per name.
+
+    *Competitors.* They take their share of the model's softmax and are never found, so that they
+    neither suppress a box nor take a place.
 
     *Negatives.* They compete inside the model as any of its classes (softmax). Whatever the
     model, a detection of a name is dropped if one of a negative scores more and overlaps it by
@@ -36,12 +40,14 @@ class RuledDetector:
 
     *Places.* The model gives :data:`ROOM` times the detections that are wanted, of which those of
     negatives, of other words for a class and below the thresholds are taken away. Should these
-    have filled all places, so that better ones may be missing, a warning says so.
+    have filled all places, so that better ones may be missing, a warning says so. Where nothing is
+    taken away, it gives what is wanted.
 
     Attributes:
         scored: the M rows that the model gets as its vocabulary.
         vocabulary: the K reported classes.
         facts: what was asked for, for whoever writes down what was found.
+        is_asked: False if there are competitors and nothing else.
     """
 
     def __init__(
@@ -83,21 +89,23 @@ class RuledDetector:
             general = default_threshold if thresholds or sums else 0.0
         self._least = [thresholds.get(name, general) for name in rules.reported.names]
         self._lowest = min(self._least) if thresholds or sums else None
-        self.facts = {
-            "negatives": list(rules.negatives),
-            "thresholds": dict(thresholds),
-            "synonyms": rules.synonyms,
-        }
+        self.is_asked = bool(rules.negatives or thresholds or rules.synonyms != "mean")
+        self.facts = {"competitors": rules.competitors} if rules.competitors else {}
+        if self.is_asked:
+            self.facts["negatives"] = list(rules.negatives)
+            self.facts["thresholds"] = dict(thresholds)
+            self.facts["synonyms"] = rules.synonyms
 
     def detect(self, samples: list[dict[str, Any]]) -> list[dict[str, Instances | Tensor]]:
         """As ``model(samples)``, of the reported classes."""
-        with self._room():
+        with self.room():
             outputs = self._model(samples)
             most = -1 if self._choice is None else self._choice.max_detections
         return [self._reported(output, most) for output in outputs]
 
-    def _room(self) -> AbstractContextManager:
-        """The model's own limits, wide enough for all that is taken away afterwards."""
+    def room(self) -> AbstractContextManager:
+        """Inside, the model finds no competitors, and its limits are wide enough for all that is
+        taken away afterwards."""
         choice = self._choice
         if choice is None:
             return nullcontext()
@@ -105,7 +113,9 @@ class RuledDetector:
         if self._lowest is not None:
             of_a_word = self._lowest / self._rules.most_words ** (1 / self._norm)
             least = min(least, choice.threshold_for(of_a_word))
-        return changed_choice(choice, least, self._topk * ROOM)
+        most = self._topk * (ROOM if self.is_asked else 1)
+        found = self._rules.found_rows if self._rules.competitors else None
+        return changed_choice(choice, least, most, found)
 
     def _reported(
         self, output: dict[str, Instances | Tensor], most: int
@@ -136,6 +146,7 @@ def ruled_detector(
     synonyms: str = "mean",
     *,
     trained: Vocabulary | None = None,
+    competing: bool = False,
     **options: Any,
 ) -> RuledDetector | None:
     """The detector for what ``OpenVocabPredictor.set_vocabulary`` was asked for; None if ``model``
@@ -148,15 +159,27 @@ def ruled_detector(
         thresholds: see :func:`as_thresholds`; None: none.
         synonyms: see :func:`class_rules`.
         trained: what the model was trained with, see :func:`wanted_vocabulary`.
+        competing: the classes of ``trained`` that are neither looked for nor negatives compete, if
+            the model's classes share a probability.
         options: of :class:`RuledDetector`.
 
     Raises:
         OVDError: arguments that do not go together, or that the model cannot follow.
     """
     others = None if negatives is None else wanted_negatives(negatives, vocabulary, trained)
-    rules = class_rules(vocabulary, others, synonyms)
+    competitors = None
+    if competing and trained is not None and shares_probability(model):
+        competitors = competing_names([vocabulary, *filter(None, [others])], trained)
+    rules = class_rules(vocabulary, others, synonyms, competitors)
     own = {} if thresholds is None else as_thresholds(thresholds, vocabulary.names)
     return RuledDetector(model, rules, own, **options) if own or not rules.is_plain else None
+
+
+def shares_probability(model: nn.Module) -> bool:
+    """Whether the classes of ``model`` share a probability of 1, so that names that are not asked
+    for make a difference."""
+    choice = detection_choice(model)
+    return choice is not None and math.isfinite(choice.word_norm)
 
 
 def check_rules(

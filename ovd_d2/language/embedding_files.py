@@ -67,7 +67,8 @@ def read_embedding_file(path: Path) -> tuple[Tensor, dict[str, Any]]:
 
     Returns:
         (K, D) fp32 as stored, finite, not necessarily normalised, no zero row; and the manifest,
-        empty for a .npy file that has none. "names", if there, has K entries.
+        empty for a .npy file that has none. "names", if there, has K entries; "competitors", if
+        there, says how many of the last ones only compete.
 
     Raises:
         OVDError: missing, damaged, of another kind, without manifest, or not what it says.
@@ -91,6 +92,12 @@ def read_embedding_file(path: Path) -> tuple[Tensor, dict[str, Any]]:
         raise OVDError(
             f"{manifest_path(path)} does not name each of the {len(content)} rows of {path.name} "
             "by a text of its own; build the file again"
+        )
+    competitors = manifest.get("competitors", 0)
+    if type(competitors) is not int or not 0 <= competitors < max(len(content), 1):
+        raise OVDError(
+            f'{manifest_path(path)}: "competitors" is {competitors!r}, but it counts some of the '
+            f"{len(content)} rows of {path.name}; build the file again"
         )
     return content, manifest
 

@@ -124,11 +124,11 @@ class ExampleEmbedder:
         found = torch.empty(len(vocabulary), self.rows.dim)
         found[by_row] = self.rows.embeddings[[place[vocabulary.names[k]] for k in by_row]]
         if others:
-            found[others] = self.words.embed(_part(vocabulary, others)).embeddings
+            found[others] = self.words.embed(part_of(vocabulary, others)).embeddings
         return TextEmbeddings(found, vocabulary.names, self.encoder_id)
 
 
-def _part(vocabulary: Vocabulary, rows: list[int]) -> Vocabulary:
+def part_of(vocabulary: Vocabulary, rows: list[int]) -> Vocabulary:
     """The classes of these numbers."""
     fields = ("names", "synonyms", "definitions", "is_novel", "image_counts")
     values = {field: getattr(vocabulary, field) for field in fields}

@@ -3,7 +3,7 @@
 Letter: K classes.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -48,6 +48,52 @@ def known_rows(names: Sequence[str], trained: Vocabulary) -> list[int | None]:
     """The class of ``trained`` that each name means; None: a name it does not know."""
     by_word = _rows_by_word(trained)
     return [by_word.get(clean_name(name)) for name in names]
+
+
+def competing_names(wanted: Sequence[Vocabulary], trained: Vocabulary) -> Vocabulary | None:
+    """The classes of ``trained`` that compete with others: those that no class of ``wanted`` means.
+
+    A class means what its name means, and what synonyms of its own mean, which ``trained`` did not
+    give it. A word that is a name of ``trained`` means this class alone, a word that is none means
+    every class that it is a synonym of. A competitor is novel if it would be as a class that is
+    looked for, see :func:`with_known_names`.
+
+    Args:
+        wanted: vocabularies of classes that are looked for, or compete already.
+        trained: the vocabulary that the model was trained with.
+
+    Returns:
+        them, in their order; None: there are none.
+    """
+    meant = _rows_meant([word for one in wanted for word in _own_words(one, trained)], trained)
+    rows = [row for row in range(len(trained)) if row not in meant]
+    if not rows:
+        return None
+    return Vocabulary(
+        names=tuple(trained.names[row] for row in rows),
+        synonyms=tuple(trained.synonyms[row] for row in rows),
+        definitions=tuple(trained.definitions[row] for row in rows),
+        is_novel=tuple(not _has_labels(trained, row) for row in rows),
+    )
+
+
+def _own_words(vocabulary: Vocabulary, trained: Vocabulary) -> list[str]:
+    """Names, and synonyms but those of a class that ``trained`` knows."""
+    words = list(vocabulary.names)
+    for row, synonyms in zip(known_rows(vocabulary.names, trained), vocabulary.synonyms):
+        if row is None or synonyms != trained.synonyms[row]:
+            words += synonyms
+    return words
+
+
+def _rows_meant(words: Sequence[str], trained: Vocabulary) -> set[int]:
+    of_names, of_synonyms = defaultdict(set), defaultdict(set)
+    for row, (name, synonyms) in enumerate(zip(trained.names, trained.synonyms)):
+        of_names[clean_name(name)].add(row)
+        for word in synonyms:
+            of_synonyms[clean_name(word)].add(row)
+    cleaned = {clean_name(word) for word in words}
+    return {row for word in cleaned for row in of_names.get(word) or of_synonyms.get(word, ())}
 
 
 def _rows_by_word(trained: Vocabulary) -> dict[str, int]:

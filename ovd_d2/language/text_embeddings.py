@@ -104,7 +104,8 @@ def load_text_embeddings(
             normalised, or ``.safetensors`` with its manifest.
         vocabulary: the classes wanted. A file that names its rows must name exactly these in this
             order; a file that does not takes their names. Without a vocabulary, unnamed rows are
-            called "class_0", "class_1", ...
+            called "class_0", "class_1", ... Rows that only compete ("competitors" of the manifest)
+            are left out.
 
     Raises:
         OVDError: missing, damaged, stale or wrong file, or one for another vocabulary.
@@ -112,6 +113,8 @@ def load_text_embeddings(
     path = Path(path)
     content, manifest = read_embedding_file(path)
     names = tuple(manifest.get("names") or ())
+    if competitors := manifest.get("competitors", 0):
+        content, names = content[:-competitors], names[:-competitors]
     if vocabulary is not None:
         _check_fits(path, content, names, vocabulary)
         names = vocabulary.names
@@ -202,6 +205,20 @@ class TextEmbeddingBank:
                 found = self._compute(request)
                 _write_cache(path, found, request)
         return found
+
+    def write(self, path: Path, vocabulary: Vocabulary) -> None:
+        """Writes the embeddings of ``vocabulary`` with all that decides them, for :meth:`read`.
+
+        Raises:
+            OVDError: see :meth:`embed`.
+            OSError: ``path`` (.safetensors) cannot be written.
+        """
+        write_embedding_file(path, self.embed(vocabulary).embeddings, self._request(vocabulary))
+
+    def read(self, path: Path, vocabulary: Vocabulary) -> TextEmbeddings | None:
+        """What :meth:`embed` would give, from a file of :meth:`write`; None if there is none, or it
+        was made otherwise, which a warning says."""
+        return _read_cache(path, self._request(vocabulary), warn=True)
 
     def _request(self, vocabulary: Vocabulary) -> dict[str, Any]:
         """What decides the result, as it is written to the manifest."""

@@ -24,12 +24,16 @@ class DetectionChoice(Protocol):
             their p-norm. Infinite, the largest, where words are scored one by one (sigmoid); 1,
             the sum, where the words share a probability of 1 (softmax); 2 for the square root of
             such a share times something else.
+        found_classes: only of choices whose ``word_norm`` is finite: boxes are found of the first
+            so many classes; the others take their share of the probability and nothing else.
+            None: of all.
     """
 
     score_threshold: float
     nms_threshold: float
     max_detections: int
     word_norm: float
+    found_classes: int | None
 
     def threshold_for(self, score: float) -> float:
         """The largest ``score_threshold`` that no detection of at least ``score`` falls below."""
@@ -43,12 +47,21 @@ def detection_choice(model: nn.Module) -> DetectionChoice | None:
 
 @contextmanager
 def changed_choice(
-    choice: DetectionChoice, score_threshold: float, max_detections: int
+    choice: DetectionChoice,
+    score_threshold: float,
+    max_detections: int,
+    found_classes: int | None = None,
 ) -> Iterator[None]:
-    """Inside, the detector chooses by these; afterwards as before."""
-    before = choice.score_threshold, choice.max_detections
-    choice.score_threshold, choice.max_detections = score_threshold, max_detections
+    """Inside, the detector chooses by these; afterwards as before. ``found_classes`` None: as it is
+    now."""
+    wanted = {"score_threshold": score_threshold, "max_detections": max_detections}
+    if found_classes is not None:
+        wanted["found_classes"] = found_classes
+    before = {name: getattr(choice, name) for name in wanted}
     try:
+        for name, value in wanted.items():
+            setattr(choice, name, value)
         yield
     finally:
-        choice.score_threshold, choice.max_detections = before
+        for name, value in before.items():
+            setattr(choice, name, value)

@@ -99,6 +99,17 @@ def test_negatives_are_in_nothing_that_is_written(predict, tmp_path):
     assert coco["info"]["negatives"] == ["wolf", "fox"]
 
 
+def test_other_names_of_the_model_compete_unless_told_not_to(predict):
+    code, said = predict("--alone")
+    assert code == 2 and "alone is for names of a vocabulary and for examples" in said
+    words = ("--vocab", "cat", "--score-threshold", "0.01")
+    together, alone = predict(*words), predict(*words, "--alone")
+    assert together["info"]["competitors"] == 2 and "competitors" not in alone["info"]
+    assert [c["name"] for c in together["categories"]] == ["cat"]
+    best = [max(a["score"] for a in found["annotations"]) for found in (together, alone)]
+    assert best[0] < best[1]
+
+
 def test_thresholds_of_names(predict, tmp_path):
     path = tmp_path / "t.json"
     path.write_text(json.dumps({"cat": 0.0, "red mug": 1.0}))

@@ -14,7 +14,6 @@ from ovd_d2.errors import OVDError
 from ovd_d2.inference import ByExamples, OpenVocabPredictor
 from ovd_d2.inference.example_vocabulary import write_profile
 from ovd_d2.inference.open_detector import to_sample
-from ovd_d2.modeling import get_vocabulary
 
 FIRST, SECOND = make_pixels(120, 160, 1), make_pixels(200, 150, 2)
 BOXES = [(10.0, 20.0, 70.0, 90.0), (50.0, 5.0, 150.0, 110.0), (30.0, 60.0, 140.0, 190.0)]
@@ -40,7 +39,9 @@ def predictor(config, checkpoint):
 
 
 def rows_of(predictor):
-    return predictor.model.roi_heads.box_predictors[0].cls_score.class_embeddings
+    """Of the classes that are looked for, not of what else competes."""
+    rows = predictor.model.roi_heads.box_predictors[0].cls_score.class_embeddings
+    return rows[: len(predictor.vocabulary)]
 
 
 def seen(predictor, pixels, boxes):
@@ -205,7 +206,7 @@ def test_a_profile_of_another_model_is_refused(predictor, config, examples, tmp_
         manifest.write_text(json.dumps({**content, key: value}))
         with pytest.raises(OVDError, match=sentence):
             predictor.set_vocabulary(str(path))
-    assert get_vocabulary(predictor.model).names == ("my mug", "cat", "traffic light")
+    assert predictor.vocabulary.names == ("my mug", "cat", "traffic light")
 
 
 def test_crops_of_the_encoder_and_profiles_of_them(tmp_path, files):

@@ -94,7 +94,7 @@ def measure_exported(
     progress("opens the model")
     predictor, graph = open_graph(model, config_file)
     if vocabulary:
-        predictor.set_vocabulary(vocabulary)
+        predictor.set_vocabulary(vocabulary, alone=True)
     rows = class_embeddings(predictor)
     view = to_sample(pixels, predictor.cfg)["image"]
     given = (view.permute(1, 2, 0).contiguous().numpy(), rows.embeddings.numpy())

@@ -104,6 +104,9 @@ class BlockedScores:
     Scores are those of the dense way up to rounding: the logits are the same bit by bit where BLAS
     multiplies a block as it multiplies a whole, and sums of exp are in fp64 here. Memory: R x K /
     64 floats, and a block.
+
+    Attributes:
+        num_classes: K.
     """
 
     def __init__(self, opinions: Sequence[Opinion], combine: Combination | None = None) -> None:
@@ -114,16 +117,12 @@ class BlockedScores:
                 which rise with the probabilities; None: there is one opinion, which is the score.
         """
         self.opinions = list(opinions)
+        self.num_classes = len(self.opinions[0].classes)
         self._combine = combine or (lambda probabilities, rows, classes: probabilities[0])
 
     def __len__(self) -> int:
         """R."""
         return len(self.opinions[0].regions)
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-        return len(self.opinions[0].classes)
 
     @cached_property
     @torch.no_grad()
@@ -155,7 +154,19 @@ class BlockedScores:
             [opinion.of_rows(rows) for opinion in self.opinions],
             lambda found, wanted, classes: self._combine(found, numbers[wanted], classes),
         )
-        some.maxima = self.maxima[rows]
+        some.num_classes, some.maxima = self.num_classes, self.maxima[rows]
+        return some
+
+    @torch.no_grad()
+    def first(self, count: int) -> "BlockedScores":
+        """Those of the first ``count`` classes; the others keep their share of every softmax."""
+        some = BlockedScores(self.opinions, self._combine)
+        maxima = self.maxima[:, : -(-count // RUN)]
+        if count % RUN:  # the last run has classes of both
+            with torch.autocast(maxima.device.type, enabled=False):
+                last = self._scores(slice(None), slice(count // RUN * RUN, count))
+            maxima = torch.cat([maxima[:, :-1], last.amax(dim=1, keepdim=True)], dim=1)
+        some.num_classes, some.maxima = count, maxima
         return some
 
     @torch.no_grad()

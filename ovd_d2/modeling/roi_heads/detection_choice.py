@@ -51,5 +51,14 @@ class BoxPredictorsChoice:
         for predictor in self._predictors:
             predictor.test_topk_per_image = value
 
+    @property
+    def found_classes(self) -> int | None:
+        return self._predictors[0].found_classes
+
+    @found_classes.setter
+    def found_classes(self, value: int | None) -> None:
+        for predictor in self._predictors:
+            predictor.found_classes = value
+
     def threshold_for(self, score: float) -> float:
         return score

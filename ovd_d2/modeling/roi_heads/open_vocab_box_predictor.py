@@ -26,7 +26,7 @@ from ovd_d2.losses import (
 )
 from ovd_d2.modeling.classifiers import EmbeddingClassifier, build_projection
 
-from .top_pairs_inference import top_pairs_inference
+from .top_pairs_inference import of_first_classes, top_pairs_inference
 
 
 class OpenVocabBoxPredictor(FastRCNNOutputLayers):
@@ -94,6 +94,7 @@ class OpenVocabBoxPredictor(FastRCNNOutputLayers):
         self.use_fed_loss = use_fed_loss
         self.fed_loss_num_classes = fed_loss_num_classes
         self.fed_loss_freq_weight_power = fed_loss_freq_weight_power
+        self.found_classes: int | None = None  # see DetectionChoice
         self.vocabulary: Vocabulary | None = None
         self.register_buffer("excluded", torch.zeros(0, dtype=torch.bool), persistent=False)
         self.register_buffer("sampling_weight", torch.zeros(0), persistent=False)
@@ -197,6 +198,8 @@ class OpenVocabBoxPredictor(FastRCNNOutputLayers):
                 self.test_topk_per_image,
             )
         else:
+            if self.found_classes is not None:
+                probabilities = [of_first_classes(p, self.found_classes) for p in probabilities]
             return top_pairs_inference(
                 boxes,
                 probabilities,

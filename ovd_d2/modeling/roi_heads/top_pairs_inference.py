@@ -85,6 +85,19 @@ def top_pairs_inference(
     return [instances for instances, _ in results], [rows for _, rows in results]
 
 
+def of_first_classes(scores: Tensor | BlockedScores, count: int) -> Tensor | BlockedScores:
+    """Scores of the first ``count`` classes, as :func:`top_pairs_inference` takes them: nothing is
+    computed again, and what shares a probability with the others still does.
+
+    Args:
+        scores: see there, of K classes.
+        count: 1 to K.
+    """
+    if isinstance(scores, BlockedScores):
+        return scores.first(count)
+    return scores[:, : count + 1]  # of the last column it is only looked at whether it is finite
+
+
 def _single_image(
     boxes: Tensor,
     scores: Tensor | BlockedScores,

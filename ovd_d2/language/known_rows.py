@@ -1,0 +1,66 @@
+"""The classes that a model was trained with, embedded once for all vocabularies that have some.
+
+Letters: K classes, D embedding width.
+"""
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ovd_d2.language.class_embedder import ClassEmbedder
+from ovd_d2.language.example_rows import part_of
+from ovd_d2.language.text_embeddings import TextEmbeddingBank, TextEmbeddings
+from ovd_d2.language.vocabulary import Vocabulary
+
+
+class KnownRows:
+    """A class embedder that has the rows of a model's training vocabulary in memory, from the first
+    time on that it is asked.
+
+    Args:
+        words: embeds all other names, and those of ``trained`` once.
+        trained: the vocabulary that the model was trained with.
+        file: their rows by :meth:`TextEmbeddingBank.write`, if there is one: another encoder,
+            prompts or synonyms than those of ``words`` are noticed. None: ``words`` embeds them.
+    """
+
+    def __init__(self, words: ClassEmbedder, trained: Vocabulary, file: Path | None = None) -> None:
+        self.words = words
+        self._trained = trained
+        self._file = file
+
+    @property
+    def encoder_id(self) -> str:
+        """Whose space the rows are in: that of ``words``."""
+        return self.words.encoder_id
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        found = None
+        if self._file is not None and isinstance(self.words, TextEmbeddingBank):
+            found = self.words.read(self._file, self._trained)
+        return (found or self.words.embed(self._trained)).embeddings
+
+    @cached_property
+    def _places(self) -> dict[tuple, int]:
+        return {key: row for row, key in enumerate(_keys(self._trained))}
+
+    def embed(self, vocabulary: Vocabulary) -> TextEmbeddings:
+        """See :class:`~ovd_d2.language.ClassEmbedder`. A class is known if name, synonyms and
+        definition are those of the training vocabulary."""
+        places = [self._places.get(key) for key in _keys(vocabulary)]
+        known = [k for k, row in enumerate(places) if row is not None]
+        others = [k for k, row in enumerate(places) if row is None]
+        if not known:
+            return self.words.embed(vocabulary)
+        found = torch.empty(len(vocabulary), self._rows.shape[1])
+        found[known] = self._rows[[places[k] for k in known]]
+        if others:
+            found[others] = self.words.embed(part_of(vocabulary, others)).embeddings
+        return TextEmbeddings(found, vocabulary.names, self.encoder_id)
+
+
+def _keys(vocabulary: Vocabulary) -> list[tuple]:
+    return list(zip(vocabulary.names, vocabulary.synonyms, vocabulary.definitions))
