@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import warm_processes
 from detectron2.config import get_cfg
 from detectron2.utils.events import EventStorage
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 def train_net(config: str, *words: str, check: bool = True, **environment: str):
     """``python train_net.py --config-file configs/mini/CONFIG ...`` in the checkout."""
     command = [sys.executable, "train_net.py", "--config-file", f"configs/mini/{config}", *words]
-    done = subprocess.run(
+    done = warm_processes.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=280,
         env={**os.environ, **environment},
     )  # fmt: skip
