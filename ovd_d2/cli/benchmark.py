@@ -84,7 +84,7 @@ ROWS = {
     "vild_image": Row("ViLD-image", **_VILD),
     "vild": Row("ViLD", **_VILD),
     "vild_ensemble": Row("ViLD-ensemble", **_VILD),
-    "vild_ensemble_long": Row("ViLD-ensemble, four times as long", **_VILD),
+    "vild_ensemble_long": Row("ViLD-ensemble, four times as long, novel by objectness", **_VILD),
     **{
         f"vild_ensemble_{classes}_by_{count}": Row(
             f"ViLD-ensemble, {classes} classes by {count} example{'s' * (count > 1)}",

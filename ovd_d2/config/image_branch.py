@@ -9,6 +9,7 @@ RULES: Rows = (  # rule, prefix, keys below it
     (COUNT_OR_0, "MODEL.IMAGE_BRANCH.", "PROJECTION_HIDDEN"),
     (whole(-1), "MODEL.IMAGE_BRANCH.", "NUM_CONV CONV_DIM NUM_FC FC_DIM"),
     (each(ABOVE_0), "MODEL.IMAGE_BRANCH.", "CROP_SCALES"),
+    (ABOVE_0, "MODEL.IMAGE_BRANCH.", "NOVEL_POWER"),
 )  # fmt: skip
 
 
@@ -28,6 +29,9 @@ def add_keys(cfg: CN) -> None:
     # What the image branch is averaged with for novel classes in an ensemble: "text", the text
     # branch (ViLD), or "objectness", the RPN's, which does not take them for background.
     _C.NOVEL_PARTNER = "text"
+    # Scores of novel classes in an ensemble are raised to it, above 0. AP of a class stays; above 1
+    # they get lower, so that one score threshold can fit base and novel classes.
+    _C.NOVEL_POWER = 1.0
     # Exponent of the text branch for all classes of a vocabulary without novel ones (DetPro).
     _C.FIXED_WEIGHT = 0.6
     # Shape of the second head; -1: as MODEL.ROI_BOX_HEAD. Not for C4 heads.

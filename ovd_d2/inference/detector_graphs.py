@@ -170,6 +170,7 @@ class EnsembleOfInputs(nn.Module):
         self.base_weight = rule.base_weight
         self.fixed_weight = rule.fixed_weight
         self.novel_partner = rule.novel_partner
+        self.novel_power = rule.novel_power
         self.novel: Tensor | None = None
 
     def forward(
@@ -182,7 +183,9 @@ class EnsembleOfInputs(nn.Module):
         text = text[:, :-1]
         if self.novel_partner == "objectness":
             text = with_objectness_for(text, objectness, self.novel)
-        return F.pad(ensemble_probabilities(text, image, exponents), (0, 1))
+        powers = torch.where(self.novel, self.novel_power, 1.0)
+        scores = ensemble_probabilities(text, image, exponents * powers, (1 - exponents) * powers)
+        return F.pad(scores, (0, 1))
 
 
 class ConceptGraph(DetectorGraph):

@@ -166,6 +166,26 @@ def test_a_summary_of_the_demo_is_taken(root):
     assert "| model | seeds | AP | seconds |" in shown and "| ViLD-text | 1 | 5.0 | 90 |" in shown
 
 
+def test_seeds_of_the_demo_are_put_together(root):
+    def took(seed, value):
+        run = {"title": "ViLD-text", "box": {"AP": value}, "dataset": "d", "seconds": 90.0}
+        content = {"models": {"vild_text": run}, "ovd_d2": "1", "seed": seed}
+        (root / "summary.json").write_text(json.dumps(content))
+        summaries.take(root / "summary.json", root)
+        row = summaries.read_summaries(root)["demo"]["rows"]["vild_text"]
+        return row["seeds"], row["box"]["AP"], [run["seed"] for run in row["runs"]]
+
+    with pytest.raises(OVDError, match="has 0 seeds of vild_text: take the summary of seed 1"):
+        took(2, 7.0)
+    assert took(1, 5.0)[0] == 1
+    with pytest.raises(OVDError, match="has 1 seeds of vild_text: take the summary of seed 2"):
+        took(3, 7.0)
+    took(2, 7.0)
+    assert took(3, 9.0) == (3, {"mean": 7.0, "min": 5.0, "max": 9.0}, [1, 2, 3])
+    assert took(2, 6.0) == (2, {"mean": 5.5, "min": 5.0, "max": 6.0}, [1, 2])
+    assert took(1, 4.0)[0] == 1
+
+
 def test_a_picture_is_drawn_again_when_its_numbers_change_alone(root):
     assert figures.update_figures(root, write=True) == ["docs/images/benchmark_rkd.png"]
     file = figures.figure_file("rkd", root)

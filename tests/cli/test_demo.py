@@ -12,6 +12,12 @@ from PIL import Image
 from ovd_d2.cli import app, demo
 
 
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    """Trainings that take no time need no torchrun."""
+    monkeypatch.setattr(demo, "PROCESSES", 1)
+
+
 def calls(checkout):
     return (checkout / "calls.txt").read_text().splitlines()
 
@@ -24,15 +30,16 @@ def run(*words):
 
 
 @pytest.mark.slow
-def test_all_models_as_a_process(checkout):
+def test_two_models_as_a_process(checkout):
     ovd = str(Path(sys.executable).with_name("ovd"))
-    names = [name for name in demo.MODELS if name not in demo.NEEDS_REGIONS]
+    names = ["vild_text", "vild_text_mask"]
     words = [ovd, "demo", "--models", ",".join(names)]
     result = subprocess.run(words, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stdout + result.stderr
     lines = result.stdout.splitlines()
     commands = [line for line in lines if line.startswith("$ ")]
     assert commands[0].endswith("ovd mini build")
+    assert all(" -m torch.distributed.run " in line for line in commands[1:])
     assert [line.split(" train_net.py ")[1] for line in commands[1:]] == [
         f"--config-file configs/mini/{name}.yaml OUTPUT_DIR output/demo/{name}" for name in names
     ]
@@ -67,6 +74,16 @@ def test_distilled_models_wait_for_the_regions_of_the_proposer(checkout, no_mini
     assert "--proposals rpn:here/vild_text/model_final.pth --encoder mini-teacher" in built
     summary = json.loads((checkout / "here/summary.json").read_text())
     assert list(summary["models"]) == ["vild_ensemble", "supervised_all"]
+    assert summary["seed"] == 1
+
+
+def test_the_longer_ensemble_goes_on_from_the_proposer(checkout, no_mini_build):
+    assert run("--out", "here", "--seed", "2") == 0
+    first, second = calls(checkout)
+    assert "MODEL.WEIGHTS" not in first
+    assert "MODEL.WEIGHTS here/vild_text/model_final.pth" in second
+    assert first.endswith("SEED 2") and "SEED 2" in second
+    assert json.loads((checkout / "here/summary.json").read_text())["seed"] == 2
 
 
 def test_finished_runs_are_kept_and_changed_ones_moved_aside(checkout, no_mini_build, capsys):

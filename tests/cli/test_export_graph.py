@@ -45,7 +45,7 @@ def graph(tmp_path_factory, scenes):
 def test_what_export_says(graph):
     out, said = graph
     assert "inputs image, class_embeddings, is_novel; outputs boxes, scores, classes" in said
-    assert "score threshold 0.08" in said and "checked on 2 pictures, at two sizes" in said
+    assert "score threshold 0.39" in said and "checked on 2 pictures, at two sizes" in said
     assert json.loads((out / "graph.json").read_text())["encoder_id"].startswith("mini-teacher@")
 
 

@@ -312,10 +312,11 @@ def test_what_no_graph_can_hold_is_refused(zoo_cfg, family, opts, reason):
         graph_of(model)
 
 
+@pytest.mark.parametrize("power", [1.0, 3.5])
 @pytest.mark.parametrize("partner", ["text", "objectness"])
 @pytest.mark.parametrize("novel", [[False, True, True], [False] * 3])
-def test_the_ensemble_of_a_graph_is_that_of_the_model(partner, novel):
-    rule = ScoreRule(combine="ensemble", novel_partner=partner)
+def test_the_ensemble_of_a_graph_is_that_of_the_model(partner, novel, power):
+    rule = ScoreRule(combine="ensemble", novel_partner=partner, novel_power=power)
     graph = EnsembleOfInputs(rule)
     graph.novel = torch.tensor(novel)
     text, image, objectness = torch.rand(5, 4), torch.rand(5, 3), torch.rand(5)

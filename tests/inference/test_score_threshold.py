@@ -91,30 +91,29 @@ def test_choosing_needs_all_scores(config, checkpoint):
 
 def test_the_shipped_model_says_what_its_default_was_chosen_on():
     facts = read_facts(model_folder("mini"))
-    assert 0 < facts["score_threshold"] < 0.3
-    assert facts["score_threshold_chosen"]["dataset"] == "mini_v1_val"
+    chosen = facts["score_threshold_chosen"]
+    assert chosen["dataset"] == "mini_v1_val"
+    assert f1(chosen["base"]) > 0.5 and f1(chosen["novel"]) > 0.36
     assert "drawings" in facts["learned_from"]
     assert (MODELS / "mini" / FACTS).is_file()
 
 
 @pytest.mark.slow
-def test_the_shipped_model_finds_novel_objects_by_default(mini_root, capsys):
-    """100 test images: objects found by the stored vocabulary and by names that a user types, at
-    the old default and the model's own."""
+def test_the_shipped_model_finds_base_and_novel_objects_by_default(mini_root):
+    """Its own threshold, on images it was not chosen on, by the stored vocabulary and by names that
+    a user types; and near the best on some that it was chosen on."""
     from ovd_d2 import register
 
     register()
     predictor = OpenVocabPredictor.from_pretrained("mini", device="cpu", score_threshold=0.01)
     own = read_facts(model_folder("mini"))["score_threshold"]
-    stored = match_data_set(predictor, "mini_v1_test", 100)
-    typed = match_data_set(predictor, "mini_v1_test", 100, by_name=True)
-    with capsys.disabled():
-        for name, found in (("stored vocabulary", stored), ("typed names", typed)):
-            for threshold in (0.3, own):
-                print(f"\n{name} at {threshold}: {found.counts(threshold)}", end="")
+    stored = match_data_set(predictor, "mini_v1_test", 60)
+    typed = match_data_set(predictor, "mini_v1_test", 60, by_name=True)
     assert typed.counts(own) == stored.counts(own)
-    before, after = stored.counts(0.3), stored.counts(own)
-    assert before["novel"]["found"] <= 5 and after["novel"]["found"] >= 22
-    assert after["base"]["found"] >= before["base"]["found"]
-    chosen = choose_score_threshold(predictor, "mini_v1_val", 150)
-    assert chosen["score_threshold"] == pytest.approx(own, abs=0.02)
+    assert f1(stored.counts(own)["base"]) > 0.45 and f1(stored.counts(own)["novel"]) > 0.3
+    seen = match_data_set(predictor, "mini_v1_val", 60)
+    assert seen.quality(own) > 0.95 * seen.quality(seen.best_threshold())
+
+
+def f1(count):
+    return 2 * count["found"] / (count["of"] + count["detections"])

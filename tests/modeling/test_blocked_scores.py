@@ -48,17 +48,21 @@ def make_case(kind, R, K, seed=0, *, dim=6, span=3, scale=0.5, distinct=0):
     )
     rule = None
     if "ensemble" in kind or "objectness" in kind:
-        rule = ScoreRule(combine="ensemble" if "ensemble" in kind else "objectness")
+        rule = ScoreRule(
+            combine="ensemble" if "ensemble" in kind else "objectness",
+            novel_partner="objectness" if kind == "cascade ensemble" else "text",
+            novel_power=3.0 if kind == "cascade ensemble" else 1.0,
+        )
     objectness = torch.rand(R, generator=generator)
     is_novel = (torch.rand(K, generator=generator) < 0.3).tolist()
-    exponents = rule.exponents(is_novel) if "ensemble" in kind else None
+    weights = rule.class_weights(is_novel) if "ensemble" in kind else None
     return SimpleNamespace(
-        texts=texts, image=image, rule=rule, objectness=objectness, exponents=exponents
+        texts=texts, image=image, rule=rule, objectness=objectness, weights=weights
     )
 
 
 def in_blocks(case) -> BlockedScores:
-    return _fused(case.texts, case.image, case.objectness, case.rule, case.exponents)
+    return _fused(case.texts, case.image, case.objectness, case.rule, case.weights)
 
 
 def table_of(opinion, exactly_like: Opinion | None = None):
@@ -82,7 +86,7 @@ def dense(case, exactly=False):
         return text
     image = None if case.image is None else table_of(case.image, case.image if exactly else None)
     padded = torch.cat([text, text[:, :1]], dim=1)
-    novel = [] if case.exponents is None else (case.exponents < 0.5).tolist()
+    novel = [] if case.weights is None else (case.weights.text < case.weights.image).tolist()
     return case.rule(padded, image, case.objectness, novel)[:, :-1]
 
 
@@ -107,7 +111,7 @@ def same(case, boxes, *settings):
     table = dense(case, exactly=True)
     finite = table.isfinite().all(dim=1)
     assert torch.equal(scores.is_finite(), finite)
-    rtol = 1e-6 if case.exponents is None else 1e-5  # exp of logarithms as low as -80
+    rtol = 1e-6 if case.weights is None else 1e-5  # exp of logarithms as low as -80
     torch.testing.assert_close(table[finite], dense(case)[finite], rtol=rtol, atol=1e-15)
     theirs = detect(boxes, torch.cat([table, table[:, :1]], dim=1), *settings)
     for name, a, b in zip(("boxes", "scores", "classes", "rows"), mine, theirs):
@@ -204,8 +208,8 @@ def test_all_scores_equal(kind):
         opinion.background = None
     boxes = torch.arange(320.0)[:, None] + torch.tensor([0.0, 0.0, 0.2, 9.0])
     boxes[:, [1, 3]] = torch.tensor([3.0, 12.0])
-    if case.exponents is not None:
-        case.exponents[:] = 0.6
+    if case.weights is not None:
+        case.weights = case.rule.class_weights([False] * 2000)
     _, scores, classes, rows = same(case, boxes % 60, 0.0, 0.5, 50)
     assert (scores == scores[0]).all()
     assert rows.tolist() == [0] * 50 and classes.tolist() == list(range(50))

@@ -48,16 +48,16 @@ def test_ensemble_is_the_equation(novel):
     text[0, 0] = image[3, 1] = text[5, 2] = image[5, 2] = 0
     exponents = text_exponents(is_novel, 2 / 3, 0.6)
     expected = slow_ensemble(text, image, is_novel, 2 / 3, 0.6)
-    torch.testing.assert_close(
-        ensemble_probabilities(text, image, exponents), expected, rtol=1e-9, atol=1e-9
-    )
-    assert ensemble_probabilities(text, image, exponents)[0, 0] == 0
+    found = ensemble_probabilities(text, image, exponents, 1 - exponents)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert found[0, 0] == 0
 
 
 def test_the_released_cube_root():
     """The TPU code's form of lambda = 2/3: cube root of p_text * p_img * (p_text or p_img)."""
     text, image = torch.rand(2, 4, 2, dtype=torch.float64)
-    scores = ensemble_probabilities(text, image, text_exponents((False, True), 2 / 3, 0.6))
+    exponents = text_exponents((False, True), 2 / 3, 0.6)
+    scores = ensemble_probabilities(text, image, exponents, 1 - exponents)
     base = (text[:, 0] ** 2 * image[:, 0]) ** (1 / 3)
     novel = (text[:, 1] * image[:, 1] ** 2) ** (1 / 3)
     torch.testing.assert_close(scores, torch.stack([base, novel], 1), rtol=1e-9, atol=1e-9)
@@ -67,7 +67,8 @@ def test_the_released_cube_root():
 def test_the_ends_of_the_weighting_are_one_branch(weight):
     text, image = torch.rand(2, 4, 3)
     text[0, 0] = image[0, 1] = 0
-    scores = ensemble_probabilities(text, image, torch.full((3,), weight))
+    exponents = torch.full((3,), weight)
+    scores = ensemble_probabilities(text, image, exponents, 1 - exponents)
     torch.testing.assert_close(scores, text if weight else image)
 
 
@@ -371,6 +372,28 @@ def test_novel_classes_by_objectness():
     unknown = [False] * 3
     plain = ScoreRule(combine="ensemble")(text, image, objectness, unknown)
     assert torch.equal(rule(text, image, objectness, unknown), plain)
+
+
+@pytest.mark.parametrize("partner", ["text", "objectness"])
+def test_a_power_of_novel_scores(partner):
+    """Novel columns are raised to it; base ones, and vocabularies that mark none as novel, stay."""
+    text, image = torch.rand(5, 4, dtype=torch.float64).softmax(1), torch.rand(5, 3).double()
+    objectness, novel = torch.rand(5, dtype=torch.float64), [False, True, False]
+    rule = ScoreRule(combine="ensemble", novel_partner=partner, novel_power=3.5)
+    plain = ScoreRule(combine="ensemble", novel_partner=partner)
+    expected = plain(text, image, objectness, novel)
+    expected[:, 1] **= 3.5
+    torch.testing.assert_close(rule(text, image, objectness, novel), expected)
+    unknown = [False] * 3
+    torch.testing.assert_close(
+        rule(text, image, objectness, unknown), plain(text, image, objectness, unknown)
+    )
+
+
+@pytest.mark.parametrize("power", [0.0, -1.0, float("nan")])
+def test_a_power_that_is_none_is_named(power):
+    with pytest.raises(OVDError, match="NOVEL_POWER is .*; it must be above 0"):
+        ScoreRule(combine="ensemble", novel_power=power)
 
 
 def test_an_unknown_partner_is_named():

@@ -40,6 +40,7 @@ class Run:
         settings: KEY value overrides.
         weights: evaluate these instead of training.
         inputs: texts that decide the outcome beside config and settings.
+        processes: that a training is split over, by torchrun; they decide the outcome, too.
         digest: of everything that decides the outcome; set by :func:`prepare`.
     """
 
@@ -50,11 +51,16 @@ class Run:
     settings: tuple[str, ...] = ()
     weights: str = ""
     inputs: tuple[str, ...] = field(default=(), repr=False)
+    processes: int = 1
     digest: str = ""
 
     def command(self, *, resume: bool = False) -> list[str]:
         """What trains and evaluates it."""
-        words = [sys.executable, "train_net.py", "--config-file", self.config]
+        words = [sys.executable]
+        if self.processes > 1:  # --standalone: at a port of its own
+            words += ["-m", "torch.distributed.run", "--standalone"]
+            words += ["--nproc-per-node", str(self.processes)]
+        words += ["train_net.py", "--config-file", self.config]
         words += ["--eval-only", "MODEL.WEIGHTS", self.weights] if self.weights else []
         words += ["--resume"] if resume and not self.weights else []
         return [*words, "OUTPUT_DIR", str(self.folder), *self.settings]
@@ -127,9 +133,8 @@ def prepare(run: Run, root: Path, say: Say) -> Run:
     """
     manifest = Path(os.environ.get("DETECTRON2_DATASETS") or "datasets") / "mini-v1/manifest.json"
     data = (root / manifest).read_text(encoding="utf-8") if (root / manifest).is_file() else ""
-    digest = config_digest(
-        root / run.config, run.settings, run.weights, run.inputs, data, __version__
-    )
+    inputs = (*run.inputs, f"{run.processes} processes") if run.processes > 1 else run.inputs
+    digest = config_digest(root / run.config, run.settings, run.weights, inputs, data, __version__)
     run = replace(run, digest=digest)
     folder = root / run.folder
     others = folder.is_dir() and any(folder.iterdir())
@@ -157,11 +162,11 @@ def perform(
     watch: Watch,
     ended: Callable[[Run, float], None] = lambda run, seconds: None,
 ) -> None:
-    """Runs what is not finished, ``at_once`` processes side by side (0: as many as cores).
+    """Runs what is not finished, ``at_once`` of them side by side (0: as many as cores).
 
     Args:
         runs: prepared.
-        at_once: each gets its share of the cores as threads.
+        at_once: the processes of each get their share of the cores as threads.
         root: the checkout.
         logs: folder for the console output, one file per run.
         say: shows a line.
@@ -178,8 +183,9 @@ def perform(
     todo = [run for run in runs if not run.is_finished(root)]
     if not todo:
         return
-    at_once = min(at_once or cores(), len(todo))
-    threads = str(max(1, cores() // at_once))
+    processes = max(run.processes for run in todo)
+    at_once = min(at_once or max(1, cores() // processes), len(todo))
+    threads = str(max(1, cores() // (at_once * processes)))
     jobs: dict[str, Job] = {}
     before: dict[str, float] = {}
     for run in todo:
@@ -199,7 +205,8 @@ def perform(
         if job.exit_code == 0:
             ended(named[job.name], seconds)
 
-    say(f"{at_once} at once, {threads} thread(s) each; output in {logs}")
+    split = f"{processes} processes each, " if processes > 1 else ""
+    say(f"{at_once} at once, {split}{threads} thread(s) each; output in {logs}")
     try:
         with watch(jobs, {run.name: root / run.folder for run in todo}) as look:
             run_side_by_side(

@@ -112,6 +112,7 @@ def take(file: Path, root: Path, order: Sequence[str] = ()) -> dict[str, list[st
     """Puts the rows of a run's ``summary.json`` into the kept summaries of their families.
 
     Rows that were there are replaced, others stay. Folders of the machine it ran on are not kept.
+    A file of ``ovd demo --seed 2`` adds to the rows of seed 1, and so on.
 
     Args:
         file: as ``ovd benchmark`` or ``ovd demo`` wrote it.
@@ -122,7 +123,8 @@ def take(file: Path, root: Path, order: Sequence[str] = ()) -> dict[str, list[st
         family -> the rows that it got.
 
     Raises:
-        OVDError: it is no such file or has no rows, a row is of no family, or of another data set.
+        OVDError: it is no such file or has no rows, a row is of no family, or of another data set,
+            or seeds before it are missing.
     """
     found = read_summary(file)
     taken: dict[str, dict[str, Any]] = {}
@@ -135,13 +137,29 @@ def take(file: Path, root: Path, order: Sequence[str] = ()) -> dict[str, list[st
                 f"{file}: row {name} has no runs that name their data set; take what "
                 "`ovd benchmark` wrote."
             )
-        taken.setdefault(family_of(name, of_demo=found.get("of_demo", False)), {})[name] = row
+        family = family_of(name, of_demo=found.get("of_demo", False))
+        if (seed := found.get("seed", 1)) > 1:
+            row = _with_seeds_before(name, row, seed, summary_file(family, root))
+        taken.setdefault(family, {})[name] = row
     for family, new in taken.items():
         if (name := FAMILIES[family].beside) in rows:
             facts = {key: rows[name][key] for key in ("command", "ovd_d2") if key in rows[name]}
             new[name] = row_summary(rows[name]["title"], rows[name]["runs"][:1], **facts)
         _merge(new, summary_file(family, root), file, list(order))
     return {family: list(new) for family, new in taken.items()}
+
+
+def _with_seeds_before(name: str, row: Mapping[str, Any], seed: int, kept: Path) -> dict[str, Any]:
+    """A row of one run, its ``seed`` above 1, with the runs of the seeds before that are kept."""
+    rows = read_summary(kept)["rows"] if kept.is_file() else {}
+    before = rows.get(name, {}).get("runs", [])[: seed - 1]
+    if len(before) < seed - 1:
+        raise OVDError(
+            f"{kept} has {len(before)} seeds of {name}: take the summary of seed {len(before) + 1} "
+            f"before that of seed {seed}."
+        )
+    facts = {key: row[key] for key in ("command", "ovd_d2")}
+    return row_summary(row["title"], [*before, {**row["runs"][0], "seed": seed}], **facts)
 
 
 def _merge(new: Mapping[str, Any], kept: Path, file: Path, order: list[str]) -> None:
@@ -164,7 +182,7 @@ def _of_demo(content: Mapping[str, Any]) -> dict[str, Any]:
     rows = {
         name: row_summary(run["title"], [run], **facts) for name, run in content["models"].items()
     }
-    return {"rows": rows, "of_demo": True}
+    return {"rows": rows, "of_demo": True, "seed": int(content.get("seed", 1))}
 
 
 def _without_folder(found: Mapping[str, Any]) -> dict[str, Any]:

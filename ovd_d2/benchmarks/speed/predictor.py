@@ -25,6 +25,7 @@ from ovd_d2.inference.model_folders import DEFAULT_MODEL
 from ovd_d2.inference.predict_files import find_images
 from ovd_d2.inference.predictor import OpenVocabPredictor
 
+LEAST = 0.05  # score threshold: low, so that drawn shapes have detections to compare
 SIZES = ((640, 480), (640, 427), (480, 640), (640, 480))  # width, height; COCO's commonest
 WARM_UP = 4
 SAME = 1e-3  # pixels and probabilities: kernels may add in another order in a batch
@@ -108,7 +109,9 @@ def measure_folder(
     """
     if min(images, repeats) < 1:
         raise OVDError("Numbers of images and repeats have to be 1 or more.")
-    predictor = OpenVocabPredictor.from_pretrained(model, device=device, batch_size=batch_size)
+    predictor = OpenVocabPredictor.from_pretrained(
+        model, device=device, batch_size=batch_size, score_threshold=LEAST
+    )
     with tempfile.TemporaryDirectory() as work:
         files = gather(Path(work), folder, images)
         for file in files[:WARM_UP]:

@@ -13,7 +13,7 @@ from ovd_d2.modeling.classifiers import EmbeddingClassifier
 
 from .blocked_scores import MOST_DENSE_CLASSES, BlockedScores, Opinion
 from .open_vocab_box_predictor import OpenVocabBoxPredictor
-from .score_fusion import ScoreRule
+from .score_fusion import ClassWeights, ScoreRule
 
 
 class BlockedScoring:
@@ -42,13 +42,12 @@ class BlockedScoring:
                     boxes[i], objectness[i] = boxes[i][rows], objectness[i][rows]
                     texts[i] = [opinion.of_rows(rows) for opinion in texts[i]]
             seconds = self.image_branch.opinions(pooled, boxes, images)
-        exponents = chosen = None
+        weights = None
         if self.score_rule is not None and self.score_rule.combine == "ensemble":
-            exponents = self.score_rule.exponents(self.is_novel).to(boxes[0].device)
-            chosen = self.score_rule.by_objectness(self.is_novel)
-            chosen = None if chosen is None else chosen.to(boxes[0].device)
+            every = self.score_rule.class_weights(self.is_novel)
+            weights = ClassWeights(*(part.to(boxes[0].device) for part in every))
         return boxes, [
-            _fused(*opinions, self.score_rule, exponents, chosen)
+            _fused(*opinions, self.score_rule, weights)
             for opinions in zip(texts, seconds, objectness)
         ]
 
@@ -126,8 +125,7 @@ def _fused(
     image: Opinion | None,
     objectness: Tensor | None,
     rule: ScoreRule | None,
-    exponents: Tensor | None,
-    chosen: Tensor | None = None,
+    weights: ClassWeights | None,
 ) -> BlockedScores:
     """The scores of an image: those of the text branch, the mean over its stages, or what ``rule``
     makes of them, the image branch's ``image`` and the proposals' ``objectness``."""
@@ -140,8 +138,7 @@ def _fused(
         if rule is None:
             return text
         second = None if image is None else found[-1]
-        weights = None if exponents is None else exponents[classes]
-        by_objectness = None if chosen is None else chosen[classes]
-        return rule.fused(text, second, objectness[rows], weights, by_objectness)
+        some = None if weights is None else ClassWeights(*(part[classes] for part in weights))
+        return rule.fused(text, second, objectness[rows], some)
 
     return BlockedScores([*texts, *([] if image is None else [image])], combine)

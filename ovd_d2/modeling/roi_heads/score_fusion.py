@@ -3,6 +3,8 @@
 Letters: R regions, K classes.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
@@ -30,19 +32,23 @@ def text_exponents(is_novel: list[bool], base_weight: float, fixed_weight: float
     return torch.where(novel, 1 - base, base)
 
 
-def ensemble_probabilities(text: Tensor, image: Tensor, exponents: Tensor) -> Tensor:
-    """Weighted geometric mean ``text ** w * image ** (1 - w)``, not normalised again.
+def ensemble_probabilities(
+    text: Tensor, image: Tensor, of_text: Tensor, of_image: Tensor
+) -> Tensor:
+    """``text ** of_text * image ** of_image``, not normalised again: a weighted geometric mean
+    where the two exponents sum to 1.
 
     Args:
         text: (R, K) probabilities in [0, 1].
         image: (R, K) the same.
-        exponents: (K,) w in [0, 1].
+        of_text: (K,) exponents, at least 0.
+        of_image: (K,) the same.
 
     Returns:
-        (R, K); 0 where a branch with a weight says 0.
+        (R, K); 0 where a branch with an exponent above 0 says 0.
     """
-    exponents = exponents.to(text)
-    return (torch.xlogy(exponents, text) + torch.xlogy(1 - exponents, image)).exp()
+    logarithms = torch.xlogy(of_text.to(text), text) + torch.xlogy(of_image.to(text), image)
+    return logarithms.exp()
 
 
 def with_objectness(probabilities: Tensor, objectness: Tensor) -> Tensor:
@@ -68,6 +74,20 @@ def with_objectness_for(text: Tensor, objectness: Tensor, chosen: Tensor) -> Ten
     return torch.where(chosen, objectness[:, None], text)
 
 
+class ClassWeights(NamedTuple):
+    """How an ensemble of branches scores each class.
+
+    Attributes:
+        text: (K,) float64 exponents of the text branch, or of what takes its place.
+        image: (K,) float64 exponents of the image branch.
+        by_objectness: (K,) bool: objectness takes the place of the text branch.
+    """
+
+    text: Tensor
+    image: Tensor
+    by_objectness: Tensor
+
+
 class ScoreRule(nn.Module):
     """What a region scores for a class, from the opinions that there are."""
 
@@ -79,6 +99,7 @@ class ScoreRule(nn.Module):
         base_weight: float = 2.0 / 3.0,
         fixed_weight: float = 0.6,
         novel_partner: str = "text",
+        novel_power: float = 1.0,
     ):
         """
         Args:
@@ -88,6 +109,9 @@ class ScoreRule(nn.Module):
             fixed_weight: the same.
             novel_partner: whose probability an ensemble averages with the image branch's for novel
                 classes: "text" (ViLD) or "objectness", see :func:`with_objectness_for`.
+            novel_power: what an ensemble's scores of novel classes are raised to, above 0. The
+                order of a class's detections, and with it AP, stays; above 1 its scores get
+                lower, so that one threshold can fit base and novel classes.
         """
         super().__init__()
         if combine not in ("ensemble", "objectness"):
@@ -99,6 +123,8 @@ class ScoreRule(nn.Module):
                 f'MODEL.IMAGE_BRANCH.NOVEL_PARTNER is "{novel_partner}"; use "text" or '
                 '"objectness".'
             )
+        if not novel_power > 0:
+            raise OVDError(f"MODEL.IMAGE_BRANCH.NOVEL_POWER is {novel_power}; it must be above 0.")
         for key, weight in (("LAMBDA", base_weight), ("FIXED_WEIGHT", fixed_weight)):
             if not 0 <= weight <= 1:
                 raise OVDError(f"MODEL.IMAGE_BRANCH.{key} is {weight}; it must be in [0, 1].")
@@ -106,6 +132,7 @@ class ScoreRule(nn.Module):
         self.base_weight = base_weight
         self.fixed_weight = fixed_weight
         self.novel_partner = novel_partner
+        self.novel_power = novel_power
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -115,6 +142,7 @@ class ScoreRule(nn.Module):
             "base_weight": branch.LAMBDA,
             "fixed_weight": branch.FIXED_WEIGHT,
             "novel_partner": branch.NOVEL_PARTNER,
+            "novel_power": branch.NOVEL_POWER,
         }
 
     def forward(
@@ -130,35 +158,30 @@ class ScoreRule(nn.Module):
         Returns:
             (R, K + 1) scores in [0, 1]; the last column is 0.
         """
-        exponents = None if self.combine == "objectness" else self.exponents(is_novel)
-        chosen = self.by_objectness(is_novel)
-        return F.pad(self.fused(text[:, :-1], image, objectness, exponents, chosen), (0, 1))
+        weights = None if self.combine == "objectness" else self.class_weights(is_novel)
+        return F.pad(self.fused(text[:, :-1], image, objectness, weights), (0, 1))
 
-    def exponents(self, is_novel: list[bool]) -> Tensor:
-        """(K,) :func:`text_exponents`."""
-        return text_exponents(is_novel, self.base_weight, self.fixed_weight)
-
-    def by_objectness(self, is_novel: list[bool]) -> Tensor | None:
-        """(K,) bool: classes of an ensemble for which objectness takes the place of the text
-        branch; None: for none."""
-        if self.combine == "objectness" or self.novel_partner == "text" or not any(is_novel):
-            return None
-        return torch.tensor(is_novel, dtype=torch.bool)
+    def class_weights(self, is_novel: list[bool]) -> ClassWeights:
+        """Those of an ensemble."""
+        text = text_exponents(is_novel, self.base_weight, self.fixed_weight)
+        novel = torch.tensor(is_novel, dtype=torch.bool)
+        powers = torch.where(novel, self.novel_power, 1.0).double()
+        chosen = novel if self.novel_partner == "objectness" else torch.zeros_like(novel)
+        return ClassWeights(text * powers, (1 - text) * powers, chosen)
 
     def fused(
         self,
         text: Tensor,
         image: Tensor | None,
         objectness: Tensor,
-        exponents: Tensor | None,
-        chosen: Tensor | None = None,
+        weights: ClassWeights | None,
     ) -> Tensor:
         """(R, K) scores of classes alone, from (R, K) probabilities of each branch, (R,) objectness
-        and, of an ensemble, (K,) :meth:`exponents` and :meth:`by_objectness`."""
+        and, of an ensemble, :meth:`class_weights`."""
         if self.combine == "objectness":
             return with_objectness(text if image is None else image, objectness)
         assert image is not None, "an ensemble needs an image branch"
-        assert exponents is not None, "an ensemble needs exponents"
-        if chosen is not None:
-            text = with_objectness_for(text, objectness, chosen.to(text.device))
-        return ensemble_probabilities(text, image, exponents)
+        assert weights is not None, "an ensemble needs weights"
+        if self.novel_partner == "objectness":
+            text = with_objectness_for(text, objectness, weights.by_objectness.to(text.device))
+        return ensemble_probabilities(text, image, weights.text, weights.image)
