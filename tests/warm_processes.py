@@ -218,7 +218,7 @@ def run(
 
 def shims() -> str:
     """The folder of ``ovd`` and ``python`` for shells, for PATH before this environment's."""
-    return str(Path(_server()).parent / "bin") if _there() else str(BIN)
+    return str(Path(_server()).parent / "bin") if available() else str(BIN)
 
 
 def _shim(place: str, program: str, *words: str) -> int:
@@ -237,7 +237,7 @@ def _shim(place: str, program: str, *words: str) -> int:
     return code
 
 
-def _there() -> bool:
+def available() -> bool:
     """Whether the system has what this needs and nobody measures lines."""
     return hasattr(os, "pidfd_open") and not any(name.startswith("COVERAGE") for name in os.environ)
 
@@ -271,7 +271,7 @@ def _request(words: list[str], cwd: str, environment: dict, server: dict | None 
     """
     server = _read_at_import(os.environ) if server is None else server
     program = _program(words[0], words[1:])
-    if program is None or not _there() or _read_at_import(environment) != server:
+    if program is None or not available() or _read_at_import(environment) != server:
         return None
     return {"program": program, "cwd": cwd, "environment": environment}
 
