@@ -12,13 +12,13 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import textwrap
 import time
 from pathlib import Path
 from typing import NamedTuple
 
+import warm_processes
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,9 +125,9 @@ def prepare(folder: Path, mini: Path) -> dict[str, str]:
     (folder / "datasets/mini-v1").symlink_to(mini)
     return {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": f"{warm_processes.shims()}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "DETECTRON2_DATASETS": "datasets",
-        "OVD_D2_CACHE": str(folder / "cache"),
+        "OVD_D2_CACHE": str(mini.parent / "cache"),  # of all pages
     }
 
 
@@ -156,7 +156,7 @@ def run_page(page: Path, folder: Path, mini: Path) -> None:
             session.append(text)
             words = [sys.executable, "-c", "\n".join(session)]
         started = time.monotonic()
-        done = subprocess.run(
+        done = warm_processes.run(
             words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
         )
         print(f"{block.heading}: {time.monotonic() - started:.0f} s")

@@ -4,6 +4,7 @@ import logging
 import os
 import random
 import sys
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,6 +19,20 @@ from hypothesis import settings  # noqa: E402
 
 settings.register_profile("any machine", deadline=None)  # slow is not wrong
 settings.load_profile("any machine")
+
+
+# Minutes each, of many tests that are not slow.
+LONG_FILES = {"test_all_configs_build.py", "test_model_zoo.py"}
+
+
+def pytest_collection_modifyitems(items):
+    """Files with the most slow tests come first: `make test` gives whole files to its processes,
+    and a long one at the end would leave all but one of them without work."""
+    slow = Counter(
+        item.path for item in items
+        if item.get_closest_marker("slow") or item.path.name in LONG_FILES
+    )  # fmt: skip
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from ovd_d2 import add_ovd_config
 from ovd_d2.data.mappers.teacher_regions import TeacherRegions
 from ovd_d2.data.named_datasets import register_named_files
 from ovd_d2.errors import OVDError
-from ovd_d2.language import RandomEmbeddings
+from ovd_d2.language import ConceptDictionary, RandomEmbeddings
 from ovd_d2.modeling import is_open_vocabulary, set_vocabulary
 from ovd_d2.region_store import RegionStoreWriter, StoreFacts
 from ovd_d2.structures import (
@@ -41,6 +41,14 @@ FAMILY_OF = {
     "owlv2": ("owlv2_base", "owlv2_large"),
     "omdet-turbo": ("omdet_turbo_tiny",),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def dictionaries_are_read_once():
+    """The recipes of DetCLIP name the same one, which has 70,000 concepts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConceptDictionary, "load", cache(ConceptDictionary.load))
+        yield
 
 
 @cache
@@ -74,12 +82,16 @@ def distinct_models() -> list[Path]:
 def load(path: Path, tmp_path: Path):
     """The config on CPU. Nothing can be downloaded here, so CLIP's text tower is replaced by
     random embeddings (:func:`build`); and SyncBN, which has no CPU kernel, by BN. Fewer
-    proposals than in earnest; and of the two recipes with ResNet-152 one has it."""
+    proposals than in earnest, and fewer of the blocks that are alike (tests/checkpoint builds
+    GLIP with all of them); and of the two recipes with ResNet-152 one has it."""
     cfg = plain_config(path)
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 10
     cfg.TEST.DETECTIONS_PER_IMAGE = 10
+    if cfg.MODEL.META_ARCHITECTURE in ("GLIP", "DetCLIP"):
+        cfg.MODEL.SWIN.DEPTHS, glip = [2, 2, 2, 2], cfg.MODEL.GLIP
+        glip.NUM_BLOCKS = min(glip.NUM_BLOCKS, 2)
     small = {"PROJECTOR_HIDDEN": 64, "TEXT.LAYERS": 2, "DEPTHS": [1, 1, 1]}
     for key, value in small.items():
         cfg.merge_from_list([f"MODEL.GROUPVIT.{key}", value])

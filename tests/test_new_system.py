@@ -6,13 +6,13 @@ nor an embedding matrix. Only ``--register`` names it.
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm_processes
 from detectron2 import model_zoo
 from PIL import Image, ImageDraw
 
@@ -76,7 +76,7 @@ def folder(tmp_path_factory):
 def run(folder, *words):
     """A command as a process in ``folder``; its output."""
     environment = {**os.environ, "TOY_DATA": str(folder), "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
+    result = warm_processes.run(
         [str(word) for word in words], cwd=folder, env=environment, capture_output=True, text=True,
         timeout=280,
     )  # fmt: skip

@@ -3,10 +3,10 @@
 import io
 import json
 import shutil
-import subprocess
 import sys
 
 import pytest
+import warm_processes
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -103,7 +103,7 @@ def test_a_comment_that_cannot_be_met(comment, message):
 
 def test_the_command_checks_writes_and_then_has_nothing_to_do(root, capsys):
     words = [sys.executable, "-m", "ovd_d2.cli.app", "benchmark", "tables", "--check"]
-    checked = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    checked = warm_processes.run(words, capture_output=True, text=True, timeout=120)
     assert checked.returncode == 2 and not checked.stdout
     wanted = 'docs/page.md, row "model", "L1", "rkd_l1: AP_novel"; docs/images/benchmark_rkd.png'
     assert wanted in checked.stderr and len(checked.stderr.splitlines()) == 1

@@ -2,12 +2,12 @@
 again for each question."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm_processes
 
 from ovd_d2.benchmarks.speed import mavl_questions as bench
 from ovd_d2.config_file import load_config
@@ -101,7 +101,7 @@ def test_bad_input(cfg):
 def test_the_command():
     words = ["speed", "mavl", "--config-file", CONFIG, "--size", "64x96", "--repeats", "1",
              "--questions", "all objects, every cat", "--json", *OPTS]  # fmt: skip
-    done = subprocess.run(
+    done = warm_processes.run(
         [sys.executable, "-m", "ovd_d2.cli.app", *words],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip

@@ -1,12 +1,12 @@
 """GLIP's checkpoints: every key, both ways."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm_processes
 from detectron2.modeling import build_model
 
 from ovd_d2.checkpoint import from_glip, load_weights, to_glip
@@ -113,7 +113,7 @@ def test_the_command(monkeypatch, tmp_path):
     ovd = Path(sys.executable).with_name("ovd")
 
     def command(*words):
-        return subprocess.run(
+        return warm_processes.run(
             [ovd, "convert", "glip", *words], cwd=tmp_path, capture_output=True, text=True,
             timeout=120,
         )  # fmt: skip

@@ -2,13 +2,13 @@
 
 import json
 import os
-import subprocess
 import sys
 from logging import FileHandler
 from pathlib import Path
 
 import pytest
 import torch
+import warm_processes
 from omegaconf import OmegaConf
 
 from ovd_d2.checkpoint import convert_groupvit_names, load_weights, read_with_inert_objects
@@ -213,7 +213,7 @@ def test_the_command(tmp_path):
     saved_with_objects(tmp_path / "theirs.pth")
 
     def command(*words):
-        return subprocess.run(
+        return warm_processes.run(
             [ovd, "convert", "groupvit", *words], cwd=tmp_path, capture_output=True, text=True,
             timeout=240,
         )  # fmt: skip

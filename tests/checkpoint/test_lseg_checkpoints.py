@@ -1,12 +1,12 @@
 """LSeg's checkpoints: every key, both ways, inside Lightning's files."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm_processes
 from detectron2.config import get_cfg
 
 from ovd_d2 import add_ovd_config
@@ -168,7 +168,7 @@ def test_the_command(tmp_path):
     lightning_file(tmp_path / "demo.ckpt", theirs_of())
     ovd = Path(sys.executable).with_name("ovd")
     command = [ovd, "convert", "lseg", "demo.ckpt"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = warm_processes.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "demo_converted.pth" in done.stdout and "left out" in done.stdout
     assert "backbone.vit.cls_token" in read_state_dict(str(tmp_path / "demo_converted.pth"))

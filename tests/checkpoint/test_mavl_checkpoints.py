@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm_processes
 from detectron2.modeling import build_model
 
 from ovd_d2.checkpoint import from_mavl, load_weights, read_state_dict
@@ -184,7 +185,7 @@ def test_the_written_config_is_the_recipe(monkeypatch, tmp_path):
 def test_the_command(tmp_path):
     small_file(tmp_path / "theirs.pth")
     ovd = [sys.executable, "-m", "ovd_d2.cli.app", "convert", "mavl"]
-    run = lambda *words: subprocess.run(  # noqa: E731
+    run = lambda *words: warm_processes.run(  # noqa: E731
         [*ovd, *words], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     done = run("theirs.pth", "--ema")

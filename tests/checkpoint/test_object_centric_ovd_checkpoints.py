@@ -3,12 +3,12 @@
 import json
 import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm_processes
 from detectron2.modeling import build_model
 from released_shapes import CLASSIFIER, RECIPES, SHAPES, our_config, released
 
@@ -181,7 +181,7 @@ def test_files_there_and_back(file, tmp_path, capsys):
 
 
 def test_as_a_process_the_default_name_and_what_is_left_out(file):
-    done = subprocess.run(
+    done = warm_processes.run(
         [OVD, "convert", "object-centric-ovd", str(file)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr

@@ -2,10 +2,10 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
+import warm_processes
 from PIL import Image
 from random_models import make_pixels
 
@@ -56,7 +56,9 @@ def test_both_as_processes(mini_root, tmp_path):
 
     def run(*words):
         words = [*OVD, *map(str, words), "--device", "cpu"]
-        return subprocess.run(words, capture_output=True, text=True, timeout=250, env=environment)
+        return warm_processes.run(
+            words, capture_output=True, text=True, timeout=250, env=environment
+        )
 
     out = tmp_path / "t.json"
     done = run(

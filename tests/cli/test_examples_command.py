@@ -1,10 +1,10 @@
 """``ovd mini examples``, ``ovd vocab learn`` and ``ovd predict --examples``."""
 
 import json
-import subprocess
 import sys
 
 import pytest
+import warm_processes
 from PIL import Image
 from random_models import make_pixels
 
@@ -39,7 +39,7 @@ def ovd(capsys):
 @pytest.mark.slow
 def test_as_processes(folder):
     def run(*words):
-        done = subprocess.run([*OVD, *words], capture_output=True, text=True, timeout=200)
+        done = warm_processes.run([*OVD, *words], capture_output=True, text=True, timeout=200)
         assert "Traceback" not in done.stderr
         return done
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm_processes
 
 from ovd_d2.cli.app import main
 
@@ -23,7 +24,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def run(*words):
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=300)
+    done = warm_processes.run(list(map(str, words)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm_processes
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from own_images import NAMES, WRITERS, write_coco, write_voc, write_yolo
 from PIL import Image
@@ -40,7 +40,7 @@ def run(*words):
 
 def process(*words):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
+    done = warm_processes.run(
         [sys.executable, *map(str, words)], capture_output=True, text=True, env=environment,
         timeout=250,
     )  # fmt: skip

@@ -1,11 +1,11 @@
 """``ovd predict --format`` and ``ovd convert detections``."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import warm_processes
 from defusedxml import ElementTree
 from PIL import Image
 from random_models import make_pixels
@@ -109,7 +109,7 @@ def test_convert_as_a_process(tmp_path, content):  # noqa: F811
 
     def run(*words):
         words = [ovd, "convert", "detections", *map(str, words)]
-        return subprocess.run(words, capture_output=True, text=True, timeout=200)
+        return warm_processes.run(words, capture_output=True, text=True, timeout=200)
 
     done = run(file, "--to", "yolo", "--out", out, "--scores", "--copy-images")
     assert done.returncode == 0, done.stderr

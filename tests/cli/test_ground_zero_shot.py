@@ -1,12 +1,12 @@
 """``ovd ground --model hf:...``: Grounding DINO reads captions, OWL does not."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm_processes
 from PIL import Image
 from random_models import make_pixels
 from tiny_detectors import SAVE
@@ -50,7 +50,7 @@ def test_as_a_process(tmp_path, picture):
 
     def run(model, *words):
         words = [ovd, "ground", picture, CAPTION, "--model", f"hf:{tmp_path / model}", *words]
-        return subprocess.run(words, capture_output=True, text=True, timeout=250, cwd=tmp_path)
+        return warm_processes.run(words, capture_output=True, text=True, timeout=250, cwd=tmp_path)
 
     done = run("dino", "--out", "out.jpg", "--json", "found.json", "--score-threshold", "0",
                "--per-phrase", "2")  # fmt: skip

@@ -2,11 +2,11 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import warm_processes
 from PIL import Image
 from random_models import make_pixels, write_checkpoint, write_config
 
@@ -44,7 +44,9 @@ def test_export_and_predict_as_processes(images, tmp_path):
     ovd = str(Path(sys.executable).with_name("ovd"))
 
     def run(*words):
-        return subprocess.run([ovd, *map(str, words)], capture_output=True, text=True, timeout=200)
+        return warm_processes.run(
+            [ovd, *map(str, words)], capture_output=True, text=True, timeout=200
+        )
 
     done = run("export", weights, "--config-file", yaml, "--out", tmp_path / "model")
     assert done.returncode == 0, done.stderr

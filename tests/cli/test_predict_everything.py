@@ -1,11 +1,11 @@
 """``ovd predict --vocab everything``, and a configuration that says so."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import warm_processes
 from PIL import Image
 from random_models import make_pixels, write_config
 
@@ -29,7 +29,7 @@ def test_as_a_process_with_the_shipped_model(tmp_path):
     ovd = str(Path(sys.executable).with_name("ovd"))
     words = [ovd, "predict", picture, "--vocab", "everything", "--out", tmp_path / "out",
              "--score-threshold", "0", "--topk", "50", "--device", "cpu"]  # fmt: skip
-    done = subprocess.run(words, capture_output=True, text=True, timeout=250)
+    done = warm_processes.run(words, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "out/predictions.json").read_text())
     names = [category["name"] for category in content["categories"]]

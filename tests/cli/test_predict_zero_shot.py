@@ -1,12 +1,12 @@
 """``ovd predict --model hf:...``: zero-shot detectors of transformers."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm_processes
 from PIL import Image
 from random_models import make_pixels
 from tiny_detectors import SAVE, save_detr
@@ -33,7 +33,7 @@ def ovd(tmp_path):
     def run(*words):
         out = ["--out", tmp_path / "out", "--device", "cpu"]
         words = [program, "predict", *map(str, [*words, *out])]
-        return subprocess.run(words, capture_output=True, text=True, timeout=200)
+        return warm_processes.run(words, capture_output=True, text=True, timeout=200)
 
     return run
 

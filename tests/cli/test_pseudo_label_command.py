@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm_processes
 from PIL import Image
 
 from ovd_d2.cli.app import main
@@ -50,7 +51,9 @@ def words(data, out, *more):
 
 def run(command, **options):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, **options)
+    return warm_processes.run(
+        command, env=env, capture_output=True, text=True, timeout=200, **options
+    )
 
 
 def lines(out):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm_processes
 
 from ovd_d2.cli.app import main
 from ovd_d2.region_store import RegionStore, verify
@@ -65,13 +66,13 @@ def test_killed_twice_and_finished_by_two_processes(tmp_path, mini_root, encoder
         assert not (store / "manifest.json").exists()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone",
                 "--nproc-per-node", "2", "-m", "ovd_d2.cli.app"]  # fmt: skip
-    ran = subprocess.run(
+    ran = warm_processes.run(
         [*torchrun, *words(encoder, store)], env=env, capture_output=True, text=True, timeout=200
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("regions/s) by the first of the processes") == 1
     reference = tmp_path / "reference"
-    ran = subprocess.run(
+    ran = warm_processes.run(
         [OVD, *words(encoder, reference)], env=env, capture_output=True, text=True, timeout=200
     )
     assert ran.returncode == 0, ran.stderr

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import warm_processes
 from PIL import Image
 
 pytest.importorskip("av")
@@ -100,7 +101,7 @@ def test_examples_and_negatives(ovd, clip, exported, tmp_path):
 def test_examples_as_a_process(clip, tmp_path):
     words = ["--examples", str(write_examples(tmp_path)), "--negatives", "dog, wolf",
              "--max-frames", "1", "--no-track", "--score-threshold", "0"]  # fmt: skip
-    done = subprocess.run(
+    done = warm_processes.run(
         [sys.executable, "-m", "ovd_d2.cli.app", "video", str(clip), "--out", "out", *words],
         cwd=tmp_path, capture_output=True, text=True, timeout=400,
     )  # fmt: skip

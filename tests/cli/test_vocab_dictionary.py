@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import warm_processes
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovd_d2.cli.app import main
@@ -59,7 +60,7 @@ def in_folder(folder, monkeypatch):
 
 def ovd(folder, *words):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.run(
+    return warm_processes.run(
         [*OVD, *map(str, words)], cwd=folder, env=environment,
         capture_output=True, text=True, timeout=200,
     )  # fmt: skip

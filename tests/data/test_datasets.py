@@ -3,12 +3,12 @@
 import json
 import os
 import re
-import subprocess
 import sys
 
 import numpy as np
 import pycocotools.mask as mask_utils
 import pytest
+import warm_processes
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from hypothesis import HealthCheck, given, settings
@@ -110,7 +110,7 @@ def test_import_registers_under_the_environment_variable_and_reads_nothing(tmp_p
     )
     root = tmp_path / "does not exist"
     environment = {**os.environ, "DETECTRON2_DATASETS": str(root)}
-    run = subprocess.run(
+    run = warm_processes.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr

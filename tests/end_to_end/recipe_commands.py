@@ -4,10 +4,11 @@ that has imported everything, which take less time and can be watched."""
 import json
 import multiprocessing
 import os
-import subprocess
 import sys
 import traceback
 from pathlib import Path
+
+import warm_processes
 
 ROOT = Path(__file__).resolve().parents[2]
 _COPIES = multiprocessing.get_context("forkserver")  # its server starts anew, without threads
@@ -19,7 +20,7 @@ _COPIES.set_forkserver_preload(
 def run(folder, *words, expect=0):
     """What a command prints."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DETECTRON2_DATASETS": "datasets"}
-    done = subprocess.run(
+    done = warm_processes.run(
         [str(word) for word in words], cwd=folder, env=environment, capture_output=True, text=True,
         timeout=280,
     )  # fmt: skip

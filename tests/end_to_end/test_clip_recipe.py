@@ -2,13 +2,13 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm_processes
 from PIL import Image
 
 from ovd_d2.encoders.openai_clip import import_clip
@@ -43,7 +43,7 @@ def data(tmp_path):
 
 def evaluate(data, config):
     out = data / "out"
-    done = subprocess.run(
+    done = warm_processes.run(
         [sys.executable, "train_net.py", "--eval-only", "--config-file", f"configs/clip/{config}",
          "MODEL.WEIGHTS", str(data / "ViT.pt"), "OUTPUT_DIR", str(out), *SIZES],
         cwd=ROOT, capture_output=True, text=True, timeout=500,

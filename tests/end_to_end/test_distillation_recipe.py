@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm_processes
 
 from ovd_d2.encoders import text_encoder_id
 from ovd_d2.region_store import RegionStoreWriter, StoreFacts
@@ -38,7 +38,9 @@ def store_of_boxes(mini_root, path, encoder_id):
 def train(mini_root, config, *opts):
     command = [sys.executable, "train_net.py", "--config-file", f"configs/mini/{config}", *opts]
     env = {**os.environ, "DETECTRON2_DATASETS": str(mini_root.parent)}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
+    return warm_processes.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500
+    )
 
 
 @pytest.mark.slow

@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import warm_processes
 from detectron2.config import get_cfg
 from detectron2.utils.events import EventStorage
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 def train_net(config: str, *words: str, check: bool = True, **environment: str):
     """``python train_net.py --config-file configs/mini/CONFIG ...`` in the checkout."""
     command = [sys.executable, "train_net.py", "--config-file", f"configs/mini/{config}", *words]
-    done = subprocess.run(
+    done = warm_processes.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=280,
         env={**os.environ, **environment},
     )  # fmt: skip
@@ -31,13 +31,13 @@ def train_net(config: str, *words: str, check: bool = True, **environment: str):
 
 @pytest.mark.slow
 @pytest.mark.timeout(580)
-def test_masks_train_evaluate_and_reevaluate_to_the_same_numbers(mini_root, tmp_path):
+def test_masks_train_evaluate_and_reevaluate_to_the_same_numbers(cut_mini, tmp_path):
     """Boxes and class-agnostic masks, base and novel AP; --eval-only repeats them exactly."""
-    out = tmp_path / "run"
+    out, data = tmp_path / "run", {"DETECTRON2_DATASETS": str(cut_mini.parent)}
     train_net(
         "vild_text_mask.yaml", "OUTPUT_DIR", str(out), "SOLVER.MAX_ITER", "4",
         "SOLVER.WARMUP_ITERS", "2", "DATASETS.TEST", "('mini_v1_val',)",
-        "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "5",
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "5", **data,
     )  # fmt: skip
     trained = json.loads((out / "results.json").read_text())
     assert trained["iteration"] == 4
@@ -49,7 +49,7 @@ def test_masks_train_evaluate_and_reevaluate_to_the_same_numbers(mini_root, tmp_
     train_net(
         "vild_text_mask.yaml", "--eval-only", "MODEL.WEIGHTS", str(out / "model_final.pth"),
         "OUTPUT_DIR", str(again), "DATASETS.TEST", "('mini_v1_val',)",
-        "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "5",
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "5", **data,
     )  # fmt: skip
     repeated = json.loads((again / "results.json").read_text())["results"]["mini_v1_val"]
     assert repeated == results

@@ -7,12 +7,12 @@ names those data sets have for them.
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import warm_processes
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
 import ovd_d2
@@ -111,7 +111,7 @@ def test_one_command_evaluates_on_three_other_data_sets(data_sets, tmp_path):
         "DATASETS.TEST", "('voc_2007_test', 'coco_2017_val', 'objects365_v1_val')",
     ]  # fmt: skip
     environment = {**os.environ, "DETECTRON2_DATASETS": str(data_sets)}
-    done = subprocess.run(
+    done = warm_processes.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=280, env=environment
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,13 +1,13 @@
 """CLIP through the trainer: pairs in, checkpoints, resuming, classification as the test, export."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm_processes
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
@@ -195,7 +195,7 @@ def test_pairs_that_are_not_there_stop_before_anything_is_written(pairs, tmp_pat
 def test_train_net_ends_with_one_sentence_on_a_bad_pairs_file(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"file_name": "a.png", "caption": "c"}\n{"file_name": "b.png"}\n')
-    done = subprocess.run(
+    done = warm_processes.run(
         [sys.executable, "train_net.py", "--config-file", "configs/mini/clip_teacher.yaml",
          "DATASETS.TRAIN", f"('pairs:{path}',)", "DATASETS.TEST", "()",
          "OUTPUT_DIR", str(tmp_path / "out")],

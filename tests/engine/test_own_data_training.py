@@ -3,11 +3,11 @@
 import json
 import logging
 import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
+import warm_processes
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tiny_detector import OPTIONS, ROOT, run_trainer, tiny_config, write_dataset
 
@@ -69,7 +69,7 @@ def write_code(folder):
 
 def run(*words):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
+    return warm_processes.run(
         [sys.executable, *map(str, words)], capture_output=True, text=True, env=environment,
         timeout=250,
     )  # fmt: skip

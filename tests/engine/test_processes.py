@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm_processes
 from tiny_detector import (
     ROOT,
     assert_same_weights,
@@ -171,9 +172,9 @@ def test_all_processes_stop_when_one_finds_nan(tmp_path):
     assert messages[0].count(".png") == 2
 
 
-def run_command(*words, **kwargs):
+def run_command(*words, run=warm_processes.run, **kwargs):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
+    return run(
         [sys.executable, *map(str, words)], capture_output=True, text=True, env=environment,
         timeout=200, **kwargs,
     )  # fmt: skip
@@ -232,14 +233,15 @@ def test_the_command_killed_and_resumed(tmp_path):
     process.kill()
     process.wait()
     assert not (tmp_path / "killed/model_final.pth").exists()
-    ran = run_command(*script, "--resume", *opts, "OUTPUT_DIR", tmp_path / "killed")
+    fresh = {"run": subprocess.run}
+    ran = run_command(*script, "--resume", *opts, "OUTPUT_DIR", tmp_path / "killed", **fresh)
     assert ran.returncode == 0, ran.stderr
     assert_same_weights(
         weights(tmp_path / "whole/model_final.pth"), weights(tmp_path / "killed/model_final.pth")
     )
     two = run_command(
         "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, *script,
-        "SOLVER.MAX_ITER", 3, "SOLVER.STEPS", "()", "OUTPUT_DIR", tmp_path / "two",
+        "SOLVER.MAX_ITER", 3, "SOLVER.STEPS", "()", "OUTPUT_DIR", tmp_path / "two", **fresh,
     )  # fmt: skip
     assert two.returncode == 0, two.stderr
     assert json.loads((tmp_path / "two/results.json").read_text())["iteration"] == 3

@@ -1,13 +1,13 @@
 """Grounding captions with a predictor, the picture, and ``ovd ground`` as a process."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm_processes
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
@@ -157,7 +157,7 @@ def test_the_command(run):
     ovd = Path(sys.executable).with_name("ovd")
 
     def command(*words):
-        return subprocess.run(
+        return warm_processes.run(
             [ovd, "ground", *words, "--config-file", "config.yaml", "--weights", "model_final.pth"],
             cwd=run, capture_output=True, text=True, timeout=200,
         )  # fmt: skip

@@ -1,12 +1,12 @@
 """A MAVL behind the predictor and the command: objects of any class, classes by name, phrases."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm_processes
 from detectron2.modeling import build_model
 from PIL import Image
 from random_models import make_pixels
@@ -74,7 +74,7 @@ def test_the_command_without_and_with_names(files, tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / "a.png")
     config, weights = files
     for names, wanted in ((), ["object"]), (("--vocab", "cat, mug"), ["cat", "mug"]):
-        done = subprocess.run(
+        done = warm_processes.run(
             [sys.executable, "-m", "ovd_d2.cli.app", "predict", "a.png", "--config-file", config,
              "--weights", weights, "--score-threshold", "0.01", "--json", "out.json", *names],
             cwd=tmp_path, capture_output=True, text=True, timeout=300,

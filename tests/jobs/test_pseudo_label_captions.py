@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stub_caption_reader
+import warm_processes
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from PIL import Image
@@ -250,7 +251,7 @@ def test_killed_and_finished_by_two_processes(tmp_path):
     assert 20 <= _lines(out) < 300 and not out.exists()
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = [
-        subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True)
+        warm_processes.run([sys.executable, *words], env=env, capture_output=True, text=True)
         for words in ([*torchrun, *app, str(out)], [*app, str(reference)])
     ]
     assert [ran.returncode for ran in done] == [0, 0], done

@@ -3,13 +3,13 @@
 import json
 import math
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm_processes
 from detectron2.modeling import build_model
 from PIL import Image
 from random_models import (  # noqa: F401  (fixtures)
@@ -251,7 +251,7 @@ def test_phrases_of_a_caption(weights, tmp_path):
 
 
 def ovd(*words, cwd):
-    done = subprocess.run([*OVD, *words], cwd=cwd, capture_output=True, text=True, timeout=300)
+    done = warm_processes.run([*OVD, *words], cwd=cwd, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -1,0 +1,89 @@
+"""Copies of a server behave as processes from the start (``warm_processes``)."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import warm_processes
+
+pytestmark = pytest.mark.skipif(
+    not warm_processes.available(), reason="not on this system, not while lines are counted"
+)
+PROBE = """
+import atexit, os, sys
+loaded = [name for name in ("torch", "detectron2", "ovd_d2") if name in sys.modules]
+print(os.getcwd(), os.environ["WORD"], sys.argv, sys.path[0], __name__, loaded, sys.stdin.read())
+print("to stderr", file=sys.stderr)
+atexit.register(print, "at exit")
+sys.exit(3)
+"""
+
+
+def run(*words, **options):
+    return warm_processes.run(
+        [sys.executable, *words], capture_output=True, text=True, timeout=100, **options
+    )
+
+
+@pytest.mark.parametrize("kind", ["-c", "-m", "file"])
+def test_a_copy_is_like_a_process_from_the_start(tmp_path, kind):
+    (tmp_path / "probe.py").write_text(PROBE)
+    program = {"-c": ("-c", PROBE), "-m": ("-m", "probe"), "file": ("probe.py",)}[kind]
+    options = {"cwd": tmp_path, "env": {**os.environ, "WORD": "owl"}}
+    found = run(*program, "a", "-b", **options)
+    fresh = subprocess.run(
+        [sys.executable, *program, "a", "-b"], capture_output=True, text=True,
+        stdin=subprocess.DEVNULL, **options,
+    )  # fmt: skip
+    assert (fresh.returncode, found.returncode) == (3, 3)
+    # Other people's packages are there already, the project is not.
+    assert found.stdout.replace("['torch']", "[]") == fresh.stdout
+    assert found.stderr == fresh.stderr == "to stderr\n"
+
+
+def test_errors_and_signals_are_the_command_s():
+    found = run("-c", "1 / 0")
+    assert found.returncode == 1 and found.stderr.endswith("ZeroDivisionError: division by zero\n")
+    found = run("-c", "import os; os.kill(os.getpid(), 9)")
+    assert found.returncode == -signal.SIGKILL
+    with pytest.raises(subprocess.CalledProcessError):
+        run("-c", "raise SystemExit(4)", check=True)
+
+
+def test_what_takes_too_long_is_killed(tmp_path):
+    code = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(100)"
+    with pytest.raises(subprocess.TimeoutExpired):
+        warm_processes.run([sys.executable, "-c", code], cwd=tmp_path, timeout=10)
+    pid = int((tmp_path / "pid").read_text())
+    deadline = time.monotonic() + 60
+    while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not os.path.exists(f"/proc/{pid}")
+
+
+def test_a_shell_has_them_too(tmp_path):
+    (tmp_path / "probe.py").write_text(PROBE)
+    path = f"{warm_processes.shims()}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", "echo words | python probe.py a 2>&1; echo $?"], cwd=tmp_path,
+        env={**os.environ, "PATH": path, "WORD": "owl"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert f"{tmp_path} owl ['probe.py', 'a'] {tmp_path} __main__ ['torch'] words" in done.stdout
+    assert done.stdout.endswith("at exit\n3\n")
+
+
+@pytest.mark.parametrize(
+    "words, changed",
+    [
+        ([sys.executable, "-c", "pass"], {"HOME": "/nowhere"}),
+        ([sys.executable, "-c", "pass"], {"OMP_NUM_THREADS": "7"}),
+        ([sys.executable, "-O", "x.py"], {}),
+        (["/bin/ls"], {}),
+    ],
+)
+def test_what_has_to_start_by_itself(words, changed):
+    assert warm_processes._request(words, "/", {**os.environ, **changed}) is None
+    assert warm_processes._request([sys.executable, "x.py"], "/", dict(os.environ)) is not None
