@@ -26,7 +26,7 @@ from ovd_d2.inference import OpenVocabPredictor
 from ovd_d2.visualization.detections import draw_detections
 
 SCENE = "datasets/mini-v1/images/test/030298.jpg"
-predictor = OpenVocabPredictor.from_pretrained("mini", vocabulary="football, flower, helmet")
+predictor = OpenVocabPredictor.from_pretrained("mini", vocabulary="ball, sun flower, army helmet")
 
 
 def picture():
@@ -43,7 +43,7 @@ picture()
 # The classes are words. Other words need no training and no other file:
 
 # %%
-predictor.set_vocabulary("ball, blossom, hat, food")
+predictor.set_vocabulary("garden snail, penguin")
 picture()
 
 # %% [markdown]
@@ -51,7 +51,7 @@ picture()
 
 # %%
 careless = OpenVocabPredictor.from_pretrained(
-    "mini", vocabulary="football, flower, helmet, seafood", score_threshold=0.02
+    "mini", vocabulary="ball, sun flower, army helmet, tempura", score_threshold=0.02
 )
 instances = careless.predict(SCENE)
 for k, score in zip(instances.pred_classes.tolist(), instances.scores.tolist()):

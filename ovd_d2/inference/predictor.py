@@ -216,10 +216,10 @@ class OpenVocabPredictor:
                 (MODEL.OPEN_VOCAB.USE_SYNONYMS: the mean of their embeddings). "max": each of its
                 words is looked for, see :meth:`~ovd_d2.inference.class_rules.ClassRules.apply`.
             alone: where classes share a probability (softmax), names in a string, list or file, and
-                classes by examples, are scored beside all other classes that the model was trained
-                with: these compete and are not reported. Otherwise two names would share what 160
-                learned to share. True: they are scored alone, as those of a data set and of a
-                :class:`Vocabulary` always are.
+                classes by examples, are scored beside the other classes that the model was trained
+                with, which compete and are not reported: otherwise two names would share what 160
+                learned to share. Those close to a name that it was not trained with do not. True:
+                names are scored alone, as those of a data set and of a :class:`Vocabulary` are.
 
         Raises:
             OVDError: no usable names or examples, a name that is a negative too, a threshold of
@@ -228,13 +228,16 @@ class OpenVocabPredictor:
         if vocabulary is None:
             self._set_no_vocabulary(negatives, thresholds, alone)
             return
+        words, beside = self._words, {}
         competing = not alone and is_typed(vocabulary) and shares_probability(self.model)
-        words = self._words_beside_trained if competing else self._words
+        if competing and isinstance(self._words_beside_trained, KnownRows):
+            words = self._words_beside_trained
+            beside = {"competing": True, "close_to": words.close_to}
         names, embedder = wanted_classes(self, vocabulary, words)
         rules = ruled_detector(
             self.model, names, negatives, thresholds, synonyms,
             trained=self._trained,
-            competing=competing,
+            **beside,
             score_threshold=self._score_threshold,
             default_threshold=self.score_threshold,
             topk=self.cfg.TEST.DETECTIONS_PER_IMAGE,

@@ -5,7 +5,7 @@ Letters: M rows that the model scores, K reported classes.
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -147,6 +147,7 @@ def ruled_detector(
     *,
     trained: Vocabulary | None = None,
     competing: bool = False,
+    close_to: Callable[[Vocabulary], Collection[int]] = lambda names: (),
     **options: Any,
 ) -> RuledDetector | None:
     """The detector for what ``OpenVocabPredictor.set_vocabulary`` was asked for; None if ``model``
@@ -161,6 +162,8 @@ def ruled_detector(
         trained: what the model was trained with, see :func:`wanted_vocabulary`.
         competing: the classes of ``trained`` that are neither looked for nor negatives compete, if
             the model's classes share a probability.
+        close_to: rows of ``trained`` that do not compete with a vocabulary, see
+            :meth:`~ovd_d2.language.known_rows.KnownRows.close_to`.
         options: of :class:`RuledDetector`.
 
     Raises:
@@ -169,7 +172,8 @@ def ruled_detector(
     others = None if negatives is None else wanted_negatives(negatives, vocabulary, trained)
     competitors = None
     if competing and trained is not None and shares_probability(model):
-        competitors = competing_names([vocabulary, *filter(None, [others])], trained)
+        wanted = [vocabulary, *filter(None, [others])]
+        competitors = competing_names(wanted, trained, close_to(vocabulary))
     rules = class_rules(vocabulary, others, synonyms, competitors)
     own = {} if thresholds is None else as_thresholds(thresholds, vocabulary.names)
     return RuledDetector(model, rules, own, **options) if own or not rules.is_plain else None

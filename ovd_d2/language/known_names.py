@@ -4,7 +4,7 @@ Letter: K classes.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from ovd_d2.language.prompts import clean_name
@@ -50,7 +50,9 @@ def known_rows(names: Sequence[str], trained: Vocabulary) -> list[int | None]:
     return [by_word.get(clean_name(name)) for name in names]
 
 
-def competing_names(wanted: Sequence[Vocabulary], trained: Vocabulary) -> Vocabulary | None:
+def competing_names(
+    wanted: Sequence[Vocabulary], trained: Vocabulary, close: Collection[int] = ()
+) -> Vocabulary | None:
     """The classes of ``trained`` that compete with others: those that no class of ``wanted`` means.
 
     A class means what its name means, and what synonyms of its own mean, which ``trained`` did not
@@ -61,12 +63,13 @@ def competing_names(wanted: Sequence[Vocabulary], trained: Vocabulary) -> Vocabu
     Args:
         wanted: vocabularies of classes that are looked for, or compete already.
         trained: the vocabulary that the model was trained with.
+        close: rows of ``trained`` that do not compete either, see :meth:`KnownRows.close_to`.
 
     Returns:
         them, in their order; None: there are none.
     """
     meant = _rows_meant([word for one in wanted for word in _own_words(one, trained)], trained)
-    rows = [row for row in range(len(trained)) if row not in meant]
+    rows = [row for row in range(len(trained)) if row not in meant and row not in close]
     if not rows:
         return None
     return Vocabulary(

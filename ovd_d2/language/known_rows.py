@@ -11,8 +11,12 @@ from torch import Tensor
 
 from ovd_d2.language.class_embedder import ClassEmbedder
 from ovd_d2.language.example_rows import part_of
+from ovd_d2.language.known_names import known_rows
 from ovd_d2.language.text_embeddings import TextEmbeddingBank, TextEmbeddings
 from ovd_d2.language.vocabulary import Vocabulary
+
+CLOSE = 0.99  # quantile of the cosines among classes from which a class may be a kind of another
+_MOST = 2000  # classes that it is estimated from
 
 
 class KnownRows:
@@ -46,6 +50,27 @@ class KnownRows:
     @cached_property
     def _places(self) -> dict[tuple, int]:
         return {key: row for row, key in enumerate(_keys(self._trained))}
+
+    @cached_property
+    def _close(self) -> float:
+        some = self._rows[:: -(-len(self._rows) // _MOST)]
+        cosines = some @ some.T
+        pairs = cosines[torch.triu(torch.ones_like(cosines, dtype=torch.bool), diagonal=1)]
+        return float(pairs.quantile(CLOSE)) if len(pairs) else 1.0
+
+    def close_to(self, vocabulary: Vocabulary) -> set[int]:
+        """Rows of the training vocabulary that are about what a class of ``vocabulary`` is, one
+        that it does not have: at least as close to it as the closest hundredth of its own pairs.
+
+        A sunflower is a flower and should not take a flower's share; a tangerine is no lemon, if
+        the model has learned about both.
+        """
+        rows = known_rows(vocabulary.names, self._trained)
+        unknown = [k for k, row in enumerate(rows) if row is None]
+        if not unknown:
+            return set()
+        cosines = self.embed(part_of(vocabulary, unknown)).embeddings @ self._rows.T
+        return set((cosines >= self._close).any(dim=0).nonzero().flatten().tolist())
 
     def embed(self, vocabulary: Vocabulary) -> TextEmbeddings:
         """See :class:`~ovd_d2.language.ClassEmbedder`. A class is known if name, synonyms and

@@ -18,7 +18,7 @@ from ovd_d2.inference.opening import WantedClasses, open_with_classes
 from ovd_d2.language import TextEmbeddingBank, Vocabulary
 from ovd_d2.language.known_names import competing_names
 from ovd_d2.language.known_rows import KnownRows
-from ovd_d2.language.text_embeddings import load_text_embeddings
+from ovd_d2.language.text_embeddings import TextEmbeddings, load_text_embeddings
 
 PICTURE = Image.fromarray(make_pixels(120, 160))
 TRAINED = Vocabulary(
@@ -30,6 +30,13 @@ TRAINED = Vocabulary(
     is_novel=(False, True, False, False, False),
     image_counts=(5, 0, 4, 0, 3),
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def none_is_close(request, monkeypatch):
+    """Rows of the tests' encoder are random, and some of a few names close by chance."""
+    if "close" not in request.node.name:
+        monkeypatch.setattr(KnownRows, "close_to", lambda self, vocabulary: set())
 
 
 @pytest.fixture
@@ -74,6 +81,32 @@ def test_who_competes():
     assert found.names == ("mug", "puppy", "hound", "Traffic_Light")
     assert found.is_novel == (False, False, True, False)
     assert found.synonyms[0] == TRAINED.synonyms[0]
+
+
+class Directions:
+    """Embeds names as directions in a plane, given in degrees."""
+
+    encoder_id = "directions"
+
+    def __init__(self, degrees):
+        self.degrees = degrees
+
+    def embed(self, vocabulary):
+        angles = torch.tensor([float(self.degrees[name]) for name in vocabulary.names]).deg2rad()
+        rows = torch.stack([angles.cos(), angles.sin()], dim=1)
+        return TextEmbeddings(rows, vocabulary.names, self.encoder_id)
+
+
+def test_classes_close_to_a_new_name_do_not_compete():
+    """The closest of ten pairs are 20 degrees apart; a name that is known is no new one."""
+    trained = dict(zip(("mug", "dog", "puppy", "hound", "Traffic_Light"), (0, 60, 80, 120, 170)))
+    rows = KnownRows(Directions({**trained, "pet animal": 70, "cat": 104, "cup": 0}), TRAINED)
+    assert rows.close_to(Vocabulary.from_names("pet animal")) == {1, 2}
+    assert rows.close_to(Vocabulary.from_names("cat")) == {3}
+    assert rows.close_to(Vocabulary.from_names("cup, dog")) == set()
+    assert rows.close_to(Vocabulary.from_names("cup, pet animal, cat")) == {1, 2, 3}
+    found = competing_names([Vocabulary.from_names("pet animal")], TRAINED, {1, 2})
+    assert found.names == ("mug", "hound", "Traffic_Light")
 
 
 def test_rows_of_competitors_come_last():
