@@ -144,6 +144,7 @@ def _rkd_curves() -> dict[str, Row]:
         ("control", "one projection, from stage 2", stage_2, "rkd_all_naive_third_stage"),
         ("released", "weight transfer, from stage 2", stage_2, "rkd_weight_transfer"),
         ("distilled", "weight transfer, distilled start", stage_2, "rkd_weight_transfer_distilled"),
+        ("taught", "weight transfer, taught", stage_2, "rkd_weight_transfer_taught"),
     ):
         before = 180 if start == stage_2 else 0
         for own in (180, 360, 540, 720, 900):
