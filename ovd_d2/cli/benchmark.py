@@ -144,13 +144,15 @@ def _rkd_curves() -> dict[str, Row]:
         ("control", "one projection, from stage 2", stage_2, "rkd_all_naive_third_stage"),
         ("released", "weight transfer, from stage 2", stage_2, "rkd_weight_transfer"),
         ("distilled", "weight transfer, distilled start", stage_2, "rkd_weight_transfer_distilled"),
+        ("taught", "weight transfer, taught", stage_2, "rkd_weight_transfer_taught"),
     ):
-        for own in (180, 360, 540):
-            total = own + (180 if start == stage_2 else 0)
+        before = 180 if start == stage_2 else 0
+        for own in (180, 360, 540, 720, 900):
+            length = f"{before} + {own}" if before else str(own)
             rows[f"rkd_heads_{key}_{own}"] = Row(
-                f"RKD heads: {title}, {own} iterations", start, labels="rkd_base", yaml=yaml,
-                settings=(*heads, "SOLVER.MAX_ITER", str(own)), curve=title, iterations=total,
-                **_RKD,
+                f"RKD heads: {title}, {length} iterations", start, labels="rkd_base", yaml=yaml,
+                settings=(*heads, "SOLVER.MAX_ITER", str(own)), curve=title,
+                iterations=before + own, **_RKD,
             )  # fmt: skip
     return rows
 

@@ -54,6 +54,10 @@ def add_keys(cfg: CN) -> None:
     # know nothing of the distilled projection, or "distilled" (not the paper's): the generated one
     # starts as the distilled one, up to a half of its rank, and skip as its bias.
     _C.TRANSFER_START = "released"
+    # Which projection of weight transfer the losses of MODEL.REGION_DISTILLATION see: "frozen",
+    # the distilled one, as in the public code, where they train the layers below alone, or
+    # "generated" (not the paper's): the one that scores classes, which learns from them too.
+    _C.TRANSFER_TEACHER = "frozen"
     # False (ViLD-image): no classification loss, the head learns from MODEL.REGION_DISTILLATION
     # alone; the score of a region is sqrt(softmax over the names x RPN objectness).
     _C.TRAIN_CLASSIFIER = True

@@ -17,8 +17,8 @@ def plot_iterations(
     file: str | os.PathLike | BinaryIO,
     note: str = "",
 ) -> None:
-    """Draws AP_base and AP_novel against iterations, a panel each; a line joins the trainings of a
-    curve, bars span the range over seeds.
+    """Draws AP_base and AP_novel against iterations, a panel each; a line joins the means of
+    a curve's trainings, a band spans their range over seeds.
 
     Args:
         rows: of a summary of ``ovd benchmark``; those with "curve" (name of the line) and
@@ -41,18 +41,17 @@ def plot_iterations(
         for i, (name, points) in enumerate(curves.items()):
             found = {row["iterations"]: row["box"][metric] for row in points}
             at = sorted(k for k, value in found.items() if value["mean"] is not None)
-            means = [found[k]["mean"] for k in at]
-            spans = [
-                [found[k]["mean"] - found[k]["min"] for k in at],
-                [found[k]["max"] - found[k]["mean"] for k in at],
-            ]
+            mean, low, high = ([found[k][part] for k in at] for part in ("mean", "min", "max"))
             colour = LINE_COLOURS[i % len(LINE_COLOURS)]
-            axes.errorbar(at, means, yerr=spans, color=colour, label=name, marker="o", capsize=3)
+            axes.plot(at, mean, color=colour, label=name, marker="o", markersize=4)
+            if len(at) > 1:
+                axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
+            else:
+                axes.vlines(at, low, high, color=colour)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("iterations since the base detector", fontsize=9)
         axes.set_ylabel(f"{metric} in percent on {dataset_name}", fontsize=9)
         axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=9)

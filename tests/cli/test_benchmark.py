@@ -1,5 +1,7 @@
 """``ovd benchmark`` around a ``train_net.py`` that writes what the real one writes, in no time."""
 
+import functools
+import io
 import json
 
 import pytest
@@ -41,8 +43,9 @@ def test_parents_come_before_their_children():
 def test_every_row_has_its_yaml_and_the_yamls_agree_with_the_rows():
     from ovd_d2.engine.setup import load_config
 
+    load = functools.cache(load_config)  # many rows share a yaml
     for name, row in benchmark.KNOWN.items():
-        cfg = load_config(f"configs/mini/{row.yaml or name}.yaml")
+        cfg = load(f"configs/mini/{row.yaml or name}.yaml")
         before = (row.start or row.evaluates).replace("rkd_heads_", "rkd_")
         assert (before and f"output/mini/{before}/model_final.pth") == cfg.MODEL.WEIGHTS
         assert bool(cfg.DATASETS.REGION_STORE) == bool(row.regions or row.examples)
@@ -104,10 +107,31 @@ def test_curves_are_drawn_of_rows_that_share_the_base_of_seed_1(checkout, no_min
     summary = json.loads((checkout / "here/summary.json").read_text())
     row = summary["rows"]["rkd_heads_released_360"]
     assert (row["curve"], row["iterations"]) == ("weight transfer, from stage 2", 540)
+    assert row["title"].endswith("180 + 360 iterations")
     with Image.open(checkout / "here/rkd_iterations.png") as image:
         assert min(image.size) > 200
     with pytest.raises(OVDError, match="rkd_heads_"):
         plot_iterations([{"title": "A"}], "x", checkout / "none.png")
+
+
+def test_a_curve_joins_its_trainings_by_length_and_a_band_is_their_range():
+    def row(iterations, mean, spread=1.0):
+        value = {"mean": mean, "min": mean - spread, "max": mean + spread}
+        box = {"AP_base": value, "AP_novel": value}
+        return {"curve": "A", "iterations": iterations, "box": box}
+
+    def drawn(*rows):
+        picture = io.BytesIO()
+        plot_iterations(rows, "x", picture)
+        return picture.getvalue()
+
+    first, second, third = row(180, 10.0), row(360, 15.0), row(540, 12.0)
+    picture = drawn(first, second, third)
+    assert drawn(third, first, second) == picture
+    assert drawn(first, row(360, 15.0, spread=4.0), third) != picture
+    unknown = {"mean": None, "min": None, "max": None}
+    box = {"AP_base": unknown, "AP_novel": unknown}
+    assert drawn(first, second, third, {"curve": "A", "iterations": 720, "box": box}) == picture
 
 
 def test_label_maps_have_a_table_of_their_own(checkout, no_mini_build, capsys):

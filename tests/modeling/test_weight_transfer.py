@@ -17,6 +17,7 @@ from ovd_d2.modeling.classifiers import (
     WeightTransferProjection,
     build_projection,
 )
+from ovd_d2.structures import Supervision
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "rkd" / "weight_transfer.npz")
 NAMES = {
@@ -151,6 +152,36 @@ def test_the_teacher_sees_the_frozen_projection_with_its_bias():
     assert x.grad.abs().sum() > 0
     assert all(p.grad is None for p in classifier.parameters())
     assert not torch.allclose(student, classifier.embed(x))
+
+
+def test_the_teacher_may_see_the_generated_projection():
+    projection = WeightTransferProjection(6, 4, teacher="generated")
+    classifier = EmbeddingClassifier(6, 4, projection=projection)
+    x = torch.randn(3, 6, requires_grad=True)
+    plain = slow_transfer(projection, x)
+    student = classifier.embed_for_teacher(x)
+    torch.testing.assert_close(student, plain / plain.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(student, classifier.embed(x))
+    student.abs().sum().backward()
+    for layer in (*projection.generate[::2], *projection.skip[::2]):
+        assert layer.weight.grad.abs().sum() > 0
+    assert projection.frozen.weight.grad is None and x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("teacher, reached", [("frozen", False), ("generated", True)])
+def test_the_config_says_which_projection_the_teachers_losses_train(build, teacher, reached):
+    words = (*TRANSFER, "MODEL.OPEN_VOCAB.TRANSFER_TEACHER", teacher, "MODEL.MASK_ON", False)
+    model = build("fpn", 5, *RKD, *words)
+    rows = make_target(
+        [[9, 9, 60, 60], [5, 30, 70, 80], [40, 20, 90, 90]], [1, -1, -1],
+        supervision=torch.tensor([Supervision.BOX] + 2 * [Supervision.TEACHER_REGION]),
+        teacher_embedding=torch.randn(3, DIM),
+    )  # fmt: skip
+    losses = losses_of(model, make_batch([rows]))
+    sum(loss for name, loss in losses.items() if "distill" in name).backward()
+    [predictor] = model.roi_heads.box_predictors
+    gradient = predictor.cls_score.projection.generate[0].weight.grad
+    assert (gradient is not None and bool(gradient.abs().sum() > 0)) == reached
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -300,6 +331,10 @@ def test_bad_settings_are_named():
         build_projection("weight_transfer", 8, DIM, transfer_start="zero")
     with pytest.raises(OVDError, match="TRANSFER_START"):
         build_projection("linear", 8, DIM, transfer_start="distilled")
+    with pytest.raises(OVDError, match="TRANSFER_TEACHER"):
+        build_projection("weight_transfer", 8, DIM, transfer_teacher="both")
+    with pytest.raises(OVDError, match="TRANSFER_TEACHER"):
+        build_projection("linear", 8, DIM, transfer_teacher="generated")
     with pytest.raises(OVDError, match="MODEL.OPEN_VOCAB.PROJECTION"):
         build_projection("mlp", 8, DIM)
     with pytest.raises(OVDError, match="MODEL.OPEN_VOCAB.PROJECTION_HIDDEN"):

@@ -23,6 +23,7 @@ def build_projection(
     embed_dim: int,
     hidden: int = 0,
     transfer_start: str = "released",
+    transfer_teacher: str = "frozen",
 ) -> nn.Module:
     """The projection of a classifier.
 
@@ -31,16 +32,23 @@ def build_projection(
         in_features: width of the region features.
         embed_dim: D.
         hidden: of "linear", see :func:`linear_projection`.
-        transfer_start: of "weight_transfer", see :class:`WeightTransferProjection`.
+        transfer_start, transfer_teacher: of "weight_transfer", see
+            :class:`WeightTransferProjection`.
 
     Raises:
-        OVDError: unknown kind or start, or ``hidden`` or a start for a kind that has none.
+        OVDError: unknown kind, start or teacher, or ``hidden``, a start or a teacher for a kind
+            that has none.
     """
     if kind == "linear":
         if transfer_start != "released":
             raise OVDError(
                 f'MODEL.OPEN_VOCAB.TRANSFER_START is "{transfer_start}", but PROJECTION is '
                 '"linear": set PROJECTION weight_transfer, or leave TRANSFER_START at "released".'
+            )
+        if transfer_teacher != "frozen":
+            raise OVDError(
+                f'MODEL.OPEN_VOCAB.TRANSFER_TEACHER is "{transfer_teacher}", but PROJECTION is '
+                '"linear": set PROJECTION weight_transfer, or leave TRANSFER_TEACHER at "frozen".'
             )
         return linear_projection(in_features, embed_dim, hidden)
     if kind != "weight_transfer":
@@ -52,4 +60,6 @@ def build_projection(
             f"MODEL.OPEN_VOCAB.PROJECTION_HIDDEN is {hidden}; weight transfer has hidden layers of "
             "its own: set it to 0."
         )
-    return WeightTransferProjection(in_features, embed_dim, start=transfer_start)
+    return WeightTransferProjection(
+        in_features, embed_dim, start=transfer_start, teacher=transfer_teacher
+    )

@@ -13,6 +13,7 @@ from ovd_d2.errors import OVDError
 
 SLOPE = 0.1  # of the leaky ReLUs
 TRANSFER_STARTS = ("released", "distilled")
+TRANSFER_TEACHERS = ("frozen", "generated")
 
 
 class WeightTransferProjection(nn.Module):
@@ -21,7 +22,9 @@ class WeightTransferProjection(nn.Module):
     ``W_P = generate(W_D)``, two linear layers with a leaky ReLU (slope 0.1) between them that act
     on each of the D rows of W_D, and ``embedding = W_P x + skip(x)``, another two layers on the
     feature itself (section 3.4 of the paper and the public code). W_D is frozen, its bias takes no
-    part in the embedding; both still serve :meth:`distilled`, which the distillation losses see.
+    part in the embedding; both still serve :meth:`distilled`, which the distillation losses see
+    ("frozen"). With "generated" (ours) these see the embedding itself, so that what scores classes
+    goes on learning from the teacher.
 
     Loads the state dict of a plain ``nn.Linear`` (the stage before), which becomes W_D; the other
     layers then keep their initial values ("released"), or start from it ("distilled", ours):
@@ -34,7 +37,12 @@ class WeightTransferProjection(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, embed_dim: int, skip_hidden: int = 1024, start: str = "released"
+        self,
+        in_features: int,
+        embed_dim: int,
+        skip_hidden: int = 1024,
+        start: str = "released",
+        teacher: str = "frozen",
     ):
         """
         Args:
@@ -42,16 +50,22 @@ class WeightTransferProjection(nn.Module):
             embed_dim: D.
             skip_hidden: width of the hidden layer of ``skip``.
             start: one of :data:`TRANSFER_STARTS`, see above.
+            teacher: one of :data:`TRANSFER_TEACHERS`, see above.
 
         Raises:
-            OVDError: another ``start``.
+            OVDError: another ``start`` or ``teacher``.
         """
         super().__init__()
         if start not in TRANSFER_STARTS:
             raise OVDError(
                 f'MODEL.OPEN_VOCAB.TRANSFER_START is "{start}"; use "released" or "distilled".'
             )
+        if teacher not in TRANSFER_TEACHERS:
+            raise OVDError(
+                f'MODEL.OPEN_VOCAB.TRANSFER_TEACHER is "{teacher}"; use "frozen" or "generated".'
+            )
         self.start = start
+        self.teacher = teacher
         self.frozen = nn.Linear(in_features, embed_dim).requires_grad_(False)
         self.generate = _two_layers(in_features, embed_dim, in_features)
         self.skip = _two_layers(in_features, skip_hidden, embed_dim)
@@ -62,8 +76,9 @@ class WeightTransferProjection(nn.Module):
         return F.linear(x, self.generate(self.frozen.weight)) + self.skip(x)
 
     def distilled(self, x: Tensor) -> Tensor:
-        """(R, F) float -> (R, D) by W_D and its bias, not normalised; trains only what made x."""
-        return self.frozen(x)
+        """(R, F) float -> (R, D), not normalised: what the distillation losses see. By W_D and its
+        bias, which train only what made x; with "generated" as :meth:`forward`."""
+        return self(x) if self.teacher == "generated" else self.frozen(x)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         for name in ("weight", "bias"):

@@ -118,6 +118,7 @@ class OpenVocabBoxPredictor(FastRCNNOutputLayers):
                 open_vocab.EMBED_DIM,
                 hidden=open_vocab.PROJECTION_HIDDEN,
                 transfer_start=open_vocab.TRANSFER_START,
+                transfer_teacher=open_vocab.TRANSFER_TEACHER,
             ),
         )
         ret["train_classifier"] = open_vocab.TRAIN_CLASSIFIER
