@@ -4,6 +4,7 @@ import json
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,14 @@ def find_predictions(folder: str | os.PathLike) -> Path | None:
 
 def _max_iter(folder: str | os.PathLike) -> int:
     try:
-        text = (Path(folder) / "config.yaml").read_text(encoding="utf-8")
-        return int(yaml.safe_load(text)["SOLVER"]["MAX_ITER"])
+        return _max_iter_of((Path(folder) / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return 0
+
+
+@lru_cache(maxsize=64)  # who watches a training asks twice a second
+def _max_iter_of(config: str) -> int:
+    return int(yaml.safe_load(config)["SOLVER"]["MAX_ITER"])
 
 
 def _tail(path: str | os.PathLike) -> str:
