@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -228,12 +229,13 @@ class OpenVocabPredictor:
         if vocabulary is None:
             self._set_no_vocabulary(negatives, thresholds, alone)
             return
-        words, beside = self._words, {}
+        rows, beside = self._words_beside_trained, {}
         competing = not alone and is_typed(vocabulary) and shares_probability(self.model)
-        if competing and isinstance(self._words_beside_trained, KnownRows):
-            words = self._words_beside_trained
-            beside = {"competing": True, "close_to": words.close_to}
-        names, embedder = wanted_classes(self, vocabulary, words)
+        competing = competing and isinstance(rows, KnownRows)
+        names, embedder = wanted_classes(self, vocabulary, rows if competing else self._words)
+        if competing:
+            close_to = partial(rows.close_to, embedder=embedder)
+            beside = {"competing": True, "close_to": close_to}
         rules = ruled_detector(
             self.model, names, negatives, thresholds, synonyms,
             trained=self._trained,

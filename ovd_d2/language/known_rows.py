@@ -58,18 +58,23 @@ class KnownRows:
         pairs = cosines[torch.triu(torch.ones_like(cosines, dtype=torch.bool), diagonal=1)]
         return float(pairs.quantile(CLOSE)) if len(pairs) else 1.0
 
-    def close_to(self, vocabulary: Vocabulary) -> set[int]:
+    def close_to(self, vocabulary: Vocabulary, embedder: ClassEmbedder | None = None) -> set[int]:
         """Rows of the training vocabulary that are about what a class of ``vocabulary`` is, one
         that it does not have: at least as close to it as the closest hundredth of its own pairs.
 
         A sunflower is a flower and should not take a flower's share; a tangerine is no lemon, if
         the model has learned about both.
+
+        Args:
+            vocabulary: classes that are looked for.
+            embedder: makes their rows, such as those of examples; None: this.
         """
         rows = known_rows(vocabulary.names, self._trained)
         unknown = [k for k, row in enumerate(rows) if row is None]
         if not unknown:
             return set()
-        cosines = self.embed(part_of(vocabulary, unknown)).embeddings @ self._rows.T
+        found = (embedder or self).embed(part_of(vocabulary, unknown))
+        cosines = found.embeddings @ self._rows.T
         return set((cosines >= self._close).any(dim=0).nonzero().flatten().tolist())
 
     def embed(self, vocabulary: Vocabulary) -> TextEmbeddings:
