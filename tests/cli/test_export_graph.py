@@ -53,7 +53,7 @@ def test_the_example_finds_what_predict_finds(graph, scenes, tmp_path):
     """In a process without torch: the same names, scores to 1e-3, boxes to half a pixel."""
     names = tmp_path / "names.safetensors"
     said = run(OVD, "vocab", "embed", NAMES, "--out", names)
-    assert "7 names and 154 that compete, 384 numbers each" in said
+    assert "7 names and 153 that compete, 384 numbers each" in said
     for classes, option in (([], []), ([names], ["--vocab", NAMES])):
         predicted = json.loads(
             run(OVD, "predict", *scenes, *option, "--no-pictures", "--json", "-").splitlines()[-1]

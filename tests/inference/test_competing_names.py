@@ -36,7 +36,7 @@ TRAINED = Vocabulary(
 def none_is_close(request, monkeypatch):
     """Rows of the tests' encoder are random, and some of a few names close by chance."""
     if "close" not in request.node.name:
-        monkeypatch.setattr(KnownRows, "close_to", lambda self, vocabulary: set())
+        monkeypatch.setattr(KnownRows, "close_to", lambda self, vocabulary, embedder=None: set())
 
 
 @pytest.fixture
