@@ -3,6 +3,7 @@
 Letters: K classes, D embedding width.
 """
 
+import math
 from functools import cached_property
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ovd_d2.language.vocabulary import Vocabulary
 
 CLOSE = 0.99  # quantile of the cosines among classes from which a class may be a kind of another
 _MOST = 2000  # classes that it is estimated from
+_FEWEST_PAIRS = 100  # from fewer no hundredth can be told: nothing is close then
 
 
 class KnownRows:
@@ -56,7 +58,7 @@ class KnownRows:
         some = self._rows[:: -(-len(self._rows) // _MOST)]
         cosines = some @ some.T
         pairs = cosines[torch.triu(torch.ones_like(cosines, dtype=torch.bool), diagonal=1)]
-        return float(pairs.quantile(CLOSE)) if len(pairs) else 1.0
+        return float(pairs.quantile(CLOSE)) if len(pairs) >= _FEWEST_PAIRS else math.inf
 
     def close_to(self, vocabulary: Vocabulary, embedder: ClassEmbedder | None = None) -> set[int]:
         """Rows of the training vocabulary that are about what a class of ``vocabulary`` is, one

@@ -15,7 +15,7 @@ from ovd_d2.inference.class_rules import class_rules
 from ovd_d2.inference.model_folders import KNOWN_ROWS, MODELS, config_of
 from ovd_d2.inference.open_detector import trained_vocabulary
 from ovd_d2.inference.opening import WantedClasses, open_with_classes
-from ovd_d2.language import TextEmbeddingBank, Vocabulary
+from ovd_d2.language import TextEmbeddingBank, Vocabulary, known_rows
 from ovd_d2.language.known_names import competing_names
 from ovd_d2.language.known_rows import KnownRows
 from ovd_d2.language.text_embeddings import TextEmbeddings, load_text_embeddings
@@ -97,8 +97,9 @@ class Directions:
         return TextEmbeddings(rows, vocabulary.names, self.encoder_id)
 
 
-def test_classes_close_to_a_new_name_do_not_compete():
+def test_classes_close_to_a_new_name_do_not_compete(monkeypatch):
     """The closest of ten pairs are 20 degrees apart; a name that is known is no new one."""
+    monkeypatch.setattr(known_rows, "_FEWEST_PAIRS", 10)
     trained = dict(zip(("mug", "dog", "puppy", "hound", "Traffic_Light"), (0, 60, 80, 120, 170)))
     rows = KnownRows(Directions({**trained, "pet animal": 70, "cat": 104, "cup": 0}), TRAINED)
     assert rows.close_to(Vocabulary.from_names("pet animal")) == {1, 2}
