@@ -18,6 +18,7 @@ from ovd_d2.language.vocabulary import Vocabulary
 
 CLOSE = 0.99  # quantile of the cosines among classes from which a class may be a kind of another
 _MOST = 2000  # classes that it is estimated from
+_AT_ONCE = 4096  # names that are compared with all classes
 _FEWEST_PAIRS = 100  # from fewer no hundredth can be told: nothing is close then
 
 
@@ -75,9 +76,12 @@ class KnownRows:
         unknown = [k for k, row in enumerate(rows) if row is None]
         if not unknown:
             return set()
-        found = (embedder or self).embed(part_of(vocabulary, unknown))
-        cosines = found.embeddings @ self._rows.T
-        return set((cosines >= self._close).any(dim=0).nonzero().flatten().tolist())
+        # All of them: so embeds who sets the vocabulary next, and a cache on disk has the answer.
+        found, close = (embedder or self).embed(vocabulary).embeddings, set()
+        for some in torch.tensor(unknown).split(_AT_ONCE):
+            near = (found[some] @ self._rows.T >= self._close).any(dim=0)
+            close.update(near.nonzero().flatten().tolist())
+        return close
 
     def embed(self, vocabulary: Vocabulary) -> TextEmbeddings:
         """See :class:`~ovd_d2.language.ClassEmbedder`. A class is known if name, synonyms and
