@@ -33,7 +33,7 @@ PACKAGES = (
 )  # fmt: skip
 OURS = {"ovd_d2", "detectron2"}  # which each command imports itself
 READ_AT_IMPORT = ("PYTHON", "HF_", "TRANSFORMERS_", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "PYTORCH",
-                  "TORCHDYNAMO", "CUDA", "MPLCONFIGDIR", "XDG_", "HOME", "LANG", "LC_", "LD_",
+                  "TORCHDYNAMO", "CUDA", "MPLCONFIGDIR", "XDG_", "HOME", "LANG", "LC_",
                   "COVERAGE")  # fmt: skip
 HERE = Path(__file__).resolve()
 BIN = Path(sys.executable).parent

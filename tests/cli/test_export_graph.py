@@ -11,7 +11,7 @@ import warm_processes
 from ovd_d2.cli.app import main
 
 OVD = str(Path(sys.executable).with_name("ovd"))
-NAMES = "chicken, sandwich, diya lamp, sports medal, slot machine, owl, hot beverage"
+NAMES = "chicken, sandwich, diya lamp, cupcake, slot machine, dolphin, hot beverage"
 SCENES = ("030001.jpg", "030002.jpg")
 # A process in which neither can be imported.
 WITHOUT_TORCH = """

@@ -48,8 +48,8 @@ def test_objects_then_classes_then_objects(predictor):
     assert set(named.pred_classes.tolist()) == {0, 1}
     predictor.set_vocabulary("cat", negatives="dog", thresholds={"cat": 0.1})
     assert predictor.predict(PIXELS).pred_classes.eq(0).all()
-    for more in ({"negatives": "dog"}, {"thresholds": {"cat": 0.5}}):
-        with pytest.raises(OVDError, match="negatives and thresholds are of names"):
+    for more in ({"negatives": "dog"}, {"thresholds": {"cat": 0.5}}, {"alone": True}):
+        with pytest.raises(OVDError, match="negatives, thresholds and alone are of names"):
             predictor.set_vocabulary(None, **more)
     predictor.set_vocabulary(None)
     torch.testing.assert_close(predictor.predict(PIXELS).scores, objects.scores)
