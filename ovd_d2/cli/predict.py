@@ -284,7 +284,8 @@ def _note(report: "Report", predictor: "OpenVocabPredictor", model: str) -> str:
     if not unsure:
         return ""
     learned = predictor.facts.get("learned_from")
-    remedy = f"lower --score-threshold (now {predictor.score_threshold:g}) or name other classes"
+    shown = predictor.score_threshold
+    remedy = f"lower --score-threshold (now {shown:g}) or name other classes"
     if learned:
         remedy = (
             f"the model {model} knows {learned} and nothing else. For other "
@@ -293,7 +294,7 @@ def _note(report: "Report", predictor: "OpenVocabPredictor", model: str) -> str:
             f"else {remedy}"
         )
     return (
-        f"in {len(unsure)} of {len(report.found)} images no detection scores {SURE} or more: "
+        f"in {len(unsure)} of {len(report.found)} images no detection scores {max(SURE, shown):g} or more: "
         f"{remedy}."
     )
 
