@@ -294,8 +294,8 @@ def _note(report: "Report", predictor: "OpenVocabPredictor", model: str) -> str:
             f"else {remedy}"
         )
     return (
-        f"in {len(unsure)} of {len(report.found)} images no detection scores {max(SURE, shown):g} or more: "
-        f"{remedy}."
+        f"in {len(unsure)} of {len(report.found)} images no detection scores "
+        f"{max(SURE, shown):g} or more: {remedy}."
     )
 
 
