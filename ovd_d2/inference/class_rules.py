@@ -23,6 +23,7 @@ from .arguments import is_data_set, wanted_vocabulary
 
 SYNONYMS = ("mean", "max")
 _NAMED_AT_MOST = 5
+_LEAST_EXPONENT = 0.05  # below, shares hardly matter, and the sum is the largest
 
 
 @dataclass(frozen=True)
@@ -62,25 +63,28 @@ class ClassRules:
         """Whether the rows are the reported classes, one by one."""
         return self.scored is self.reported
 
-    def apply(self, found: Instances, overlap: float, word_norm: float = math.inf) -> Instances:
+    def apply(
+        self, found: Instances, overlap: float, share_exponents: Tensor | None = None
+    ) -> Instances:
         """The model's detections as those of the reported classes.
 
         Of several words of a class (or negative) that overlap by an IoU above ``overlap`` the best
-        box is kept; its score is the ``word_norm``-norm of those words' best scores there. Then a
-        detection goes if one of a negative scores more and overlaps it by an IoU above
-        ``overlap``; of equal scores it stays.
+        box is kept, with the score of those words' best scores there together. Then a detection
+        goes if one of a negative scores more and overlaps it by an IoU above ``overlap``; of equal
+        scores it stays.
 
         Args:
             found: R, with ``pred_classes`` in [0, M) but none of competitors, in any frame.
             overlap: in [0, 1).
-            word_norm: see :class:`~ovd_d2.modeling.detection_choice.DetectionChoice`.
+            share_exponents: (M,), see
+                :class:`~ovd_d2.modeling.detection_choice.DetectionChoice`.
 
         Returns:
             ``pred_classes`` in [0, K), best scores first, other fields as they were.
         """
         owner = torch.tensor(self.owner, device=found.pred_classes.device)
         if self.most_words > 1:
-            found = _without_other_words(found, owner, overlap, word_norm)
+            found = _without_other_words(found, owner, overlap, share_exponents)
         classes = owner[found.pred_classes]
         wanted = classes < len(self.reported)
         boxes, scores = found.pred_boxes.tensor, found.scores
@@ -101,7 +105,7 @@ class ClassRules:
 
 
 def _without_other_words(
-    found: Instances, owner: Tensor, overlap: float, word_norm: float
+    found: Instances, owner: Tensor, overlap: float, share_exponents: Tensor | None
 ) -> Instances:
     boxes, scores, rows = found.pred_boxes.tensor.double(), found.scores, found.pred_classes
     classes = owner[rows]
@@ -110,15 +114,18 @@ def _without_other_words(
     some = some[batched_nms(boxes[some], scores[some].double(), classes[some], overlap)]
     kept = torch.cat([some, (~several).nonzero().flatten()])
     result = found[kept]
-    if math.isfinite(word_norm):
+    if share_exponents is not None:
+        exponents = share_exponents.to(boxes).clamp(min=_LEAST_EXPONENT)[rows]
+        shares = scores.double() ** (1 / exponents)
         together = box_iou(boxes[kept], boxes) > overlap
         together &= classes[kept][:, None] == classes
         together &= several | (kept[:, None] == torch.arange(len(found), device=kept.device))
         i, j = together.nonzero(as_tuple=True)
-        of_words = scores.new_zeros(len(kept), len(owner))
+        of_words = shares.new_zeros(len(kept), len(owner))
         places = i * len(owner) + rows[j]
-        of_words.view(-1).scatter_reduce_(0, places, scores[j], "amax")
-        result.scores = of_words.norm(p=word_norm, dim=1).clamp(max=1)
+        of_words.view(-1).scatter_reduce_(0, places, shares[j], "amax")
+        sums = of_words.sum(dim=1).clamp(max=1) ** exponents[kept]
+        result.scores = torch.where(several[kept], sums.to(scores), scores[kept])
     return result
 
 

@@ -4,7 +4,6 @@ Letters: M rows that the model scores, K reported classes.
 """
 
 import logging
-import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from ovd_d2.errors import OVDError
 from ovd_d2.language import Vocabulary, VocabularyLike
 from ovd_d2.language.known_names import competing_names
-from ovd_d2.modeling.detection_choice import changed_choice, detection_choice
+from ovd_d2.modeling.detection_choice import DetectionChoice, changed_choice, detection_choice
 
 from .arguments import wanted_vocabulary
 from .class_rules import ClassRules, class_rules, wanted_negatives
@@ -82,8 +81,7 @@ class RuledDetector:
                 "detection_choice), which negatives and thresholds need: if it gives every pixel a "
                 'class, name what else is there ("sky, wall") in the vocabulary.'
             )
-        self._norm = math.inf if self._choice is None else self._choice.word_norm
-        sums = rules.most_words > 1 and math.isfinite(self._norm)
+        sums = rules.most_words > 1 and shares_probability(model)
         general = score_threshold
         if general is None:
             general = default_threshold if thresholds or sums else 0.0
@@ -111,11 +109,19 @@ class RuledDetector:
             return nullcontext()
         least = choice.score_threshold
         if self._lowest is not None:
-            of_a_word = self._lowest / self._rules.most_words ** (1 / self._norm)
-            least = min(least, choice.threshold_for(of_a_word))
+            least = min(least, choice.threshold_for(self._least_of_a_word(choice)))
         most = self._topk * (ROOM if self.is_asked else 1)
         found = self._rules.found_rows if self._rules.competitors else None
         return changed_choice(choice, least, most, found)
+
+    def _least_of_a_word(self, choice: DetectionChoice) -> float:
+        """What one of a class's words scores at least, if they score the lowest threshold together
+        (see ``DetectionChoice.share_exponents``)."""
+        exponents = choice.share_exponents
+        if exponents is None:
+            return self._lowest
+        share = self._lowest ** (1 / float(exponents.min())) / self._rules.most_words
+        return share ** float(exponents.max())
 
     def _reported(
         self, output: dict[str, Instances | Tensor], most: int
@@ -123,8 +129,9 @@ class RuledDetector:
         if "sem_seg" in output:
             return {"sem_seg": self._rules.apply_to_maps(output["sem_seg"])}
         overlap = OVERLAP if self._choice is None else self._choice.nms_threshold
+        exponents = None if self._choice is None else self._choice.share_exponents
         given = output["instances"]
-        found = self._rules.apply(given, overlap if overlap < 1 else OVERLAP, self._norm)
+        found = self._rules.apply(given, overlap if overlap < 1 else OVERLAP, exponents)
         least = torch.tensor(self._least, device=found.scores.device)
         found = found[found.scores >= least[found.pred_classes]]
         full = 0 <= most == len(given) and given.scores.min() > least.min()
@@ -183,7 +190,7 @@ def shares_probability(model: nn.Module) -> bool:
     """Whether the classes of ``model`` share a probability of 1, so that names that are not asked
     for make a difference."""
     choice = detection_choice(model)
-    return choice is not None and math.isfinite(choice.word_norm)
+    return choice is not None and choice.share_exponents is not None
 
 
 def check_rules(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from ovd_d2.modeling.open_vocabulary import part_with
 
@@ -20,19 +20,19 @@ class DetectionChoice(Protocol):
         score_threshold: boxes are considered from about this on; see :meth:`threshold_for`.
         nms_threshold: of two boxes of a class with a higher IoU the lower-scored goes; 1: none.
         max_detections: of an image; < 0: all.
-        word_norm: how scores that a box has for several words of one class become that class's:
-            their p-norm. Infinite, the largest, where words are scored one by one (sigmoid); 1,
-            the sum, where the words share a probability of 1 (softmax); 2 for the square root of
-            such a share times something else.
-        found_classes: only of choices whose ``word_norm`` is finite: boxes are found of the first
-            so many classes; the others take their share of the probability and nothing else.
-            None: of all.
+        share_exponents: (K,) float, where classes share a probability of 1 (softmax): what a
+            class's share is raised to in its score. So scores s that a box has for several words
+            of one class become that class's as (sum of s ** (1 / e)) ** e. None where words are
+            scored one by one (sigmoid): the largest is the class's.
+        found_classes: only of choices with ``share_exponents``: boxes are found of the first so
+            many classes; the others take their share of the probability and nothing else. None: of
+            all.
     """
 
     score_threshold: float
     nms_threshold: float
     max_detections: int
-    word_norm: float
+    share_exponents: Tensor | None
     found_classes: int | None
 
     def threshold_for(self, score: float) -> float:

@@ -7,7 +7,6 @@ NMS; Rasheed et al. 2022 (RKD), section 3.2, and its public code: the best 50 of
 then the best 5.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -49,7 +48,7 @@ class QueryMerging:
     It is a :class:`~ovd_d2.modeling.detection_choice.DetectionChoice`.
     """
 
-    word_norm = math.inf  # texts are scored one by one
+    share_exponents = None  # texts are scored one by one
 
     def __init__(
         self,

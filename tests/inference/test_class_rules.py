@@ -1,7 +1,5 @@
 """Negative names and words of a class: which rows a model scores, what is left of detections."""
 
-import math
-
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
@@ -50,7 +48,7 @@ def iou(a, b):
     return width * height / (sum(areas) - width * height)
 
 
-def plainly(boxes, scores, rows, owner, classes, overlap, norm):
+def plainly(boxes, scores, rows, owner, classes, overlap, exponents):
     """(index, score, class) of what is reported, one box after another."""
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     several = [owner.count(owner[row]) > 1 for row in rows]
@@ -64,8 +62,10 @@ def plainly(boxes, scores, rows, owner, classes, overlap, norm):
         best = {}
         for j in there:
             best[rows[j]] = max(best.get(rows[j], 0.0), scores[j])
-        powers = [score**norm for score in best.values()]
-        total[i] = max(best.values()) if norm == math.inf else min(sum(powers) ** (1 / norm), 1)
+        total[i] = scores[i]
+        if exponents is not None and several[i]:
+            shares = [score ** (1 / exponents[row]) for row, score in best.items()]
+            total[i] = min(sum(shares), 1) ** exponents[rows[i]]
     result = []
     for i in kept:
         beaten = any(
@@ -89,14 +89,17 @@ def test_as_a_plain_loop_says(data):
               y + data.draw(st.integers(4, 12))] for _ in range(count)]  # fmt: skip
     scores = data.draw(st.permutations([0.05 + 0.09 * k for k in range(count)]))
     rows = data.draw(st.lists(st.sampled_from(range(len(owner))), min_size=count, max_size=count))
-    norm = data.draw(st.sampled_from([1.0, 2.0, math.inf]))
+    exponent = st.sampled_from([1.0, 0.5, 1.8, 3.0])
+    exponents = data.draw(st.none() | st.lists(exponent, min_size=6, max_size=6))
     instances = Instances((30, 30))
     instances.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).view(-1, 4))
     instances.scores = torch.tensor(scores, dtype=torch.float32)
     instances.pred_classes = torch.tensor(rows, dtype=torch.int64)
     instances.place = torch.arange(count)
-    got = rules_of(owner, classes).apply(instances, 0.45, norm)
-    wanted = plainly(boxes, scores, rows, owner, classes, 0.45, norm)
+    got = rules_of(owner, classes).apply(
+        instances, 0.45, None if exponents is None else torch.tensor(exponents)
+    )
+    wanted = plainly(boxes, scores, rows, owner, classes, 0.45, exponents)
     torch.testing.assert_close(got.scores, torch.tensor([s for _, s, _ in wanted]).float())
     close = [b - a < 1e-5 for (_, b, _), (_, a, _) in zip(wanted, wanted[1:])]
     if not any(close):  # the order of nearly equal sums is a matter of rounding
@@ -115,7 +118,7 @@ def test_a_better_negative_at_the_place_takes_the_detection():
 def test_nothing_found_and_only_negatives():
     rules = rules_of([0, 1, 1], 1)
     for rows in ([], [(0, 0.9, 1), (30, 0.8, 2)]):
-        result = rules.apply(found(rows), 0.5, 1.0)
+        result = rules.apply(found(rows), 0.5, torch.ones(3))
         assert len(result) == 0 and result.has("pred_classes")
 
 
@@ -123,16 +126,23 @@ def test_words_of_a_class_are_one_detection():
     rows = [(0, 0.5, 0), (1, 0.4, 1), (0, 0.2, 1), (40, 0.3, 1), (41, 0.25, 2)]
     rules = rules_of([0, 0, 1], 2)
     assert rows_of(rules.apply(found(rows), 0.5)) == [(0, 0.5, 0), (40, 0.3, 0), (41, 0.25, 1)]
-    summed = rules.apply(found(rows), 0.5, 1.0)  # the best of each word counts
+    summed = rules.apply(found(rows), 0.5, torch.ones(3))  # the best of each word counts
     assert rows_of(summed) == [(0, 0.9, 0), (40, 0.3, 0), (41, 0.25, 1)]
-    assert float(rules.apply(found(rows), 0.5, 2.0).scores[0]) == pytest.approx(0.41**0.5)
+    for exponents, total in (
+        ([0.5, 0.5, 0.5], 0.41**0.5),
+        ([3.0, 3.0, 1.0], (0.5 ** (1 / 3) + 0.4 ** (1 / 3)) ** 3),
+        ([1.0, 2.0, 1.0], 0.5 + 0.4**0.5),  # the kept box is of the first word
+        ([0.0, 0.0, 0.0], (0.5**20 + 0.4**20) ** 0.05),  # shares are not in the scores
+    ):
+        best = rules.apply(found(rows), 0.5, torch.tensor(exponents)).scores[0]
+        assert float(best) == pytest.approx(min(total, 1), abs=1e-5)
 
 
 def test_words_of_a_negative_add_up_too():
     """0.3 + 0.3 of one thing beat 0.5 of another."""
     rules = rules_of([0, 1, 1], 1)
     rows = [(0, 0.5, 0), (0, 0.3, 1), (0, 0.3, 2)]
-    assert len(rules.apply(found(rows), 0.5, 1.0)) == 0
+    assert len(rules.apply(found(rows), 0.5, torch.ones(3))) == 0
     assert len(rules.apply(found(rows), 0.5)) == 1
 
 

@@ -15,7 +15,7 @@ from ovd_d2.errors import OVDError
 from ovd_d2.inference import OpenVocabPredictor
 from ovd_d2.inference.class_rules import class_rules
 from ovd_d2.inference.name_thresholds import as_thresholds
-from ovd_d2.inference.ruled_detector import ROOM, check_rules
+from ovd_d2.inference.ruled_detector import ROOM, check_rules, shares_probability
 from ovd_d2.language import Vocabulary
 from ovd_d2.modeling.detection_choice import detection_choice
 
@@ -128,7 +128,7 @@ def test_words_of_a_class_are_one_detection(make):
     assert predictor.vocabulary.names == ("cat", "red mug")
     assert 0 < len(found) <= 50 and set(found.pred_classes.tolist()) <= {0, 1}
     assert (found.scores.diff() <= 0).all() and found.scores.max() <= 1
-    softmax = predictor.rules._norm == 1.0  # there words that share a probability add up
+    softmax = shares_probability(predictor.model)  # there words that share a probability add up
     predictor.set_vocabulary(["cat", "dog", "red mug", "bow"], alone=True)
     best = predictor.predict(PICTURE).scores[0]
     assert found.scores[0] > best + 0.05 if softmax else float(found.scores[0]) == float(best)

@@ -390,6 +390,26 @@ def test_a_power_of_novel_scores(partner):
     )
 
 
+@pytest.mark.parametrize(
+    "combine, partner, expected",
+    [
+        ("objectness", "text", [0.5, 0.5, 0.5]),
+        ("ensemble", "text", [1.0, 3.5, 1.0]),
+        ("ensemble", "objectness", [1.0, 3.5 * 2 / 3, 1.0]),
+    ],
+)
+def test_what_shares_are_raised_to(combine, partner, expected):
+    """Half the shares, the score times a half to that."""
+    text, image = torch.rand(5, 4, dtype=torch.float64).softmax(1), torch.rand(5, 3).double()
+    objectness, novel = torch.rand(5, dtype=torch.float64), [False, True, False]
+    rule = ScoreRule(combine=combine, novel_partner=partner, novel_power=3.5)
+    exponents = rule.share_exponents(novel)
+    torch.testing.assert_close(exponents, torch.tensor(expected))
+    whole = rule(text, image, objectness, novel)[:, :-1]
+    halves = rule(text / 2, image / 2, objectness, novel)[:, :-1]
+    torch.testing.assert_close(halves, whole * 0.5 ** exponents.double())
+
+
 @pytest.mark.parametrize("power", [0.0, -1.0, float("nan")])
 def test_a_power_that_is_none_is_named(power):
     with pytest.raises(OVDError, match="NOVEL_POWER is .*; it must be above 0"):

@@ -4,7 +4,6 @@ Letters: N images, A anchors, K classes, D embedding width, R candidates of an i
 """
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import torch
@@ -25,7 +24,7 @@ class ConceptInference:
     regions and classes grows with A x K.
     """
 
-    word_norm = math.inf  # classes are scored one by one
+    share_exponents = None  # classes are scored one by one
 
     def __init__(
         self,

@@ -3,7 +3,6 @@
 Letters: N images, P prompts, Kp classes of prompt p, A anchors, L tokens, R candidates of an image.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -47,7 +46,7 @@ class GroundingInference:
     class score alone.
     """
 
-    word_norm = math.inf  # classes are scored one by one
+    share_exponents = None  # classes are scored one by one
 
     def __init__(
         self,

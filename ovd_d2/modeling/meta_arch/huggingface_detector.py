@@ -3,7 +3,6 @@
 Letters: N images, P prompts, Q boxes, Kp classes of a prompt, k candidates, K classes.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -54,7 +53,7 @@ class HuggingFaceDetector(WordDetector):
         "lora": ("SOLVER.BASE_LR", 2e-4, *LORA),
     }  # fmt: skip
     brings_weights = True  # without MODEL.WEIGHTS it is a trained model all the same
-    word_norm = math.inf  # names are scored one by one
+    share_exponents = None  # names are scored one by one
 
     @configurable
     def __init__(

@@ -1,9 +1,10 @@
 """The detection choice of ROI heads: that of their box predictors."""
 
-import math
 from collections.abc import Sequence
 
+import torch
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from torch import Tensor
 
 from .score_fusion import ScoreRule
 
@@ -26,8 +27,18 @@ class BoxPredictorsChoice:
         """
         self._predictors = predictors
         by_objectness = score_rule is not None and score_rule.combine == "objectness"
-        shares = has_image_branch and by_objectness or not predictors[0].use_sigmoid_ce
-        self.word_norm = (2.0 if by_objectness else 1.0) if shares else math.inf
+        self._shares = has_image_branch and by_objectness or not predictors[0].use_sigmoid_ce
+        self._score_rule = score_rule
+
+    @property
+    def share_exponents(self) -> Tensor | None:
+        if not self._shares:
+            return None
+        classes = self._predictors[0].vocabulary
+        novel = [] if classes is None else list(classes.is_novel)
+        if self._score_rule is None:
+            return torch.ones(len(novel))
+        return self._score_rule.share_exponents(novel)
 
     @property
     def score_threshold(self) -> float:

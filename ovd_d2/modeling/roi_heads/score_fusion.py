@@ -169,6 +169,14 @@ class ScoreRule(nn.Module):
         chosen = novel if self.novel_partner == "objectness" else torch.zeros_like(novel)
         return ClassWeights(text * powers, (1 - text) * powers, chosen)
 
+    def share_exponents(self, is_novel: list[bool]) -> Tensor:
+        """(K,) float: what the classes' shares of a softmax are raised to in their scores."""
+        if self.combine == "objectness":
+            return torch.full((len(is_novel),), 0.5)  # a square root, see with_objectness
+        weights = self.class_weights(is_novel)
+        shares = torch.where(weights.by_objectness, 0.0, weights.text) + weights.image
+        return shares.float()
+
     def fused(
         self,
         text: Tensor,
