@@ -47,6 +47,9 @@ def test_a_copy_is_like_a_process_from_the_start(tmp_path, kind):
 def test_errors_and_signals_are_the_command_s():
     found = run("-c", "1 / 0")
     assert found.returncode == 1 and found.stderr.endswith("ZeroDivisionError: division by zero\n")
+    for end, code, said in (("4", 4, ""), ("'so it ends'", 1, "so it ends\n"), ("", 0, "")):
+        found = run("-c", f"raise SystemExit({end})")
+        assert (found.returncode, found.stderr) == (code, said)
     found = run("-c", "import os; os.kill(os.getpid(), 9)")
     assert found.returncode == -signal.SIGKILL
     with pytest.raises(subprocess.CalledProcessError):

@@ -42,7 +42,7 @@ import sys
 path = sys.path[1:]
 sys.path.insert(0, {folder!r})
 import warm_processes
-warm_processes.become(warm_processes.serve({place!r}), path)
+warm_processes.live(warm_processes.serve({place!r}), path)
 """
 SHIM = '#!/bin/sh\nexec {python} -IS {here} {place} {program} "$@"\n'
 
@@ -113,6 +113,29 @@ def _watch(connection: socket.socket) -> dict:
     if ended in ready:
         connection.sendall(f"{code:16}".encode())
     os._exit(0)
+
+
+def live(request: dict, path: list[str]) -> None:
+    """:func:`become`, and the end as the interpreter's, but that what is left is not destroyed one
+    by one: that would copy all of the server's memory."""
+    import atexit
+    import threading
+
+    code = 1
+    try:
+        become(request, path)
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if not isinstance(error.code, int | None):
+            print(error.code, file=sys.stderr)
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code & 0xFF)
 
 
 def become(request: dict, path: list[str]) -> None:
@@ -291,7 +314,7 @@ def _program(name: str, words: list[str]) -> tuple[str, str, list[str]] | None:
 
 def _read_at_import(environment) -> dict[str, str]:
     found = {k: v for k, v in environment.items() if k.startswith(READ_AT_IMPORT)}
-    for name in ("PYTHONPATH", "PYTHON_EXEC"):  # no package reads them
+    for name in ("PYTHONPATH", "PYTHON_EXEC", "HF_HUB_DISABLE_TELEMETRY"):  # no matter
         found.pop(name, None)
     return found
 

@@ -153,11 +153,15 @@ def _find_tab(served: Mapping[str, ServedModel], limits: Limits) -> None:
                 info="Between commas; left empty: what the model was trained on.",
                 max_length=limits.names * (limits.characters + 1),
             )  # fmt: skip
+            alone = gr.Checkbox(
+                label="Only these names", elem_id="alone",
+                info="Else the other names that the model was trained with compete.",
+            )  # fmt: skip
             threshold = _threshold_slider(first)
             with gr.Accordion("Find by example", open=False):
                 drawn, called = _example_inputs()
             go = gr.Button("Find", variant="primary", elem_id="find")
-        inputs = [picture, names, threshold, drawn, called]
+        inputs = [picture, names, threshold, drawn, called, alone]
         with gr.Column(scale=3, min_width=300), gr.Row():
             for title, model in served.items():
                 with gr.Column(min_width=280):
@@ -235,8 +239,9 @@ def _find(
     threshold: float,
     drawn: dict[str, Any] | None,
     called: str,
+    alone: bool,
 ) -> Answer:
-    return model.detect(content, names, threshold, example=_example(drawn, called))
+    return model.detect(content, names, threshold, example=_example(drawn, called), alone=alone)
 
 
 def _example(drawn: dict[str, Any] | None, called: str) -> Example | None:

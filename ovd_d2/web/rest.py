@@ -24,6 +24,7 @@ _THRESHOLD = Form(ge=0, le=1, description="Least score; left out: the model's ow
 _TOPK = Form(ge=1, le=1000, description="Detections at most, the best.")
 _MODEL = Form(description="One of /v1/models; left out: the first.", max_length=200)
 _NAMES = Form(description='"cat, red mug"; left out: what the model was trained on.')
+_ALONE = Form(description="Whether the other names the model was trained with do not compete.")
 _CAPTION = Form(description='"a cat on a red chair".')
 
 
@@ -99,13 +100,14 @@ def build_rest(served: Mapping[str, ServedModel]) -> FastAPI:
     def predict(
         file: Annotated[UploadFile, _UPLOAD],
         names: Annotated[str, _NAMES] = "",
+        alone: Annotated[bool, _ALONE] = False,
         threshold: Annotated[float | None, _THRESHOLD] = None,
         topk: Annotated[int | None, _TOPK] = None,
         model: Annotated[str, _MODEL] = "",
     ) -> Detections:
         """Finds names in an image."""
         chosen, content = _chosen(served, model), file.file.read()
-        return _detections(chosen.detect(content, names, threshold, topk))
+        return _detections(chosen.detect(content, names, threshold, topk, alone=alone))
 
     @app.post("/v1/ground", responses=PROBLEMS)
     def ground(

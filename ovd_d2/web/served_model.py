@@ -150,7 +150,7 @@ class ServedModel:
             predictor.set_vocabulary(["thing"])
         black = np.zeros((64, 64, 3), np.uint8)  # the first picture takes longest, too
         self._gives_label_maps = next(predictor.stream([black])).sem_seg is not None
-        self._present: tuple[str, ...] | None = None
+        self._present: tuple[tuple[str, ...], bool] | None = None  # names, and whether alone
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(1 + limits.waiting)
 
@@ -212,6 +212,7 @@ class ServedModel:
         threshold: float | None = None,
         topk: int | None = None,
         example: Example | None = None,
+        alone: bool = False,
     ) -> Answer:
         """Finds names, and what looks like an example.
 
@@ -221,6 +222,7 @@ class ServedModel:
             threshold: least score; None: the model's own.
             topk: detections at most; None: the config's.
             example: what else to look for.
+            alone: names and example do not compete with what else the model was trained with.
 
         Raises:
             OVDError: something of this cannot be used; :class:`BusyError`: too many are waiting.
@@ -229,7 +231,7 @@ class ServedModel:
         wanted = self.limits.wanted_names(names)
         with self._turn():
             pixels = read_upload(content, self.limits)
-            self._look_for(wanted, example)
+            self._look_for(wanted, example, alone)
             self._check_label_map(pixels)
             found = next(self._predictor.stream([pixels]))
             return Answer(
@@ -281,9 +283,9 @@ class ServedModel:
                 "fewer names or a smaller image."
             )
 
-    def _look_for(self, names: list[str], example: Example | None) -> None:
+    def _look_for(self, names: list[str], example: Example | None, alone: bool) -> None:
         """Sets the predictor's vocabulary; the lock must be held."""
-        wanted = tuple(names) if example is None else None
+        wanted = (tuple(names), alone) if example is None else None
         if wanted is not None and wanted == self._present:
             return
         self._present = None
@@ -295,7 +297,7 @@ class ServedModel:
             raise OVDError("Say what to look for, as in cat, red mug: the model has no own names.")
         else:
             vocabulary = self._trained
-        self._predictor.set_vocabulary(vocabulary)
+        self._predictor.set_vocabulary(vocabulary, alone=alone)
         self._present = wanted
 
     def _seen(self, example: Example) -> list[tuple[np.ndarray, Box]]:

@@ -117,7 +117,7 @@ def test_nothing_sure_is_explained(ovd, images, config, checkpoint, exported, tm
     words = ("predict", images / "a.png", images / "c.jpg", "--no-pictures", "--json",
              tmp_path / "x.json", "--score-threshold", "0.9", "--model")  # fmt: skip
     code, _, err = ovd(*words, exported)
-    assert code == 0 and "note: in 2 of 2 images no detection scores 0.3 or more: lower" in err
+    assert code == 0 and "note: in 2 of 2 images no detection scores 0.9 or more: lower" in err
     ovd("export", checkpoint, "--config-file", config, "--out", tmp_path / "own",
         "--note", "learned_from=noise")  # fmt: skip
     code, _, err = ovd(*words, tmp_path / "own")

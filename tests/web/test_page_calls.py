@@ -33,7 +33,7 @@ def call(client, *data, index=0):
 
 
 def test_finds(client):
-    ok, output = call(client, uploaded(client, png()), "dog, red mug", 0.05, None, "x")
+    ok, output = call(client, uploaded(client, png()), "dog, red mug", 0.05, None, "x", False)
     assert ok, output
     picture, table, file = output["data"]
     assert picture["path"].endswith(".png") and "found" in table
@@ -50,7 +50,7 @@ def test_finds_by_example(client):
         "boxes": [{"xmin": 20, "ymin": 40, "xmax": 120, "ymax": 140, "scaleFactor": 2}],
         "orientation": 0,
     }
-    ok, output = call(client, uploaded(client, png()), "", 0.05, drawn, "<b>mine</b>")
+    ok, output = call(client, uploaded(client, png()), "", 0.05, drawn, "<b>mine</b>", False)
     assert ok, output
     assert "&lt;b&gt;mine" in output["data"][1] and "<b>" not in output["data"][1]
 
@@ -69,15 +69,15 @@ def test_finds_by_example(client):
     ],
 )
 def test_bad_input_is_one_sentence(client, capfd, content, names, sentence):
-    ok, output = call(client, uploaded(client, content), names, 0.05, None, "x")
+    ok, output = call(client, uploaded(client, content), names, 0.05, None, "x", False)
     assert not ok and sentence in output["error"]
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
 def test_nothing_uploaded(client):
-    ok, output = call(client, None, "dog", 0.05, None, "x")
+    ok, output = call(client, None, "dog", 0.05, None, "x", False)
     assert not ok and output["error"] == "Drop an image first."
-    ok, output = call(client, None, "dog", 0.05, None, "x", index=1)  # of the slider
+    ok, output = call(client, None, "dog", 0.05, None, "x", False, index=1)  # of the slider
     assert ok and len(output["data"]) == 3
     assert all(kept["__type__"] == "update" and "value" not in kept for kept in output["data"])
 
@@ -88,7 +88,7 @@ def test_nothing_uploaded(client):
 )
 def test_paths_and_addresses_are_no_uploads(client, place, path):
     """Whatever input names them: they are neither read nor copied to where files are served."""
-    data = [uploaded(client, png()), "dog", 0.05, None, "x"]
+    data = [uploaded(client, png()), "dog", 0.05, None, "x", False]
     named = {"path": path, "orig_name": "a.png", "url": path, "meta": FILE}
     data[place] = {"image": named, "boxes": [{}], "orientation": 0} if place == 3 else named
     before = {p for p in client.folder.rglob("*") if p.is_file()}
@@ -100,7 +100,7 @@ def test_paths_and_addresses_are_no_uploads(client, place, path):
 @pytest.mark.parametrize("place", [0, 3])
 def test_a_path_that_does_not_say_it_is_a_file(client, tmp_path, place):
     (tmp_path / "a.png").write_bytes(png())
-    data = [uploaded(client, png()), "dog", 0.05, None, "x"]
+    data = [uploaded(client, png()), "dog", 0.05, None, "x", False]
     named = {"path": str(tmp_path / "a.png")}
     box = {"xmin": 1, "ymin": 1, "xmax": 30, "ymax": 30}
     data[place] = {"image": named, "boxes": [box], "orientation": 0} if place else named
@@ -114,7 +114,7 @@ def test_a_path_that_does_not_say_it_is_a_file(client, tmp_path, place):
 )  # fmt: skip
 def test_boxes_of_nobodys_drawing(client, boxes):
     drawn = {"image": uploaded(client, png()), "boxes": boxes, "orientation": 0}
-    ok, output = call(client, uploaded(client, png()), "dog", 0.05, drawn, "x")
+    ok, output = call(client, uploaded(client, png()), "dog", 0.05, drawn, "x", False)
     assert not ok and "data" not in output
 
 

@@ -30,6 +30,16 @@ def test_predict(client, served):
     assert other == {**found, "model": "random_2"}
 
 
+def test_names_compete_or_are_alone(client, served):
+    found = {
+        alone: predict(client, names="dog", threshold=0, topk=1, alone=alone).json()["scores"][0]
+        for alone in ("true", "false")
+    }
+    assert found["true"] > found["false"] + 0.01
+    assert found["true"] == served["random"].detect(png(), "dog", 0.0, alone=True).rows()[0][2]
+    assert found["false"] == served["random"].detect(png(), "dog", 0.0).rows()[0][2]
+
+
 def test_without_names_it_looks_for_what_it_was_trained_on(client):
     assert set(predict(client, threshold=0).json()["names"]) <= {"cat", "red mug", "traffic light"}
 

@@ -170,6 +170,11 @@ def test_shows_what_it_found(open_page, scene, tmp_path):
         page.click(".drawn button[title=Download], .drawn [aria-label=Download]")
     waited.value.save_as(tmp_path / "a.png")
     assert Image.open(tmp_path / "a.png").format == "PNG"
+    # without the other names
+    scores = page.inner_text(".table")
+    page.check("#alone input")
+    page.click("#find")
+    until(page, lambda: page.inner_text(".table") != scores)
     # the slider
     page.locator(".threshold input[type=range]").focus()
     page.locator(".threshold input[type=range]").fill("0.95")
