@@ -9,6 +9,7 @@ Letters: M concepts, D embedding width.
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from ovd_d2.language.vocabulary import Vocabulary
 
 FORMAT, FORMAT_VERSION = "ovd-concepts", 1
 _DATASET = "dataset:"
+_SURROGATE, _CONTROL = re.compile("[\ud800-\udfff]"), re.compile("[\x00-\x1f]")
 _REMEDY = "build it again with `ovd vocab dictionary`"
 
 
@@ -220,13 +222,15 @@ def _merged(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Cleaned name -> cleaned definition, the first that is not empty."""
     found: dict[str, str] = {}
     for name, definition in pairs:
-        for what, value in (("name", name), (f"definition of {name!r}", definition)):
+        for value in (name, definition):
+            if isinstance(value, str) and not _SURROGATE.search(value):
+                continue
+            what = "name" if value is name else f"definition of {name!r}"
             if not isinstance(value, str):
                 raise OVDError(f"a concept's {what} must be a text, not {value!r}")
-            if any(0xD800 <= ord(letter) < 0xE000 for letter in value):
-                raise OVDError(f"a concept's {what} holds half a surrogate pair; repair {value!r}")
+            raise OVDError(f"a concept's {what} holds half a surrogate pair; repair {value!r}")
         cleaned, meaning = clean_name(name), _clean_definition(definition)
-        if any(ord(letter) < 32 for letter in cleaned):
+        if _CONTROL.search(cleaned):
             raise OVDError(f"a concept's name holds a control character; remove it from {name!r}")
         found[cleaned] = found.get(cleaned) or meaning
     return found
