@@ -29,7 +29,10 @@ PACKAGES = (
     "torch", "torch.utils.data", "torch.distributed", "torchvision.ops", "torchvision.transforms",
     "numpy", "scipy.optimize", "PIL.Image", "cv2", "fvcore.common.config", "fvcore.nn",
     "iopath.common.file_io", "omegaconf", "yaml", "tqdm", "pycocotools.cocoeval", "matplotlib",
-    "matplotlib.figure", "safetensors.torch", "typer", "transformers", "timm",
+    "matplotlib.figure", "safetensors.torch", "typer", "timm", "torch.utils.tensorboard",
+    "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
+    "transformers.models.bert.modeling_bert", "accelerate", "rich.progress", "pydantic",
+    "torch.utils.cpp_extension",
 )  # fmt: skip
 OURS = {"ovd_d2", "detectron2"}  # which each command imports itself
 READ_AT_IMPORT = ("PYTHON", "HF_", "TRANSFORMERS_", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "PYTORCH",
