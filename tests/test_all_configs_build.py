@@ -11,6 +11,7 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from transformers import BertConfig
 
 from ovd_d2 import add_ovd_config
 from ovd_d2.data.mappers.teacher_regions import TeacherRegions
@@ -45,10 +46,12 @@ FAMILY_OF = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def dictionaries_are_read_once():
-    """The recipes of DetCLIP name the same one, which has 70,000 concepts."""
+def large_parts_are_made_once_or_small():
+    """The recipes of DetCLIP name the same dictionary, which has 70,000 concepts; BERT-base, which
+    tests/checkpoint builds whole, is GLIP's text backbone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConceptDictionary, "load", cache(ConceptDictionary.load))
+        patch.setattr("transformers.BertConfig", partial(BertConfig, num_hidden_layers=2))
         yield
 
 
@@ -149,7 +152,7 @@ def build(cfg):
 def tiny_store(path: Path, dim: int) -> Path:
     """A region store with three regions of image 1."""
     facts = {"encoder_id": "test@1", "dim": dim, "crop_rule": "1x", "proposals": "gt"}
-    boxes = torch.tensor([[0.0, 0, 100, 90], [30, 30, 90, 120], [100, 10, 160, 100]])
+    boxes = torch.tensor([[0.0, 0, 80, 70], [30, 30, 70, 96], [80, 10, 128, 80]])
     embeddings = torch.nn.functional.normalize(torch.randn(3, dim), dim=1)
     with RegionStoreWriter(path, StoreFacts.for_dataset("tiny", [1], **facts)) as writer:
         writer.append(1, RegionEmbeddings(boxes, embeddings.half()))
@@ -168,16 +171,16 @@ class RandomTeacher:
 
 
 def batch(with_mask: bool) -> list[dict]:
-    target = Instances((128, 160))
-    target.gt_boxes = Boxes(torch.tensor([[10.0, 10, 70, 90], [60, 30, 150, 120]]))
+    target = Instances((96, 128))
+    target.gt_boxes = Boxes(torch.tensor([[10.0, 10, 60, 70], [50, 20, 120, 90]]))
     target.gt_classes = torch.tensor([0, 2])
     if with_mask:
-        masks = torch.zeros(2, 128, 160, dtype=torch.bool)
-        masks[0, 20:80, 20:60] = masks[1, 40:110, 70:140] = True
+        masks = torch.zeros(2, 96, 128, dtype=torch.bool)
+        masks[0, 20:60, 20:50] = masks[1, 30:80, 60:110] = True
         target.gt_masks = BitMasks(masks)
-    image = torch.randint(0, 256, (3, 128, 160), dtype=torch.uint8)
-    sample = {"image": image, "instances": target, "height": 128, "width": 160}
-    sample["sem_seg"] = torch.arange(160).div(60, rounding_mode="floor").repeat(128, 1)
+    image = torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)
+    sample = {"image": image, "instances": target, "height": 96, "width": 128}
+    sample["sem_seg"] = torch.arange(128).div(48, rounding_mode="floor").repeat(96, 1)
     captions = ("a cat", "a red mug")
     return [{**sample, "caption": caption, "prompted_nouns": [caption] * 3} for caption in captions]
 
@@ -192,7 +195,7 @@ def with_phrases(data: list[dict]) -> list[dict]:
 
 def pairs() -> list[dict]:
     """Image-text pairs: pixels, and a caption with its noun phrases."""
-    images = torch.randint(0, 256, (2, 3, 128, 160), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, 3, 96, 128), dtype=torch.uint8)
     texts = ["a cat on a mat", "cat", "mat"], ["a red mug"]
     return [{"image": image, "concepts": words} for image, words in zip(images, texts)]
 
@@ -201,7 +204,7 @@ def with_image_label(sample: dict) -> dict:
     """The sample with a pseudo box of class 1 behind its rows."""
     targets = sample["instances"]
     rows = Instances(targets.image_size)
-    rows.gt_boxes = Boxes(torch.cat([targets.gt_boxes.tensor, torch.tensor([[20.0, 5, 90, 70]])]))
+    rows.gt_boxes = Boxes(torch.cat([targets.gt_boxes.tensor, torch.tensor([[20.0, 5, 90, 60]])]))
     rows.gt_classes = torch.cat([targets.gt_classes, torch.tensor([1])])
     tags = supervision_of(targets)
     rows.supervision = torch.cat([tags, torch.tensor([int(Supervision.IMAGE_LABEL)])])
