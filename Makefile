@@ -11,8 +11,8 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCHMARK_ARGS ?=
 UV := $(BIN)/uv pip
-# One thread per test process; three of them keep two cores busy while one waits for a file, a browser or a kill.
-TEST_PROCESSES ?= 3
+# One thread per test process: two of them share two cores without fighting.
+TEST_PROCESSES ?= 2
 
 LOCKS := requirements/uv.txt requirements/build.txt requirements/all.txt requirements/no-deps.txt
 # The stamp's name changes with the locks, setup.py and the folder, so a change reinstalls.

@@ -35,7 +35,7 @@ PACKAGES = (
     "torch.utils.cpp_extension",
 )  # fmt: skip
 OURS = {"ovd_d2", "detectron2"}  # which each command imports itself
-READ_AT_IMPORT = ("PYTHON", "HF_", "TRANSFORMERS_", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "PYTORCH",
+READ_AT_IMPORT = ("PYTHON", "HF_", "TRANSFORMERS_", "OMP_", "MKL_", "OPENBLAS_", "PYTORCH",
                   "TORCHDYNAMO", "CUDA", "MPLCONFIGDIR", "XDG_", "HOME", "LANG", "LC_",
                   "COVERAGE")  # fmt: skip
 HERE = Path(__file__).resolve()

@@ -84,7 +84,7 @@ def test_ground_of_a_model_that_reads_no_captions(client):
 
 
 def test_busy(client, served, monkeypatch):
-    def busy(*_):
+    def busy(*_, **__):
         raise BusyError("Too many.")
 
     monkeypatch.setattr(served["random"], "detect", busy)

@@ -68,10 +68,10 @@ def test_too_many_waiting(served, monkeypatch):
     model, inside, leave = served["random"], threading.Event(), threading.Event()
     look_for = model._look_for
 
-    def slow(names, example):
+    def slow(*wanted):
         inside.set()
         assert leave.wait(30)
-        look_for(names, example)
+        look_for(*wanted)
 
     monkeypatch.setattr(model, "_look_for", slow)
     with ThreadPoolExecutor(1 + LIMITS.waiting) as pool:
