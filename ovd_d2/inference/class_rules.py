@@ -23,7 +23,7 @@ from .arguments import is_data_set, wanted_vocabulary
 
 SYNONYMS = ("mean", "max")
 _NAMED_AT_MOST = 5
-_LEAST_EXPONENT = 0.05  # below, shares hardly matter, and the sum is the largest
+LEAST_EXPONENT = 0.05  # below, shares hardly matter, and the sum is the largest
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _without_other_words(
     kept = torch.cat([some, (~several).nonzero().flatten()])
     result = found[kept]
     if share_exponents is not None:
-        exponents = share_exponents.to(boxes).clamp(min=_LEAST_EXPONENT)[rows]
+        exponents = share_exponents.to(boxes).clamp(min=LEAST_EXPONENT)[rows]
         shares = scores.double() ** (1 / exponents)
         together = box_iou(boxes[kept], boxes) > overlap
         together &= classes[kept][:, None] == classes

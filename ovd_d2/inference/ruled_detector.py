@@ -18,7 +18,7 @@ from ovd_d2.language.known_names import competing_names
 from ovd_d2.modeling.detection_choice import DetectionChoice, changed_choice, detection_choice
 
 from .arguments import wanted_vocabulary
-from .class_rules import ClassRules, class_rules, wanted_negatives
+from .class_rules import LEAST_EXPONENT, ClassRules, class_rules, wanted_negatives
 from .name_thresholds import ThresholdsLike, as_thresholds
 
 logger = logging.getLogger(__name__)
@@ -117,11 +117,16 @@ class RuledDetector:
     def _least_of_a_word(self, choice: DetectionChoice) -> float:
         """What one of a class's words scores at least, if they score the lowest threshold together
         (see ``DetectionChoice.share_exponents``)."""
-        exponents = choice.share_exponents
+        exponents = self._exponents(choice)
         if exponents is None:
             return self._lowest
+        exponents = exponents.clamp(min=LEAST_EXPONENT)
         share = self._lowest ** (1 / float(exponents.min())) / self._rules.most_words
         return share ** float(exponents.max())
+
+    def _exponents(self, choice: DetectionChoice | None) -> Tensor | None:
+        """Its ``share_exponents`` if a class has several words."""
+        return choice.share_exponents if choice and self._rules.most_words > 1 else None
 
     def _reported(
         self, output: dict[str, Instances | Tensor], most: int
@@ -129,7 +134,7 @@ class RuledDetector:
         if "sem_seg" in output:
             return {"sem_seg": self._rules.apply_to_maps(output["sem_seg"])}
         overlap = OVERLAP if self._choice is None else self._choice.nms_threshold
-        exponents = None if self._choice is None else self._choice.share_exponents
+        exponents = self._exponents(self._choice)
         given = output["instances"]
         found = self._rules.apply(given, overlap if overlap < 1 else OVERLAP, exponents)
         least = torch.tensor(self._least, device=found.scores.device)
