@@ -77,7 +77,7 @@ class ClassRules:
             found: R, with ``pred_classes`` in [0, M) but none of competitors, in any frame.
             overlap: in [0, 1).
             share_exponents: (M,), see
-                :class:`~ovd_d2.modeling.detection_choice.DetectionChoice`.
+                :class:`~ovd_d2.modeling.detection_choice.DetectionChoice`; None: the best counts.
 
         Returns:
             ``pred_classes`` in [0, K), best scores first, other fields as they were.

@@ -109,24 +109,18 @@ class RuledDetector:
             return nullcontext()
         least = choice.score_threshold
         if self._lowest is not None:
-            least = min(least, choice.threshold_for(self._least_of_a_word(choice)))
+            exponents = self._exponents(choice)
+            of_a_word = least_of_a_word(self._lowest, self._rules.most_words, exponents)
+            least = min(least, choice.threshold_for(of_a_word))
         most = self._topk * (ROOM if self.is_asked else 1)
         found = self._rules.found_rows if self._rules.competitors else None
         return changed_choice(choice, least, most, found)
 
-    def _least_of_a_word(self, choice: DetectionChoice) -> float:
-        """What one of a class's words scores at least, if they score the lowest threshold together
-        (see ``DetectionChoice.share_exponents``)."""
-        exponents = self._exponents(choice)
-        if exponents is None:
-            return self._lowest
-        exponents = exponents.clamp(min=LEAST_EXPONENT)
-        share = self._lowest ** (1 / float(exponents.min())) / self._rules.most_words
-        return share ** float(exponents.max())
-
     def _exponents(self, choice: DetectionChoice | None) -> Tensor | None:
         """Its ``share_exponents`` if a class has several words."""
-        return choice.share_exponents if choice and self._rules.most_words > 1 else None
+        if choice is None or self._rules.most_words == 1:
+            return None
+        return choice.share_exponents
 
     def _reported(
         self, output: dict[str, Instances | Tensor], most: int
@@ -148,6 +142,21 @@ class RuledDetector:
                 *(most, len(found), self._topk),
             )
         return {"instances": found if self._topk < 0 else found[: self._topk]}
+
+
+def least_of_a_word(together: float, words: int, exponents: Tensor | None) -> float:
+    """What one of a class's words scores at least, if they score ``together`` or more.
+
+    Args:
+        together: in [0, 1].
+        words: of the class, at most.
+        exponents: (M,), see ``DetectionChoice.share_exponents``; None: the best word counts.
+    """
+    if exponents is None:
+        return together
+    exponents = exponents.clamp(min=LEAST_EXPONENT)
+    share = together ** (1 / float(exponents.min())) / words
+    return share ** float(exponents.max())
 
 
 def ruled_detector(

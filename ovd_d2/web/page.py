@@ -156,6 +156,7 @@ def _find_tab(served: Mapping[str, ServedModel], limits: Limits) -> None:
             alone = gr.Checkbox(
                 label="Only these names", elem_id="alone",
                 info="Else the other names that the model was trained with compete.",
+                visible=any(model.names_compete for model in served.values()),
             )  # fmt: skip
             threshold = _threshold_slider(first)
             with gr.Accordion("Find by example", open=False):

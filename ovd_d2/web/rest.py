@@ -24,7 +24,7 @@ _THRESHOLD = Form(ge=0, le=1, description="Least score; left out: the model's ow
 _TOPK = Form(ge=1, le=1000, description="Detections at most, the best.")
 _MODEL = Form(description="One of /v1/models; left out: the first.", max_length=200)
 _NAMES = Form(description='"cat, red mug"; left out: what the model was trained on.')
-_ALONE = Form(description="Whether the other names the model was trained with do not compete.")
+_ALONE = Form(description="True: the other names of the training do not compete.")
 _CAPTION = Form(description='"a cat on a red chair".')
 
 

@@ -22,6 +22,7 @@ from ovd_d2.inference.label_map_files import coco_segments, labels_of
 from ovd_d2.inference.predict_files import coco_annotations
 from ovd_d2.inference.prediction import Prediction
 from ovd_d2.inference.predictor import OpenVocabPredictor
+from ovd_d2.inference.ruled_detector import shares_probability
 from ovd_d2.language.text_embeddings import TextEmbeddingBank
 from ovd_d2.visualization.detections import draw_detections
 from ovd_d2.visualization.grounding import draw_grounding
@@ -181,6 +182,11 @@ class ServedModel:
         except OVDError:
             return False
         return True
+
+    @property
+    def names_compete(self) -> bool:
+        """Whether names are scored beside the others of the training unless they are alone."""
+        return self._trained is not None and shares_probability(self._predictor.model)
 
     @property
     def threshold(self) -> float:

@@ -4,7 +4,6 @@ import functools
 import json
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +15,12 @@ from ovd_d2.errors import OVDError
 from ovd_d2.inference import OpenVocabPredictor
 from ovd_d2.inference.class_rules import LEAST_EXPONENT, class_rules
 from ovd_d2.inference.name_thresholds import as_thresholds
-from ovd_d2.inference.ruled_detector import ROOM, RuledDetector, check_rules, shares_probability
+from ovd_d2.inference.ruled_detector import (
+    ROOM,
+    check_rules,
+    least_of_a_word,
+    shares_probability,
+)
 from ovd_d2.language import Vocabulary
 from ovd_d2.modeling.detection_choice import detection_choice
 
@@ -138,17 +142,12 @@ def test_words_of_a_class_are_one_detection(make):
 @pytest.mark.parametrize("exponents", [[1.0, 1.0], [0.5, 0.5], [1.0, 3.0], [0.0, 1.0]])
 def test_what_a_word_scores_at_least(exponents):
     """No words that reach the threshold together all score less, whichever box is kept."""
-    rules = class_rules(Vocabulary(names=("cat",), synonyms=(("cat", "kitty"),)), synonyms="max")
-    detector = RuledDetector.__new__(RuledDetector)
-    detector._rules, detector._lowest = rules, 0.4
-    choice = SimpleNamespace(share_exponents=torch.tensor(exponents))
-    least = detector._least_of_a_word(choice)
+    least = least_of_a_word(0.4, 2, torch.tensor(exponents))
     used = [max(e, LEAST_EXPONENT) for e in exponents]
     for kept in used:
         together = sum((0.999 * least) ** (1 / e) for e in used) ** kept
         assert together < 0.4
-    detector._rules = class_rules(Vocabulary.from_names("cat, dog"))
-    assert detector._least_of_a_word(choice) == 0.4  # one word each
+    assert least_of_a_word(0.4, 2, None) == 0.4
 
 
 def test_many_negatives_leave_room_or_say_so(make, caplog):

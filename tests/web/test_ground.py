@@ -35,6 +35,7 @@ def client(served, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder))
         with TestClient(build_app(models, LIMITS, folder)) as made:
+            made.models, made.folder = models, folder
             yield made
 
 
@@ -54,3 +55,16 @@ def test_tab(client):
     assert "red chair" in output["data"][1]
     coco = client.get("/gradio_api/file=" + output["data"][2]["value"]["path"]).json()
     assert coco["info"]["caption"] == "a cat on a red chair" and coco["info"]["model"] == "reader"
+
+
+@pytest.mark.parametrize("names, offered", [(["reader"], False), (["reader", "random"], True)])
+def test_names_alone_are_offered_where_names_compete(client, names, offered):
+    """DetCLIP scores name by name."""
+    from fastapi.testclient import TestClient
+
+    from ovd_d2.web.server import build_app
+
+    app = build_app({name: client.models[name] for name in names}, LIMITS, client.folder)
+    parts = TestClient(app).get("/config").json()["components"]
+    (box,) = (part["props"] for part in parts if part["props"].get("elem_id") == "alone")
+    assert box["visible"] is offered
