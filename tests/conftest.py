@@ -45,6 +45,19 @@ def fixed_seeds():
         sys.modules["torch"].manual_seed(0)
 
 
+def _own_environment():
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
+# Packages set variables when they are imported. Commands that a later test starts get none of them.
+own_environment = pytest.fixture(autouse=True)(_own_environment)
+own_environment_of_a_file = pytest.fixture(autouse=True, scope="module")(_own_environment)
+
+
 @pytest.fixture(autouse=True)
 def own_loggers():
     """Handlers that a test's commands add write to streams that end with the test: they go too."""

@@ -1,4 +1,4 @@
-"""Every yaml under configs/ builds, makes a training step and infers."""
+"""Every yaml under configs/ builds as it is, and narrower makes a training step and infers."""
 
 from functools import cache, partial
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 import yaml
 from detectron2.config import get_cfg
 from detectron2.data import transforms as T
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from transformers import BertConfig
@@ -55,6 +55,10 @@ def large_parts_are_made_once_or_small():
         yield
 
 
+def name_of(path: Path) -> str:
+    return str(path.relative_to(CONFIGS))
+
+
 @cache
 def read_config(path: Path):
     cfg = get_cfg()
@@ -85,44 +89,54 @@ def distinct_models() -> list[Path]:
     return list(first.values())
 
 
-def load(path: Path, tmp_path: Path):
-    """The config on CPU. Nothing can be downloaded here, so CLIP's text tower is replaced by
-    random embeddings (:func:`build`); and SyncBN, which has no CPU kernel, by BN. Fewer
-    proposals than in earnest, and fewer of the blocks that are alike (tests/checkpoint builds
-    GLIP with all of them); and of the two recipes with ResNet-152 one has it."""
+# What all the models but those of mini get: fewer blocks that are alike, and narrower ones.
+NARROW = {
+    "ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16, "RPN.POST_NMS_TOPK_TEST": 10,
+    "SWIN.EMBED_DIM": 24, "SWIN.DEPTHS": [2, 2, 2, 2], "SWIN.NUM_HEADS": [1, 2, 4, 8],
+    "RESNETS.WIDTH_PER_GROUP": 8, "RESNETS.RES2_OUT_CHANNELS": 32, "FPN.OUT_CHANNELS": 32,
+    "ROI_BOX_HEAD.FC_DIM": 64, "ROI_BOX_HEAD.CONV_DIM": 32, "ROI_MASK_HEAD.CONV_DIM": 32,
+    "GLIP.NUM_BLOCKS": 2, "DETCLIP.TEXT.WIDTH": 64, "DETCLIP.TEXT.LAYERS": 2,
+    "GROUPVIT.PROJECTOR_HIDDEN": 64, "GROUPVIT.TEXT.LAYERS": 2, "GROUPVIT.DEPTHS": [1, 1, 1],
+    "CLIP.VIT.WIDTH": 64, "CLIP.VIT.LAYERS": 2, "CLIP.RESNET.WIDTH": 16, "CLIP.TEXT.WIDTH": 64,
+    "CLIP.TEXT.HEADS": 1, "CLIP.TEXT.LAYERS": 2, "CLIP.RESNET.LAYERS": [1, 2, 1, 1],
+    "MAVL.HIDDEN": 64, "MAVL.OBJECT_QUERIES": 20, "MAVL.ENCODER_LAYERS": 2,
+    "MAVL.DECODER_LAYERS": 2, "MAVL.FUSION_LAYERS": 2,
+}  # fmt: skip
+
+
+def on_cpu(path: Path):
+    """The config for a machine without a network: classes that CLIP's text tower would embed get
+    random embeddings later (:func:`build`), MAVL reads with MiniLM."""
     cfg = plain_config(path)
     cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
-    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 10
+    if cfg.MODEL.OPEN_VOCAB.TEXT_ENCODER.startswith("openai-clip:"):
+        cfg.MODEL.OPEN_VOCAB.VOCABULARY = "later"
+    if cfg.MODEL.META_ARCHITECTURE == "MAVL":
+        cfg.MODEL.TEXT_BACKBONE.MODEL, cfg.MODEL.TEXT_BACKBONE.MAX_TOKENS = "minilm", 256
+    if cfg.MODEL.META_ARCHITECTURE == "LSeg":
+        cfg.MODEL.TIMM.WEIGHTS = ""
+    return cfg
+
+
+MODELS = distinct_models()
+
+
+def load(path: Path):
+    """The config for a step on CPU: narrow, unless it is one of mini's; and with BN instead of
+    SyncBN, which has no CPU kernel."""
+    cfg = on_cpu(path)
     cfg.TEST.DETECTIONS_PER_IMAGE = 10
-    if cfg.MODEL.META_ARCHITECTURE in ("GLIP", "DetCLIP"):
-        cfg.MODEL.SWIN.DEPTHS, glip = [2, 2, 2, 2], cfg.MODEL.GLIP
-        glip.NUM_BLOCKS = min(glip.NUM_BLOCKS, 2)
-    small = {"PROJECTOR_HIDDEN": 64, "TEXT.LAYERS": 2, "DEPTHS": [1, 1, 1]}
-    for key, value in small.items():
-        cfg.merge_from_list([f"MODEL.GROUPVIT.{key}", value])
-    if path.parent.name == "clip":
-        small = {"VIT.WIDTH": 64, "VIT.LAYERS": 2, "RESNET.WIDTH": 16, "TEXT.WIDTH": 64,
-                 "TEXT.HEADS": 1, "TEXT.LAYERS": 2, "RESNET.LAYERS": [1, 2, 1, 1]}  # fmt: skip
-        for key, value in small.items():
-            cfg.merge_from_list([f"MODEL.CLIP.{key}", value])
-    if path.stem == "lvis_r152_fpn_vild":
-        cfg.MODEL.RESNETS.DEPTH = 50
+    if path.parent.name != "mini":
+        depth = cfg.MODEL.RESNETS.DEPTH
+        cfg.merge_from_list([v for k, value in NARROW.items() for v in (f"MODEL.{k}", value)])
+        cfg.MODEL.RESNETS.DEPTH = min(depth, 50)
     smaller = SMALLER.get(cfg.MODEL.TIMM.NAME)
     if cfg.MODEL.META_ARCHITECTURE == "LSeg" and smaller:
-        cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.WEIGHTS = smaller, ""
+        cfg.MODEL.TIMM.NAME = smaller
         cfg.MODEL.TIMM.VIT.BLOCKS, cfg.MODEL.TIMM.VIT.CHANNELS = [2, 5, 8, 11], [16, 32, 64, 64]
         cfg.MODEL.LSEG.WIDTH, test = 32, cfg.MODEL.LSEG.TEST
         test.WINDOW, test.STRIDE, test.BASE_SIZE = test.WINDOW // 5, 64, 104  # 0 stays 0
         test.SCALES = test.SCALES[-1:]
-    if cfg.MODEL.META_ARCHITECTURE == "MAVL":
-        mavl, cfg.MODEL.TEXT_BACKBONE.MODEL, cfg.MODEL.TEXT_BACKBONE.MAX_TOKENS = (
-            cfg.MODEL.MAVL, "minilm", 256
-        )  # fmt: skip
-        cfg.MODEL.RESNETS.DEPTH, mavl.HIDDEN, mavl.OBJECT_QUERIES = 50, 64, 20
-        mavl.ENCODER_LAYERS = mavl.DECODER_LAYERS = mavl.FUSION_LAYERS = 2
-    if cfg.MODEL.OPEN_VOCAB.TEXT_ENCODER.startswith("openai-clip:"):
-        cfg.MODEL.OPEN_VOCAB.VOCABULARY = "later"
     for section in (cfg.MODEL.RESNETS, cfg.MODEL.FPN, cfg.MODEL.RPN, cfg.MODEL.ROI_BOX_HEAD,
                     cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.LSEG):  # fmt: skip
         section.NORM = "BN" if "SyncBN" in section.NORM else section.NORM
@@ -221,9 +235,25 @@ def check_gradients(model, losses: dict) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("path", distinct_models(), ids=lambda p: str(p.relative_to(CONFIGS)))
+@pytest.mark.parametrize(
+    "path", [path for path in MODELS if path.parent.name != "mini"], ids=name_of
+)
+def test_config_builds_in_full_size(path, monkeypatch):
+    """Without memory for its parameters (device "meta"), thus without the time to fill them."""
+    cfg = on_cpu(path)
+    cfg.MODEL.OPEN_VOCAB.VOCABULARY = "later"
+    if cfg.MODEL.META_ARCHITECTURE == "MAVL":
+        cfg.MODEL.TEXT_BACKBONE.MODEL = "bert-base-uncased"  # has no weights to load
+    for name in ("linspace", "tensor"):  # whose numbers are read at once
+        monkeypatch.setattr(torch, name, partial(getattr(torch, name), device="cpu"))
+    with torch.device("meta"):
+        model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    assert all(parameter.is_meta or parameter.dim() == 0 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("path", MODELS, ids=name_of)
 def test_config_builds_and_trains_a_step(path, tmp_path):
-    cfg = load(path, tmp_path)
+    cfg = load(path)
     torch.manual_seed(0)
     model = build(cfg)
     data = batch(cfg.MODEL.MASK_ON)
@@ -268,7 +298,7 @@ def test_zero_shot_recipe_detects(path, tmp_path):
     """With a tiny model of the same family; the model itself is on the hub, which is not there."""
     from tiny_detectors import SAVE
 
-    cfg = load(path, tmp_path)
+    cfg = load(path)
     with pytest.raises(OVDError, match=f"MODEL.HUGGINGFACE.MODEL {cfg.MODEL.HUGGINGFACE.MODEL} "):
         build_model(cfg)
     (kind,) = [k for k, stems in FAMILY_OF.items() if path.stem in stems]
@@ -285,18 +315,18 @@ def test_readme_tables_every_recipe():
     assert missing == []
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(CONFIGS)))
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_data_sets_of_the_recipe_are_registered(path, tmp_path):
     from detectron2.data import DatasetCatalog
 
-    cfg = load(path, tmp_path)
+    cfg = load(path)
     names = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
     for name in names:
         register_named_files(name)
     assert names and names <= set(DatasetCatalog.list())
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(CONFIGS)))
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_stages_start_from_what_other_recipes_write_and_files_are_documented(path):
     """Weights come from outside or from the folder of a recipe; stores, label files and their
     commands are in datasets/README.md; sources name keys of the config."""
