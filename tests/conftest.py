@@ -16,6 +16,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
+from warm_processes import read_at_import  # noqa: E402
 
 settings.register_profile("any machine", deadline=None)  # slow is not wrong
 settings.load_profile("any machine")
@@ -45,7 +46,9 @@ def fixed_seeds():
         sys.modules["torch"].manual_seed(0)
 
 
-def _own_environment():
+@pytest.fixture(autouse=True)
+def own_environment():
+    """Packages set variables when they are imported: commands of later tests get none of them."""
     before = dict(os.environ)
     yield
     for name in os.environ.keys() - before.keys():
@@ -53,9 +56,17 @@ def _own_environment():
     os.environ.update(before)
 
 
-# Packages set variables when they are imported. Commands that a later test starts get none of them.
-own_environment = pytest.fixture(autouse=True)(_own_environment)
-own_environment_of_a_file = pytest.fixture(autouse=True, scope="module")(_own_environment)
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef):
+    """The same for packages that a fixture of several tests imports, but for what it sets itself:
+    no fixture means to set a variable that packages read when they are imported."""
+    before = read_at_import(os.environ)
+    made = yield
+    if fixturedef.scope != "function":
+        for name in read_at_import(os.environ).keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+    return made
 
 
 @pytest.fixture(autouse=True)

@@ -273,7 +273,7 @@ def _server() -> str:
     """Starts the server of this process; the place of its socket."""
     folder = Path(tempfile.mkdtemp(prefix="warm-"))
     place = str(folder / "socket")
-    Path(f"{place}.json").write_text(json.dumps(_read_at_import(os.environ)))
+    Path(f"{place}.json").write_text(json.dumps(read_at_import(os.environ)))
     (folder / "bin").mkdir()
     for name in ("ovd", "python"):
         command = SHIM.format(python=sys.executable, here=HERE, place=place, program=BIN / name)
@@ -295,9 +295,9 @@ def _request(words: list[str], cwd: str, environment: dict, server: dict | None 
     Args:
         server: what was read when the server imported its packages; default: this process's.
     """
-    server = _read_at_import(os.environ) if server is None else server
+    server = read_at_import(os.environ) if server is None else server
     program = _program(words[0], words[1:])
-    if program is None or not available() or _read_at_import(environment) != server:
+    if program is None or not available() or read_at_import(environment) != server:
         return None
     return {"program": program, "cwd": cwd, "environment": environment}
 
@@ -315,7 +315,8 @@ def _program(name: str, words: list[str]) -> tuple[str, str, list[str]] | None:
     return None if words[0].startswith("-") else ("file", words[0], words[1:])
 
 
-def _read_at_import(environment) -> dict[str, str]:
+def read_at_import(environment) -> dict[str, str]:
+    """The variables that packages read when they are imported."""
     found = {k: v for k, v in environment.items() if k.startswith(READ_AT_IMPORT)}
     for name in ("PYTHONPATH", "PYTHON_EXEC"):  # no package reads them when it is imported
         found.pop(name, None)
