@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 
 import pytest
 import warm_processes
@@ -76,6 +77,19 @@ def test_a_shell_has_them_too(tmp_path):
     )  # fmt: skip
     assert f"{tmp_path} owl ['probe.py', 'a'] {tmp_path} __main__ ['torch'] words" in done.stdout
     assert done.stdout.endswith("at exit\n3\n")
+
+
+def test_what_a_test_set_when_the_server_started_is_not_the_server_s(tmp_path, monkeypatch):
+    monkeypatch.setattr(warm_processes, "_server", cache(warm_processes._server.__wrapped__))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_CACHE", str(tmp_path))
+        place = warm_processes._server()  # starts one
+    probe = "import sys; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [f"{warm_processes.shims()}/python", "-c", probe], capture_output=True, text=True
+    )
+    assert done.stdout == "True\n" and run("-c", probe).stdout == "True\n"
+    assert warm_processes._server() == place
 
 
 @pytest.mark.parametrize(

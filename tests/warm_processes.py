@@ -38,6 +38,7 @@ OURS = {"ovd_d2", "detectron2"}  # which each command imports itself
 READ_AT_IMPORT = ("PYTHON", "HF_", "TRANSFORMERS_", "OMP_", "MKL_", "OPENBLAS_", "PYTORCH",
                   "TORCHDYNAMO", "CUDA", "MPLCONFIGDIR", "XDG_", "HOME", "LANG", "LC_",
                   "COVERAGE")  # fmt: skip
+AT_START = dict(os.environ)  # of the tests: what a test sets is not the server's
 HERE = Path(__file__).resolve()
 BIN = Path(sys.executable).parent
 START = """
@@ -273,7 +274,7 @@ def _server() -> str:
     """Starts the server of this process; the place of its socket."""
     folder = Path(tempfile.mkdtemp(prefix="warm-"))
     place = str(folder / "socket")
-    Path(f"{place}.json").write_text(json.dumps(read_at_import(os.environ)))
+    Path(f"{place}.json").write_text(json.dumps(read_at_import(AT_START)))
     (folder / "bin").mkdir()
     for name in ("ovd", "python"):
         command = SHIM.format(python=sys.executable, here=HERE, place=place, program=BIN / name)
@@ -282,7 +283,7 @@ def _server() -> str:
     process = subprocess.Popen(
         [sys.executable, "-c", START.format(folder=str(HERE.parent), place=place)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        env={name: value for name, value in AT_START.items() if name != "PYTHONPATH"},
     )  # fmt: skip
     assert process.stdout.readline() == b"ready\n"
     _server.process = process  # its stdin closes with this process
@@ -293,9 +294,9 @@ def _request(words: list[str], cwd: str, environment: dict, server: dict | None 
     """What to ask of the server; None where a command has to start by itself.
 
     Args:
-        server: what was read when the server imported its packages; default: this process's.
+        server: what was read when the server imported its packages; default: of ``AT_START``.
     """
-    server = read_at_import(os.environ) if server is None else server
+    server = read_at_import(AT_START) if server is None else server
     program = _program(words[0], words[1:])
     if program is None or not available() or read_at_import(environment) != server:
         return None
