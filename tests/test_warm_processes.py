@@ -33,7 +33,7 @@ def run(*words, **options):
 def test_a_copy_is_like_a_process_from_the_start(tmp_path, kind):
     (tmp_path / "probe.py").write_text(PROBE)
     program = {"-c": ("-c", PROBE), "-m": ("-m", "probe"), "file": ("probe.py",)}[kind]
-    options = {"cwd": tmp_path, "env": {**os.environ, "WORD": "owl"}}
+    options = {"cwd": tmp_path, "env": {**warm_processes.AT_START, "WORD": "owl"}}
     found = run(*program, "a", "-b", **options)
     fresh = subprocess.run(
         [sys.executable, *program, "a", "-b"], capture_output=True, text=True,
@@ -73,7 +73,7 @@ def test_a_shell_has_them_too(tmp_path):
     path = f"{warm_processes.shims()}:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-c", "echo words | python probe.py a 2>&1; echo $?"], cwd=tmp_path,
-        env={**os.environ, "PATH": path, "WORD": "owl"}, capture_output=True, text=True,
+        env={**warm_processes.AT_START, "PATH": path, "WORD": "owl"}, capture_output=True, text=True,
     )  # fmt: skip
     assert f"{tmp_path} owl ['probe.py', 'a'] {tmp_path} __main__ ['torch'] words" in done.stdout
     assert done.stdout.endswith("at exit\n3\n")
@@ -86,9 +86,12 @@ def test_what_a_test_set_when_the_server_started_is_not_the_server_s(tmp_path, m
         place = warm_processes._server()  # starts one
     probe = "import sys; print('torch' in sys.modules)"
     done = subprocess.run(
-        [f"{warm_processes.shims()}/python", "-c", probe], capture_output=True, text=True
+        [f"{warm_processes.shims()}/python", "-c", probe], capture_output=True, text=True,
+        env=warm_processes.AT_START,
+    )  # fmt: skip
+    assert (
+        done.stdout == "True\n" and run("-c", probe, env=warm_processes.AT_START).stdout == "True\n"
     )
-    assert done.stdout == "True\n" and run("-c", probe).stdout == "True\n"
     assert warm_processes._server() == place
 
 
@@ -102,5 +105,6 @@ def test_what_a_test_set_when_the_server_started_is_not_the_server_s(tmp_path, m
     ],
 )
 def test_what_has_to_start_by_itself(words, changed):
-    assert warm_processes._request(words, "/", {**os.environ, **changed}) is None
-    assert warm_processes._request([sys.executable, "x.py"], "/", dict(os.environ)) is not None
+    start = warm_processes.AT_START
+    assert warm_processes._request(words, "/", {**start, **changed}) is None
+    assert warm_processes._request([sys.executable, "x.py"], "/", start) is not None
