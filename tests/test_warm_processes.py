@@ -73,7 +73,8 @@ def test_a_shell_has_them_too(tmp_path):
     path = f"{warm_processes.shims()}:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-c", "echo words | python probe.py a 2>&1; echo $?"], cwd=tmp_path,
-        env={**warm_processes.AT_START, "PATH": path, "WORD": "owl"}, capture_output=True, text=True,
+        env={**warm_processes.AT_START, "PATH": path, "WORD": "owl"},
+        capture_output=True, text=True,
     )  # fmt: skip
     assert f"{tmp_path} owl ['probe.py', 'a'] {tmp_path} __main__ ['torch'] words" in done.stdout
     assert done.stdout.endswith("at exit\n3\n")
