@@ -90,9 +90,8 @@ def test_what_a_test_set_when_the_server_started_is_not_the_server_s(tmp_path, m
         [f"{warm_processes.shims()}/python", "-c", probe], capture_output=True, text=True,
         env=warm_processes.AT_START,
     )  # fmt: skip
-    assert (
-        done.stdout == "True\n" and run("-c", probe, env=warm_processes.AT_START).stdout == "True\n"
-    )
+    assert done.stdout == "True\n"
+    assert run("-c", probe, env=warm_processes.AT_START).stdout == "True\n"
     assert warm_processes._server() == place
 
 
