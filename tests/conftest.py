@@ -15,8 +15,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest  # noqa: E402
+import warm_processes  # noqa: E402, F401 (keeps the environment as it is now)
 from hypothesis import settings  # noqa: E402
-from warm_processes import read_at_import  # noqa: E402
 
 settings.register_profile("any machine", deadline=None)  # slow is not wrong
 settings.load_profile("any machine")
@@ -48,25 +48,13 @@ def fixed_seeds():
 
 @pytest.fixture(autouse=True)
 def own_environment():
-    """Packages set variables when they are imported: commands of later tests get none of them."""
+    """Detectron2 sets PYTHONHASHSEED when a trainer starts, packages set theirs when they are
+    imported: commands of later tests get none of them."""
     before = dict(os.environ)
     yield
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
     os.environ.update(before)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_fixture_setup(fixturedef):
-    """The same for packages that a fixture of several tests imports, but for what it sets itself:
-    no fixture means to set a variable that packages read when they are imported."""
-    before = read_at_import(os.environ)
-    made = yield
-    if fixturedef.scope != "function":
-        for name in read_at_import(os.environ).keys() - before.keys():
-            del os.environ[name]
-        os.environ.update(before)
-    return made
 
 
 @pytest.fixture(autouse=True)

@@ -274,7 +274,7 @@ def _server() -> str:
     """Starts the server of this process; the place of its socket."""
     folder = Path(tempfile.mkdtemp(prefix="warm-"))
     place = str(folder / "socket")
-    Path(f"{place}.json").write_text(json.dumps(read_at_import(AT_START)))
+    Path(f"{place}.json").write_text(json.dumps(_read_at_import(AT_START)))
     (folder / "bin").mkdir()
     for name in ("ovd", "python"):
         command = SHIM.format(python=sys.executable, here=HERE, place=place, program=BIN / name)
@@ -296,9 +296,9 @@ def _request(words: list[str], cwd: str, environment: dict, server: dict | None 
     Args:
         server: what was read when the server imported its packages; default: of ``AT_START``.
     """
-    server = read_at_import(AT_START) if server is None else server
+    server = _read_at_import(AT_START) if server is None else server
     program = _program(words[0], words[1:])
-    if program is None or not available() or read_at_import(environment) != server:
+    if program is None or not available() or _read_at_import(environment) != server:
         return None
     return {"program": program, "cwd": cwd, "environment": environment}
 
@@ -316,7 +316,7 @@ def _program(name: str, words: list[str]) -> tuple[str, str, list[str]] | None:
     return None if words[0].startswith("-") else ("file", words[0], words[1:])
 
 
-def read_at_import(environment) -> dict[str, str]:
+def _read_at_import(environment) -> dict[str, str]:
     """The variables that packages read when they are imported."""
     found = {k: v for k, v in environment.items() if k.startswith(READ_AT_IMPORT)}
     # No package reads the first two when it is imported; gradio sets the third in a test's process.
