@@ -1,11 +1,12 @@
 """Learning rate and weight decay of every parameter of the grounded detectors' recipes."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from small_detclip import small_detclip
 from small_glip import small_glip
 from torch import nn
@@ -151,3 +152,44 @@ def test_a_prefix_of_nothing_is_refused():
     cfg = mdetr_solver(PREFIXES=["words."])
     with pytest.raises(OVDError, match="SOLVER.LINEAR_LR.PREFIXES names 'words.', which no param"):
         build_optimizer(cfg, TwoParts())
+
+
+def adamw(device):
+    model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)).to(device)
+    cfg = get_cfg()
+    add_ovd_config(cfg)
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    cfg.SOLVER.CLIP_GRADIENTS.merge_from_other_cfg(
+        CfgNode({"ENABLED": True, "CLIP_TYPE": "full_model", "CLIP_VALUE": 0.1})
+    )
+    return model, build_optimizer(cfg, model)
+
+
+def test_one_kernel_on_the_cpu_makes_the_steps_of_adamw():
+    model, optimizer = adamw("cpu")
+    plain = copy.deepcopy(model)
+    groups = optimizer.param_groups
+    assert all(group["fused"] for group in groups)
+    slow = torch.optim.AdamW(
+        [{"params": [p], "weight_decay": g["weight_decay"]}
+         for p, g in zip(plain.parameters(), [g for g in groups for _ in g["params"]])],
+        lr=groups[0]["lr"], eps=groups[0]["eps"], betas=groups[0]["betas"], foreach=False,
+    )  # fmt: skip
+    data = torch.randn(6, 5)
+    for _ in range(5):
+        for network, its in ((model, optimizer), (plain, slow)):
+            its.zero_grad()
+            network(data).square().sum().backward()
+            if its is slow:
+                nn.utils.clip_grad_norm_(network.parameters(), 0.1)
+            its.step()
+    for ours, theirs in zip(model.parameters(), plain.parameters()):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert not torch.equal(model[0].weight, adamw("cpu")[0][0].weight)
+
+
+def test_elsewhere_clipping_comes_before_any_scaler():
+    """A fused optimizer is handed scaled gradients by a GradScaler, and would clip those."""
+    _, optimizer = adamw("meta")
+    assert not any(group["fused"] for group in optimizer.param_groups)
+    assert not getattr(optimizer, "_step_supports_amp_scaling", False)

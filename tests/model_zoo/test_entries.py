@@ -158,7 +158,7 @@ VALUES = st.recursive(
 FIELDS = sorted(json.loads(ENTRIES.read_text())[2].keys() | GOOD.keys() | {"page", "hub", "file"})
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=8), VALUES, max_size=4))
 def test_whatever_stands_in_a_field_is_an_entry_or_one_sentence(values):
     said, entry = "", None

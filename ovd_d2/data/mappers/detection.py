@@ -172,7 +172,7 @@ class OpenVocabDatasetMapper(DatasetMapper):
         """
         if self.is_train:
             self._check_record(dataset_dict)
-        sample = copy.deepcopy(dataset_dict)
+        sample = self._copied(dataset_dict)
         aug_input = T.AugInput(
             self._read_pixels(sample), boxes=_boxes(sample), sem_seg=self._read_sem_seg(sample)
         )
@@ -209,6 +209,15 @@ class OpenVocabDatasetMapper(DatasetMapper):
         if self.numbering is not None and "instances" in sample:
             mark_numbering(sample["instances"], self.numbering)
         return sample
+
+    def _copied(self, record: dict[str, Any]) -> dict[str, Any]:
+        """A deep copy of a record; outlines, the most of it, are left out if nobody asks."""
+        if not self.use_instance_mask and "annotations" in record:
+            boxes = [
+                {k: v for k, v in a.items() if k != "segmentation"} for a in record["annotations"]
+            ]
+            record = {**record, "annotations": boxes}
+        return copy.deepcopy(record)
 
     def _check_record(self, record: dict[str, Any]) -> None:
         """Raises OVDError for a training image that is for another mapper."""
