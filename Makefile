@@ -11,8 +11,8 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCHMARK_ARGS ?=
 UV := $(BIN)/uv pip
-# One thread per test process: two of them share two cores without fighting.
-TEST_PROCESSES ?= 2
+# A test process of one thread per core, two to four of them (each takes about 3 GB).
+TEST_PROCESSES ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 2 ? 2 : n > 4 ? 4 : n)))
 
 LOCKS := requirements/uv.txt requirements/build.txt requirements/all.txt requirements/no-deps.txt
 # The stamp's name changes with the locks, setup.py and the folder, so a change reinstalls.

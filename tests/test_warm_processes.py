@@ -57,6 +57,37 @@ def test_errors_and_signals_are_the_command_s():
         run("-c", "raise SystemExit(4)", check=True)
 
 
+LIVES = """
+import signal, sys, time
+print("here", flush=True)
+try:
+    time.sleep(100)
+except KeyboardInterrupt:
+    print("stopped", "x" * 100_000, file=sys.stderr)
+    print("last words")
+    raise SystemExit(130)
+"""
+
+
+@pytest.mark.parametrize("start", [warm_processes.start, subprocess.Popen])
+def test_one_that_goes_on_beside_is_told_signals(start):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = start([sys.executable, "-c", LIVES], **pipes)
+    assert isinstance(process, warm_processes.Started) == (start is warm_processes.start)
+    assert process.stdout.readline() == "here\n" and process.poll() is process.returncode is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=0.1)
+    process.send_signal(signal.SIGINT)
+    printed, said = process.communicate(timeout=60)
+    assert (printed, said) == ("last words\n", f"stopped {'x' * 100_000}\n")
+    assert process.returncode == process.poll() == process.wait() == 130
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = start([sys.executable, "-c", LIVES], **quiet)
+    process.kill()
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    process.kill()  # of one that has ended
+
+
 def test_what_takes_too_long_is_killed(tmp_path):
     code = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(100)"
     with pytest.raises(subprocess.TimeoutExpired):

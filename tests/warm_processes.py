@@ -7,10 +7,11 @@ runs at exit are those of a process from the start.
 
     done = warm_processes.run([sys.executable, "-m", "ovd_d2.cli.app", "models", "list"], ...)
 
-:func:`run` stands for ``subprocess.run`` where a command is ``ovd``, ``torchrun``, ``python FILE``,
-``python -m MODULE`` or ``python -c CODE`` of this environment. Whatever else there is starts as it
-would: other programs, other values of what packages read when they are imported, ``make coverage``.
-:func:`shims` has ``ovd`` and ``python`` for a shell. Tests of the start itself use ``subprocess``.
+:func:`run` stands for ``subprocess.run`` and :func:`start` for ``subprocess.Popen`` where a
+command is ``ovd``, ``torchrun``, ``python FILE``, ``python -m MODULE`` or ``python -c CODE`` of
+this environment. Whatever else there is starts as it would: other programs, other values of what
+packages read when they are imported, ``make coverage``. :func:`shims` has ``ovd`` and ``python``
+for a shell. Tests of the start itself use ``subprocess``.
 """
 
 import json
@@ -203,8 +204,62 @@ class Process:
         self._connection.close()
 
     def send_signal(self, number: int) -> None:
-        if self.wait(0) is None:
+        if Process.wait(self, 0) is None:
             os.kill(self.pid, number)
+
+
+class Started(Process):
+    """A process that goes on beside this one, with the interface of ``subprocess.Popen``."""
+
+    def __init__(self, place: str, request: dict, stdout, stderr, text: bool):
+        self.stdout = self._errors = None
+        if stdout == subprocess.PIPE:
+            reading, writing = os.pipe()
+            self.stdout = os.fdopen(reading, "r" if text else "rb")
+            stdout = os.fdopen(writing, "wb")
+        if stderr == subprocess.PIPE:  # a file never fills up, whoever reads what first
+            stderr = self._errors = tempfile.TemporaryFile("w+" if text else "w+b")  # noqa: SIM115
+        with open(os.devnull, "r+b") as nothing:
+            places = {None: None, subprocess.DEVNULL: nothing.fileno()}
+            files = [places[f] if f in places else f.fileno() for f in (stdout, stderr)]
+            out, err = (k if file is None else file for k, file in enumerate(files, 1))
+            super().__init__(place, request, [nothing.fileno(), out, err])
+        if self.stdout:
+            stdout.close()
+
+    def poll(self) -> int | None:
+        return super().wait(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        if super().wait(timeout) is None:
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
+        return self.returncode
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float | None = None) -> tuple:
+        """What it printed, when it has ended."""
+        printed = self.stdout.read() if self.stdout else None
+        self.wait(timeout)
+        if self._errors:
+            self._errors.seek(0)
+        return printed, self._errors.read() if self._errors else None
+
+
+def start(words: list, *, cwd=None, env=None, stdout=None, stderr=None, text=False):
+    """``subprocess.Popen(words, ...)``, by a copy of the server where that can be; nothing on
+    stdin, and ``stderr`` of a PIPE is for ``communicate`` alone."""
+    words = [str(word) for word in words]
+    environment = dict(os.environ if env is None else env)
+    request = _request(words, str(cwd or os.getcwd()), environment)
+    if request is None:
+        return subprocess.Popen(
+            words, cwd=cwd, env=env, stdout=stdout, stderr=stderr, text=text,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    environment.setdefault("PYTHON_EXEC", f"{shims()}/python")  # what torchrun starts
+    return Started(_server(), request, stdout, stderr, text)
 
 
 def run(

@@ -1,12 +1,12 @@
 """What a pre-training costs: counted, measured and summed up."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm_processes
 from torch import nn
 
 from ovd_d2.benchmarks.speed.pretraining import Assumptions, Costs, Part, measure_costs, schedule
@@ -124,7 +124,7 @@ def test_as_a_process():
     words = ["speed", "pretraining", "--config-file", YAML, "--size", "64x64", "--images", "2",
              "--steps", "0", "--gpu", "h100", "--gpus", "8", "--json"]  # fmt: skip
     opts = ["DATASETS.SOURCES", "[]", "SOLVER.MAX_ITER", "10"]
-    done = subprocess.run([*OVD, *words, *opts], capture_output=True, text=True, timeout=400)
+    done = warm_processes.run([*OVD, *words, *opts], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     one = facts["measured"]["boxes"]

@@ -2,10 +2,10 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
+import warm_processes
 
 
 def doctor(crippled="", *words, **environment):
@@ -14,7 +14,7 @@ def doctor(crippled="", *words, **environment):
         f"import sys; sys.argv = ['ovd', 'doctor', *{list(words)!r}]\n{crippled}\n"
         "from ovd_d2.cli.app import main\nmain()"
     )
-    result = subprocess.run(
+    result = warm_processes.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,

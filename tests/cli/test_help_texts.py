@@ -1,10 +1,10 @@
 """`--help` of every command shows its texts whole, words in square brackets too."""
 
 import json
-import subprocess
 import sys
 
 import pytest
+import warm_processes
 
 CODE = """
 import json, sys
@@ -34,7 +34,7 @@ print(json.dumps(all_of_them))
 @pytest.fixture(scope="module")
 def helps():
     """Words of a command -> (what its --help prints, the texts in its source)."""
-    shown = subprocess.run(
+    shown = warm_processes.run(
         [sys.executable, "-c", CODE], capture_output=True, text=True, timeout=300
     )
     assert shown.returncode == 0, shown.stderr

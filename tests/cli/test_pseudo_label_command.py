@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -88,7 +87,7 @@ def test_killed_and_finished_by_two_processes(tmp_path, data, capsys, monkeypatc
     out = tmp_path / "labels.json"
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(tmp_path / "log", "wb") as log:
-        process = subprocess.Popen([*OVD, *words(data, out)], env=env, stdout=log, stderr=log)
+        process = warm_processes.start([*OVD, *words(data, out)], env=env, stdout=log, stderr=log)
         deadline = time.monotonic() + 100
         while process.poll() is None and lines(out) < 20:
             assert time.monotonic() < deadline

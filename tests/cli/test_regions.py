@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -54,7 +53,7 @@ def test_killed_twice_and_finished_by_two_processes(tmp_path, mini_root, encoder
         # Every shard is flushed at once and batches are small, so that kills come in between.
         slow = words(encoder, store, "--batch", "1", "--save-every", "0")
         with open(tmp_path / "log", "wb") as log:
-            process = subprocess.Popen([OVD, *slow], env=env, stdout=log, stderr=log)
+            process = warm_processes.start([OVD, *slow], env=env, stdout=log, stderr=log)
             deadline = time.monotonic() + 100
             while process.poll() is None and safe_images(store) < known + 20:
                 assert time.monotonic() < deadline

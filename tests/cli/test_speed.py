@@ -1,12 +1,12 @@
 """``ovd speed`` at small sizes."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm_processes
 
 from ovd_d2.benchmarks.speed import blocked_detection
 from ovd_d2.benchmarks.speed import detection_postprocessing as bench_inference
@@ -17,7 +17,7 @@ OVD = str(Path(sys.executable).with_name("ovd"))
 
 
 def bench(*words):
-    result = subprocess.run([OVD, "speed", *words], capture_output=True, text=True, timeout=200)
+    result = warm_processes.run([OVD, "speed", *words], capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

@@ -1,11 +1,11 @@
 """``ovd speed export`` at a small size."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import warm_processes
 
 from ovd_d2.benchmarks.speed import exported as bench
 from ovd_d2.cli.app import main
@@ -16,7 +16,7 @@ OVD = str(Path(sys.executable).with_name("ovd"))
 
 def test_a_process_prints_the_table():
     words = [OVD, "speed", "export", "--repeats", "1"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    done = warm_processes.run(words, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("mini, 192 x 144 pixels, 160 classes; cpu, ")

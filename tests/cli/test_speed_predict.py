@@ -1,12 +1,12 @@
 """``ovd speed predict`` at small sizes."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm_processes
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
@@ -21,7 +21,7 @@ def test_json(tmp_path):
     for number in range(4):
         bench.draw(number).save(tmp_path / f"{number}.png")
     words = ["--folder", str(tmp_path), "--images", "3", "--repeats", "2", "--starts", "0"]
-    result = subprocess.run(
+    result = warm_processes.run(
         [OVD, "speed", "predict", *words, "--batch-size", "2", "--json"],
         capture_output=True, text=True, timeout=200,
     )  # fmt: skip

@@ -175,7 +175,7 @@ def test_the_packaged_model_stopped_by_ctrl_c_and_continued(ovd, tmp_path):
     clip, out = write_clip(tmp_path / "clip.mp4", moving(40)), tmp_path / "out"
     words = ["video", str(clip), "--out", str(out), "--device", "cpu", "--batch-size", "1"]
     journal = out / "clip.jsonl.parts/frames.jsonl"
-    process = subprocess.Popen([OVD, *words], stderr=subprocess.PIPE, text=True)
+    process = warm_processes.start([OVD, *words], stderr=subprocess.PIPE, text=True)
     while not journal.exists() or journal.read_bytes().count(b"\n") < 3:
         assert process.poll() is None
         time.sleep(0.01)
@@ -220,7 +220,7 @@ def test_a_live_stream_ends_with_a_signal_and_whole_outputs(tmp_path, number):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     out = tmp_path / "out"
     words = [OVD, "video", f"http://127.0.0.1:{server.server_port}/live.ts", "--out", str(out)]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = warm_processes.start(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     journal = out / "live.jsonl.parts/frames.jsonl"
     while not journal.exists() or journal.read_bytes().count(b"\n") < 5:
         assert process.poll() is None, process.communicate()

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -172,7 +171,7 @@ def test_killed_at_work_it_leaves_the_old_file_and_shows_its_progress(folder):
     (folder / "concepts.json").write_text("old")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(
+        process = warm_processes.start(
             [*OVD, "--captions", "pairs:many.jsonl", "--out", "concepts.json"],
             cwd=folder, env=environment, stdout=log, stderr=log,
         )  # fmt: skip

@@ -21,15 +21,20 @@ def openai_clip_model(seed=0, vocab_size=49408):
     return model.eval()
 
 
-def save_clip_tokenizer(folder: Path):
+def save_clip_tokenizer(folder: Path, merges: int | None = 3000):
+    """CLIP's numbers of tokens; by its first ``merges`` alone, which is read sooner: rare words
+    have more tokens then."""
     from transformers import CLIPTokenizer
 
     from ovd_d2.encoders.openai_clip import import_clip
 
     tokenizer = import_clip().clip._tokenizer
-    (folder / "vocab.json").write_text(json.dumps(tokenizer.encoder))
-    merges = [" ".join(pair) for pair in tokenizer.bpe_ranks]
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+    pairs = list(tokenizer.bpe_ranks)[:merges]
+    joined = {"".join(pair) for pair in pairs}
+    vocab = {t: k for t, k in tokenizer.encoder.items() if k < 512 or k > 49405 or t in joined}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in pairs)]
+    (folder / "merges.txt").write_text("\n".join(lines))
     CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
 
 

@@ -216,13 +216,13 @@ def test_the_command_ends_before_anything_runs(tmp_path, words, sentence):
 
 @pytest.mark.slow
 def test_the_command_killed_and_resumed(tmp_path):
-    """The command line in fresh interpreters, two of them started by torchrun at the end."""
+    """The command line, once in a fresh interpreter; at the end two processes by torchrun."""
     write_dataset(tmp_path / "data")
     register(tmp_path / "data")
     script = [HERE / "tiny_detector.py", tmp_path / "data"]
     opts = ["SOLVER.MAX_ITER", 30, "SOLVER.STEPS", "(20,)"]
     assert wait(forked(run_trainer, tiny_config(tmp_path / "whole", *opts))) == 0
-    process = subprocess.Popen(
+    process = warm_processes.start(
         [sys.executable, *map(str, [*script, *opts, "OUTPUT_DIR", tmp_path / "killed"])],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -233,15 +233,15 @@ def test_the_command_killed_and_resumed(tmp_path):
     process.kill()
     process.wait()
     assert not (tmp_path / "killed/model_final.pth").exists()
-    fresh = {"run": subprocess.run}
-    ran = run_command(*script, "--resume", *opts, "OUTPUT_DIR", tmp_path / "killed", **fresh)
+    resume = [*script, "--resume", *opts, "OUTPUT_DIR", tmp_path / "killed"]
+    ran = run_command(*resume, run=subprocess.run)
     assert ran.returncode == 0, ran.stderr
     assert_same_weights(
         weights(tmp_path / "whole/model_final.pth"), weights(tmp_path / "killed/model_final.pth")
     )
     two = run_command(
         "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, *script,
-        "SOLVER.MAX_ITER", 3, "SOLVER.STEPS", "()", "OUTPUT_DIR", tmp_path / "two", **fresh,
+        "SOLVER.MAX_ITER", 3, "SOLVER.STEPS", "()", "OUTPUT_DIR", tmp_path / "two",
     )  # fmt: skip
     assert two.returncode == 0, two.stderr
     assert json.loads((tmp_path / "two/results.json").read_text())["iteration"] == 3

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import warm_processes
 from filelock import FileLock
 
 from ovd_d2.errors import OVDError
@@ -23,7 +24,7 @@ time.sleep(float(sys.argv[2]))
 
 
 def holder(path, seconds):
-    process = subprocess.Popen(
+    process = warm_processes.start(
         [sys.executable, "-c", HOLD, str(path), str(seconds)], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "held\n"

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm_processes
 from bright_rectangles import paint, rectangles
 from clips import SIZE, StubPredictor, moving, write_clip, write_sound
 from random_models import assert_same
@@ -125,7 +126,7 @@ print(sum(predictor.batches))
 def start(clip, out, resume, wait=0.15):
     paths = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
     code = SCRIPT.format(paths=paths, clip=str(clip), out=str(out), resume=resume, wait=wait)
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    return warm_processes.start([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
 def digests(folder):

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -241,7 +240,7 @@ def test_killed_and_finished_by_two_processes(tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(tmp_path / "log", "wb") as log:
         command = [sys.executable, *app, str(out)]
-        process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+        process = warm_processes.start(command, env=env, stdout=log, stderr=log)
         deadline = time.monotonic() + 100
         while process.poll() is None and _lines(out) < 20:
             assert time.monotonic() < deadline

@@ -1,11 +1,11 @@
 """A process killed at any moment of a cache write leaves a cache that is right or rebuilt."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import warm_processes
 
 # Runs in a process of its own, because it forks: once for each moment of death. Prints how many
 # children died just before one of the steps of a write, and how many at a random moment.
@@ -97,7 +97,7 @@ print(planned, unplanned)
 def test_a_killed_writer_never_leaves_a_wrong_cache(tmp_path):
     here = Path(__file__).resolve().parent
     environment = {**os.environ, "PYTHONPATH": str(here.parents[1]), "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(
+    process = warm_processes.run(
         [sys.executable, "-c", KILLED_CHILDREN, str(tmp_path), str(here)],
         env=environment,
         capture_output=True,

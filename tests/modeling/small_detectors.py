@@ -64,10 +64,11 @@ def zoo_cfg(tmp_path):
         ])  # fmt: skip
         if slim:
             cfg.merge_from_list([
-                "MODEL.RESNETS.DEPTH", 18 if kind != "c4" else 50,
-                "MODEL.RESNETS.RES2_OUT_CHANNELS", 64 if kind != "c4" else 32,
-                "MODEL.RESNETS.WIDTH_PER_GROUP", 64 if kind != "c4" else 8,
-                "MODEL.RESNETS.STEM_OUT_CHANNELS", 16 if kind == "c4" else 64,
+                # sixteen blocks of random weights make pixels of 0-255 very large numbers
+                "MODEL.PIXEL_STD", [1.0 if kind == "c4" else 256.0] * 3,
+                "MODEL.RESNETS.STEM_OUT_CHANNELS", 16,
+                "MODEL.RESNETS.RES2_OUT_CHANNELS", 32,
+                "MODEL.RESNETS.WIDTH_PER_GROUP", 8,
                 "MODEL.FPN.OUT_CHANNELS", 16,
                 "MODEL.ROI_BOX_HEAD.FC_DIM", 32,
                 "MODEL.ROI_MASK_HEAD.CONV_DIM", 8,

@@ -63,9 +63,9 @@ def test_one_class_a_whole_run_and_all(detector, monkeypatch, count):
     model = detector("fpn", *WAYS["ensemble"])
     batch, choice = make_batch([make_target([], [])]), detection_choice(model)
     with torch.no_grad():
-        with changed_choice(choice, 1e-4, -1):
+        with changed_choice(choice, 1e-6, -1):
             everything = model(batch)[0]["instances"]
-        with changed_choice(choice, 1e-4, 200, count):
+        with changed_choice(choice, 1e-6, 200, count):
             found = model(batch)[0]["instances"]
             monkeypatch.setattr(blocked_scoring, "MOST_DENSE_CLASSES", 299)
             in_blocks = model(batch)[0]["instances"]
