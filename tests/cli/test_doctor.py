@@ -2,19 +2,20 @@
 
 import json
 import os
+import subprocess
 import sys
 
 import pytest
 import warm_processes
 
 
-def doctor(crippled="", *words, **environment):
+def doctor(crippled="", *words, run=warm_processes.run, **environment):
     """(exit code, stdout, stderr) of ``ovd doctor`` after the python code ``crippled``."""
     code = (
         f"import sys; sys.argv = ['ovd', 'doctor', *{list(words)!r}]\n{crippled}\n"
         "from ovd_d2.cli.app import main\nmain()"
     )
-    result = warm_processes.run(
+    result = run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
@@ -70,7 +71,9 @@ def test_table_shows_a_broken_torchvision_and_an_unwritable_cache(tmp_path):
     )
     (tmp_path / "file").touch()
     crippled = f"sys.path.insert(0, {str(tmp_path)!r})"
-    code, stdout, stderr = doctor(crippled, OVD_D2_CACHE=str(tmp_path / "file/cache"))
+    code, stdout, stderr = doctor(
+        crippled, run=subprocess.run, OVD_D2_CACHE=str(tmp_path / "file/cache")
+    )
     assert code == 1, stderr
     row = next(line for line in stdout.splitlines() if line.startswith(" torchvision"))
     assert "MISSING" in row
