@@ -41,7 +41,7 @@ def test_a_copy_is_like_a_process_from_the_start(tmp_path, kind):
     )  # fmt: skip
     assert (fresh.returncode, found.returncode) == (3, 3)
     # Other people's packages are there already, the project is not.
-    assert found.stdout.replace("['torch']", "[]") == fresh.stdout
+    assert found.stdout.replace("['torch', 'detectron2']", "[]") == fresh.stdout
     assert found.stderr == fresh.stderr == "to stderr\n"
 
 
@@ -107,7 +107,7 @@ def test_a_shell_has_them_too(tmp_path):
         env={**warm_processes.AT_START, "PATH": path, "WORD": "owl"},
         capture_output=True, text=True,
     )  # fmt: skip
-    assert f"{tmp_path} owl ['probe.py', 'a'] {tmp_path} __main__ ['torch'] words" in done.stdout
+    assert f"{tmp_path} owl ['probe.py', 'a'] {tmp_path} __main__ ['torch', 'detectron2'] words" in done.stdout
     assert done.stdout.endswith("at exit\n3\n")
 
 

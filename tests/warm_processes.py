@@ -1,9 +1,9 @@
 """Python commands as processes of their own that start with other people's packages imported.
 
 Importing torch takes seconds, the same ones for each command. A server that has imported it, but
-nothing of this project and of Detectron2, is forked for each command. So everything of the project
-is imported anew; working directory, environment, arguments, output, exit code, signals and what
-runs at exit are those of a process from the start.
+nothing of this project, is forked for each command. So everything of the project is imported anew,
+and Detectron2's own data sets are registered anew; working directory, environment, arguments,
+output, exit code, signals and what runs at exit are those of a process from the start.
 
     done = warm_processes.run([sys.executable, "-m", "ovd_d2.cli.app", "models", "list"], ...)
 
@@ -33,9 +33,10 @@ PACKAGES = (
     "matplotlib.figure", "safetensors.torch", "typer", "timm", "torch.utils.tensorboard",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
     "transformers.models.bert.modeling_bert", "accelerate", "rich.progress", "pydantic",
-    "torch.utils.cpp_extension",
+    "torch.utils.cpp_extension", "detectron2.config", "detectron2.model_zoo", "detectron2.engine",
+    "detectron2.evaluation", "detectron2.modeling", "detectron2.projects.point_rend",
 )  # fmt: skip
-OURS = {"ovd_d2", "detectron2"}  # which each command imports itself
+OURS = "ovd_d2"  # which each command imports itself
 READ_AT_IMPORT = ("PYTHON", "HF_", "TRANSFORMERS_", "OMP_", "MKL_", "OPENBLAS_", "PYTORCH",
                   "TORCHDYNAMO", "CUDA", "MPLCONFIGDIR", "XDG_", "HOME", "LANG", "LC_",
                   "COVERAGE")  # fmt: skip
@@ -68,7 +69,7 @@ def serve(place: str) -> dict:
             importlib.import_module(name)
         except ImportError:  # an optional one
             continue
-    assert not OURS & set(sys.modules)
+    assert OURS not in sys.modules
     assert len(os.listdir("/proc/self/task")) == 1, "a copy of a process with threads hangs"
     gc.collect()
     gc.freeze()  # else the first collection of each copy writes into all of its memory
@@ -158,6 +159,7 @@ def become(request: dict, path: list[str]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.modules["matplotlib"].rcParams["backend"] = os.environ.get("MPLBACKEND", "agg")
+    _register_anew()
     main = sys.modules["__main__"]
     for name in [name for name in vars(main) if name[:2] != "__"]:
         del vars(main)[name]
@@ -172,6 +174,17 @@ def become(request: dict, path: list[str]) -> None:
         main.__file__ = what
         what = Path(what).read_text(encoding="utf-8")
     exec(compile(what, getattr(main, "__file__", "<string>"), "exec"), vars(main))
+
+
+def _register_anew() -> None:
+    """Detectron2's data sets, whose folder it takes from the environment when it is imported."""
+    import importlib
+
+    builtin = sys.modules.get("detectron2.data.datasets.builtin")
+    if builtin is not None:
+        sys.modules["detectron2.data"].DatasetCatalog.clear()
+        sys.modules["detectron2.data"].MetadataCatalog.clear()
+        importlib.reload(builtin)
 
 
 # Those who ask ------------------------------------------------------------------------------------

@@ -344,10 +344,10 @@ def test_gathers_from_two_processes(register, tmp_path):
     name = register(truth)
     predictions = predict(truth)
     # Not "fork": hotcoco's threads, started by other tests, would be missing in the child.
-    spawn = torch.multiprocessing.get_context("spawn")
-    queue = spawn.Queue()
+    anew = torch.multiprocessing.get_context("forkserver")
+    queue = anew.Queue()
     arguments = (tmp_path / "store", MetadataCatalog.get(name).json_file, predictions, queue)
-    ranks = [spawn.Process(target=_one_rank, args=(r, *arguments), daemon=True) for r in range(2)]
+    ranks = [anew.Process(target=_one_rank, args=(r, *arguments), daemon=True) for r in range(2)]
     for process in ranks:
         process.start()
     results = dict(queue.get(timeout=200) for _ in ranks)

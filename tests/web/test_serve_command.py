@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm_processes
 from PIL import Image
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -33,7 +34,7 @@ def start(folder, *words):
         pytest.importorskip(package)
     env = {**os.environ, "TMPDIR": str(folder)}
     with open(folder / "stderr", "w") as errors:
-        process = subprocess.Popen(
+        process = warm_processes.start(
             [*OVD, "serve", "--port", "0", "--device", "cpu", *words],
             stdout=subprocess.PIPE, stderr=errors, text=True, env=env,
         )  # fmt: skip
