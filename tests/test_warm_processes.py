@@ -107,7 +107,10 @@ def test_a_shell_has_them_too(tmp_path):
         env={**warm_processes.AT_START, "PATH": path, "WORD": "owl"},
         capture_output=True, text=True,
     )  # fmt: skip
-    assert f"{tmp_path} owl ['probe.py', 'a'] {tmp_path} __main__ ['torch', 'detectron2'] words" in done.stdout
+    assert (
+        f"{tmp_path} owl ['probe.py', 'a'] {tmp_path} __main__ ['torch', 'detectron2'] words"
+        in done.stdout
+    )
     assert done.stdout.endswith("at exit\n3\n")
 
 
