@@ -65,7 +65,7 @@ def detector(request, zoo_cfg):
         opts += ["MODEL.PIXEL_STD", [1000.0] * 3]
         if family != "c4":  # a graph of few layers is written sooner
             opts += ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
-            opts += ["MODEL.RESNETS.WIDTH_PER_GROUP", 64]
+            opts += ["MODEL.RESNETS.WIDTH_PER_GROUP", 64, "MODEL.RESNETS.STEM_OUT_CHANNELS", 64]
             opts += ["MODEL.MASK_ON", kind != "objectness"]
         torch.manual_seed(0)
         return build_model(zoo_cfg(family, 5, *opts)).eval()
