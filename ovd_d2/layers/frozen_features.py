@@ -15,20 +15,27 @@ class FrozenFeatures:
     does not go through the layers up to there once more.
 
     For small data sets whose augmentations are few, such as a flip. When the memory is full, what
-    is new is computed and not kept.
+    is new is computed and not kept. Weights that are loaded into the network empty it.
     """
 
-    def __init__(self, last: nn.Module, megabytes: int) -> None:
+    def __init__(self, net: nn.Module, last: nn.Module, megabytes: int) -> None:
         """
         Args:
-            last: the last frozen layer, (N, C, H, W) -> (N, C', H', W'), whose rows depend on
+            net: the network.
+            last: its last frozen layer, (N, C, H, W) -> (N, C', H', W'), whose rows depend on
                 their own image alone. All before it are frozen too, and nothing else reads them.
             megabytes: of the memory.
         """
-        self.left = megabytes * 2**20
-        self._known: dict[bytes, Tensor] = {}
+        self._size = megabytes * 2**20
         self._asked: list[bytes] | None = None
+        self.forget()
         last.register_forward_hook(self._complete)
+        net.register_load_state_dict_post_hook(self.forget)
+
+    def forget(self, *_: Any) -> None:
+        """Empties the memory."""
+        self._known: dict[bytes, Tensor] = {}
+        self.left = self._size
 
     def __len__(self) -> int:
         return len(self._known)

@@ -107,6 +107,21 @@ def test_a_copy_of_the_model_has_a_memory_of_its_own():
     assert counts == [[1], [1]]
 
 
+def test_loaded_weights_empty_it_also_in_a_copy():
+    plain, cached = backbone(0), backbone(50)
+    cached(images(1))
+    twin = copy.deepcopy(cached)
+    state = {k: v + 0.1 if "conv_stem" in k else v for k, v in plain.state_dict().items()}
+    plain.load_state_dict(state)
+    wanted = plain(images(1))
+    for net in (cached, twin):
+        before = net(images(1))
+        net.load_state_dict(state)
+        found = net(images(1))
+        assert all(torch.equal(found[level], wanted[level]) for level in wanted)
+        assert not torch.equal(found["p3"], before["p3"])
+
+
 def test_where_it_cannot_be():
     cfg = make_cfg(FROZEN_CACHE_MB=5)
     cfg.MODEL.DEVICE = "cpu"
@@ -131,7 +146,7 @@ def test_on_a_gpu_there_is_none(caplog):
 
 def test_rows_come_in_the_order_of_the_images():
     layer = torch.nn.Identity()
-    known = FrozenFeatures(layer, 1)
+    known = FrozenFeatures(layer, layer, 1)
     rows = torch.arange(5.0).reshape(5, 1, 1, 1)
     assert torch.equal(layer(known.missing(rows[[3, 1]])), rows[[3, 1]])
     new = known.missing(rows[[0, 1, 4, 3]])

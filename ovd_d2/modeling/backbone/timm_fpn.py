@@ -68,7 +68,7 @@ class TimmBackbone(Backbone):
         self._frozen_features = None
         if frozen_cache:
             last = _last_of(net, freeze_stages, out_strides)
-            self._frozen_features = FrozenFeatures(last, frozen_cache)
+            self._frozen_features = FrozenFeatures(net, last, frozen_cache)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         known = self._frozen_features
