@@ -5,7 +5,7 @@ from detectron2.config import CfgNode as CN
 from ovd_d2.config.rules import BELOW_1, COUNT, COUNT_OR_0, Rows, each, one_of
 
 RULES: Rows = (  # rule, prefix, keys below it
-    (COUNT_OR_0, "MODEL.TIMM.", "FREEZE_STAGES FROZEN_CACHE_MB"),
+    (COUNT_OR_0, "MODEL.TIMM.", "FREEZE_STAGES"),
     (each(COUNT), "MODEL.TIMM.", "OUT_STRIDES"),
     (BELOW_1, "MODEL.TIMM.", "DROP_PATH_RATE"),
     (each(COUNT_OR_0, 4), "MODEL.TIMM.", "VIT.BLOCKS"),
@@ -30,10 +30,6 @@ def add_keys(cfg: CN) -> None:
     # Number of leading stages (stem = 1; of a ViT patches and positions = 1, then its blocks) that
     # stay fixed: no gradient, normalisation in eval mode.
     _C.FREEZE_STAGES = 0
-    # Megabytes of memory per training process for what the frozen stages made of an image: one that
-    # comes again, number for number, is not computed again. For small data sets whose augmentation
-    # is little more than a flip. 0: none. Not for a ViT, nor on a GPU, where looking takes longer.
-    _C.FROZEN_CACHE_MB = 0
     # All batch norms keep their ImageNet statistics (affine parameters still train).
     _C.FREEZE_NORM_STATS = True
     # Stochastic depth of the last block, for networks that have it; 0: the network's own default.

@@ -183,7 +183,6 @@ def _model(cfg: CfgNode) -> tuple[nn.Module, int]:
     cfg.defrost()
     cfg.MODEL.WEIGHTS, cfg.MODEL.OPEN_VOCAB.VOCABULARY = "", LATER
     cfg.MODEL.OPEN_VOCAB.TEXT_EMBEDDINGS = ""
-    cfg.MODEL.TIMM.FROZEN_CACHE_MB = 0  # the batch is always the same
     cfg.DATASETS.TRAIN, cfg.DATASETS.SOURCES = (), []
     model = OpenVocabTrainer.build_model(cfg).train()
     if BOXES not in KINDS[cfg.MODEL.META_ARCHITECTURE]:

@@ -143,7 +143,6 @@ def offline(cfg: CfgNode) -> tuple[CfgNode, Vocabulary]:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = ""
-    cfg.MODEL.TIMM.FROZEN_CACHE_MB = 0  # the batch is always the same
     cfg.SOLVER.BASE_LR = 1e-8  # the work of a step, but the weights stay as they are
     if cfg.MODEL.DEVICE == "cpu":
         for section in (cfg.MODEL.RESNETS, cfg.MODEL.FPN, cfg.MODEL.ROI_BOX_HEAD,

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ovd_d2.encoders.exported import teacher_timm_weights
 from ovd_d2.errors import OVDError
-from ovd_d2.layers.frozen_features import FrozenFeatures
 from ovd_d2.layers.in_pieces import InPieces
 from ovd_d2.layers.timm_weights import load_timm_state, load_timm_weights
 
@@ -38,7 +37,6 @@ class TimmBackbone(Backbone):
         out_strides: list[int],
         freeze_stages: int = 0,
         freeze_norm_stats: bool = True,
-        frozen_cache: int = 0,
     ):
         """
         Args:
@@ -47,11 +45,6 @@ class TimmBackbone(Backbone):
             out_strides: strides of ``net``'s outputs.
             freeze_stages: leading feature stages without gradient, norm layers in eval mode.
             freeze_norm_stats: keep all batch norms' running statistics as loaded.
-            frozen_cache: megabytes for what the frozen stages made of training images.
-
-        Raises:
-            OVDError: ``frozen_cache`` without frozen stages, or with an output among those before
-                the last of them.
         """
         super().__init__()
         self.net = net
@@ -65,15 +58,8 @@ class TimmBackbone(Backbone):
             module.requires_grad_(False)
         if freeze_stages:
             _run_frozen_in_pieces(net)
-        self._frozen_features = None
-        if frozen_cache:
-            last = _last_of(net, freeze_stages, out_strides)
-            self._frozen_features = FrozenFeatures(net, last, frozen_cache)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        known = self._frozen_features
-        if known is not None:
-            x = known.missing(x) if self.training else known.everything(x)
         return dict(zip(self._out_features, self.net(x)))
 
     def train(self, mode: bool = True) -> "TimmBackbone":
@@ -105,30 +91,6 @@ def _modules_up_to(net: nn.Module, stages: int) -> set[str]:
         if next(module.parameters(recurse=False), None) is not None:
             names.add(name)
     return names
-
-
-def _cache_of(cfg: CfgNode) -> int:
-    """MODEL.TIMM.FROZEN_CACHE_MB where it helps."""
-    if cfg.MODEL.TIMM.FROZEN_CACHE_MB and cfg.MODEL.DEVICE != "cpu":
-        logger.warning("MODEL.TIMM.FROZEN_CACHE_MB is for a CPU; there is no cache on a GPU.")
-        return 0
-    return cfg.MODEL.TIMM.FROZEN_CACHE_MB
-
-
-def _last_of(net: nn.Module, stages: int, out_strides: list[int]) -> nn.Module:
-    """The module that ends the frozen stages; raises OVDError if a cache cannot be there."""
-    key = "MODEL.TIMM.FROZEN_CACHE_MB"
-    if stages == 0:
-        raise OVDError(f"{key} is for frozen stages: set MODEL.TIMM.FREEZE_STAGES, or {key} 0.")
-    info = net.feature_info.info[stages - 1]
-    early = [stride for stride in out_strides if stride < info["reduction"]]
-    if early:
-        raise OVDError(
-            f"MODEL.TIMM.OUT_STRIDES has {early[0]}, which comes before the end of the frozen "
-            f"stages (stride {info['reduction']}); they cannot be skipped: set {key} 0."
-        )
-    wanted = info["module"].replace(".", "_")
-    return next(m for name, m in net.named_modules() if name.replace(".", "_") == wanted)
 
 
 def _load_weights(net: nn.Module, name: str, source: str) -> int:
@@ -277,5 +239,4 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
         out_strides=list(keys.OUT_STRIDES),
         freeze_stages=keys.FREEZE_STAGES,
         freeze_norm_stats=keys.FREEZE_NORM_STATS,
-        frozen_cache=_cache_of(cfg),
     )

@@ -136,12 +136,9 @@ def build_timm_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmViTPyra
     """The ViT that MODEL.TIMM names, with the levels of MODEL.TIMM.VIT.
 
     Raises:
-        OVDError: timm missing, unknown model, one that is no plain ViT, a key that is not for one,
-            or weights that do not fit.
+        OVDError: timm missing, unknown model, one that is no plain ViT, or weights that do not fit.
     """
     keys = cfg.MODEL.TIMM
-    if keys.FROZEN_CACHE_MB:
-        raise OVDError("MODEL.TIMM.FROZEN_CACHE_MB is not for a ViT: set it to 0.")
     timm = timm_that_has(keys.NAME)
     vit = timm.create_model(
         keys.NAME,
