@@ -34,7 +34,7 @@ PACKAGES = (
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
     "transformers.models.bert.modeling_bert", "accelerate", "rich.progress", "pydantic",
     "torch.utils.cpp_extension", "detectron2.config", "detectron2.model_zoo", "detectron2.engine",
-    "detectron2.evaluation", "detectron2.modeling", "detectron2.projects.point_rend",
+    "detectron2.evaluation", "detectron2.modeling",
 )  # fmt: skip
 OURS = "ovd_d2"  # which each command imports itself
 READ_AT_IMPORT = ("PYTHON", "HF_", "TRANSFORMERS_", "OMP_", "MKL_", "OPENBLAS_", "PYTORCH",
@@ -224,7 +224,8 @@ class Process:
 class Started(Process):
     """A process that goes on beside this one, with the interface of ``subprocess.Popen``."""
 
-    def __init__(self, place: str, request: dict, stdout, stderr, text: bool):
+    def __init__(self, words: list, place: str, request: dict, stdout, stderr, text: bool):
+        self.args = words
         self.stdout = self._errors = None
         if stdout == subprocess.PIPE:
             reading, writing = os.pipe()
@@ -245,7 +246,7 @@ class Started(Process):
 
     def wait(self, timeout: float | None = None) -> int:
         if super().wait(timeout) is None:
-            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
+            raise subprocess.TimeoutExpired(self.args, timeout)
         return self.returncode
 
     def kill(self) -> None:
@@ -272,7 +273,7 @@ def start(words: list, *, cwd=None, env=None, stdout=None, stderr=None, text=Fal
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
     environment.setdefault("PYTHON_EXEC", f"{shims()}/python")  # what torchrun starts
-    return Started(_server(), request, stdout, stderr, text)
+    return Started(words, _server(), request, stdout, stderr, text)
 
 
 def run(
@@ -284,28 +285,21 @@ def run(
         subprocess.TimeoutExpired: it ran longer than ``timeout`` seconds; it has been killed.
         subprocess.CalledProcessError: with ``check``, when the exit code is not 0.
     """
-    words = [str(word) for word in words]
-    environment = dict(os.environ if env is None else env)
-    request = _request(words, str(cwd or os.getcwd()), environment)
-    if request is None:
-        return subprocess.run(
-            words, cwd=cwd, env=env, timeout=timeout, capture_output=capture_output, text=text,
-            check=check, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-    environment.setdefault("PYTHON_EXEC", f"{shims()}/python")  # what torchrun starts
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, \
-            open(os.devnull) as nothing:  # fmt: skip
-        files = [nothing.fileno(), *((out.fileno(), err.fileno()) if capture_output else (1, 2))]
-        process = Process(_server(), request, files)
-        if process.wait(timeout) is None:
-            process.close()
-            raise subprocess.TimeoutExpired(words, timeout)
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        files = {"stdout": out, "stderr": err} if capture_output else {}
+        process = start(words, cwd=cwd, env=env, **files)
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
         printed = []
-        for file in (out, err):
+        for file in files.values():
             file.seek(0)
             content = file.read()
             printed.append(content.decode().replace("\r\n", "\n") if text else content)
-    done = subprocess.CompletedProcess(words, process.returncode, *printed)
+    done = subprocess.CompletedProcess(process.args, process.returncode, *printed)
     if check:
         done.check_returncode()
     return done
