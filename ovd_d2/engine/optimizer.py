@@ -75,9 +75,10 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     elif solver.OPTIMIZER == "ADAMW":
         kind = torch.optim.AdamW
         common |= {"betas": tuple(solver.ADAM_BETAS), "eps": solver.ADAM_EPS}
-        if all(p.device.type == "cpu" for p in model.parameters()):
-            # A third of the time. On a GPU a fused one would unscale the gradients itself, after
-            # they were clipped.
+        # One kernel on a CPU, a third of the time. With a loss scaler a fused optimizer would
+        # unscale the gradients itself, after they were clipped.
+        on_cpu = all(p.device.type == "cpu" for p in model.parameters())
+        if on_cpu and not solver.AMP.ENABLED:
             common["fused"] = True
     else:
         raise OVDError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; it must be 'SGD' or 'ADAMW'.")

@@ -154,11 +154,12 @@ def test_a_prefix_of_nothing_is_refused():
         build_optimizer(cfg, TwoParts())
 
 
-def adamw(device):
+def adamw(device, amp=False):
     model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)).to(device)
     cfg = get_cfg()
     add_ovd_config(cfg)
     cfg.SOLVER.OPTIMIZER = "ADAMW"
+    cfg.SOLVER.AMP.ENABLED = amp
     cfg.SOLVER.CLIP_GRADIENTS.merge_from_other_cfg(
         CfgNode({"ENABLED": True, "CLIP_TYPE": "full_model", "CLIP_VALUE": 0.1})
     )
@@ -188,8 +189,25 @@ def test_one_kernel_on_the_cpu_makes_the_steps_of_adamw():
     assert not torch.equal(model[0].weight, adamw("cpu")[0][0].weight)
 
 
-def test_elsewhere_clipping_comes_before_any_scaler():
+@pytest.mark.parametrize("where", [("meta", False), ("cpu", True)])
+def test_elsewhere_clipping_comes_before_any_scaler(where):
     """A fused optimizer is handed scaled gradients by a GradScaler, and would clip those."""
-    _, optimizer = adamw("meta")
+    _, optimizer = adamw(*where)
     assert not any(group["fused"] for group in optimizer.param_groups)
     assert not getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
+def test_a_scaled_loss_on_the_cpu_is_clipped_as_it_is():
+    """Two steps whose gradients are of different lengths, so that the clipping shows."""
+    stepped = []
+    for scale in (1.0, 2.0**16):
+        torch.manual_seed(0)
+        model, optimizer = adamw("cpu", amp=True)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        for length in (0.01, 100.0):
+            optimizer.zero_grad()
+            scaler.scale((model(torch.ones(2, 5)) * length).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        stepped.append([p.detach().clone() for p in model.parameters()])
+    torch.testing.assert_close(stepped[0], stepped[1], rtol=0, atol=1e-6)
