@@ -1,5 +1,6 @@
 """Detectors that score in blocks find what they find by tables of all scores."""
 
+import ctypes
 import sys
 
 import pytest
@@ -122,7 +123,19 @@ def test_an_image_without_proposals(detector, monkeypatch):
     assert torch.equal(found[1].pred_classes, alone[1].pred_classes)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's high-water mark")
+@pytest.fixture
+def mapped_tensors():
+    """Every big tensor is a mapping of its own. glibc's malloc learns from what other tests free to
+    keep them on its heap instead, where the holes between them count as memory."""
+    if sys.platform != "linux":
+        pytest.skip("the kernel's high-water mark")
+    mallopt, most_mapped = ctypes.CDLL(None).mallopt, -3  # M_MMAP_THRESHOLD
+    assert mallopt(most_mapped, 1024 * 1024)
+    yield
+    mallopt(most_mapped, 32 * 1024 * 1024)  # the most it would have learnt
+
+
+@pytest.mark.usefixtures("mapped_tensors")
 @pytest.mark.parametrize("way", ["softmax", "ensemble"])
 def test_memory_does_not_grow_with_proposals_times_classes(build, monkeypatch, way):
     """1000 proposals x 100,000 names: a table of scores is 400 MB."""
@@ -141,8 +154,7 @@ def test_memory_does_not_grow_with_proposals_times_classes(build, monkeypatch, w
         def run():
             found[:] = model.roi_heads(images, features, proposals)[0]
 
-        # The lowest of three: what other tests have left in the process is not ours.
-        assert min(peak_memory(run, torch.device("cpu")) for _ in range(3)) < 300e6
+        assert peak_memory(run, torch.device("cpu")) < 300e6
         assert len(found[0]) == 200
         if way == "softmax":  # the measure sees a table
             monkeypatch.setattr(blocked_scoring, "MOST_DENSE_CLASSES", 100_000)
