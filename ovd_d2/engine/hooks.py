@@ -73,9 +73,9 @@ class PreciseBN(hooks.PreciseBN):
         if self._disabled:
             return
         start = self._data_loader.state_dict()
-        self._data_iter = None
         with random_state.preserved():
             super().update_stats()
+        self._data_iter = None  # the next one begins anew; its loading processes end
         self._data_loader.load_state_dict(start)
 
 

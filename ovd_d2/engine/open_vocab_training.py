@@ -151,6 +151,13 @@ class OpenVocabTraining:
         check_weight_transfer(self.model)
         return super().train()
 
+    def after_train(self) -> None:
+        """Ends the processes that load images, then the hooks: the trainer is part of a cycle, so
+        that they would live on until Python looks for garbage, and make it wait for them then."""
+        if hasattr(self.data_loader, "state_dict"):  # it knows where to go on
+            self._trainer._data_loader_iter_obj = None
+        super().after_train()
+
     def state_dict(self) -> dict[str, Any]:
         """The trainer's, the place in the data, and adapters apart from the weights they are on."""
         state = super().state_dict()

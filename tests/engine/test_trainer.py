@@ -1,13 +1,17 @@
 """The trainer on a tiny stock detector: resuming, precision, accumulation, failures."""
 
+import gc
 import json
 import logging
 import math
+import multiprocessing
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import DatasetEvaluator
 from tiny_detector import (
     TEST,
@@ -19,6 +23,7 @@ from tiny_detector import (
     write_dataset,
 )
 
+from ovd_d2 import OpenVocabTraining
 from ovd_d2.engine import NonFiniteLossError, OpenVocabTrainer
 from ovd_d2.engine.dataset_vocabulary import vocabulary_for
 from ovd_d2.errors import OVDError
@@ -99,6 +104,36 @@ def test_a_random_seed_is_resumed_too(tmp_path):
         trainer.train()
         trainers.append(trainer)
     assert_same_weights(*(t.model.state_dict() for t in trainers))
+
+
+class MixedIn(OpenVocabTraining, DefaultTrainer):
+    pass
+
+
+@pytest.mark.parametrize("base", [OpenVocabTrainer, MixedIn])
+@pytest.mark.parametrize("stop", [2, 99])
+def test_loading_processes_end_with_the_training(tmp_path, base, stop):
+    """Collected as garbage, they would be waited for, five seconds each."""
+    options = ("DATALOADER.NUM_WORKERS", 2, "TEST.PRECISE_BN.ENABLED", True,
+               "TEST.PRECISE_BN.NUM_ITER", 1, "DATASETS.TEST", "()")  # fmt: skip
+    cfg = tiny_config(tmp_path, *options, "SOLVER.MAX_ITER", 3)
+    alive = set(multiprocessing.active_children())
+
+    class Trainer(base):
+        def run_step(self):
+            assert set(multiprocessing.active_children()) - alive or self.iter == 0
+            if self.iter == stop:
+                raise EndOfProcessError
+            super().run_step()
+
+    trainer = Trainer(cfg)
+    gc.disable()
+    try:
+        with pytest.raises(EndOfProcessError) if stop < 3 else nullcontext():
+            trainer.train()
+        assert not set(multiprocessing.active_children()) - alive
+    finally:
+        gc.enable()
 
 
 def test_evaluation_leaves_training_alone(tmp_path):
