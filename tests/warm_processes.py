@@ -33,7 +33,7 @@ PACKAGES = (
     "matplotlib.figure", "safetensors.torch", "typer", "timm", "torch.utils.tensorboard",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
     "transformers.models.bert.modeling_bert", "accelerate", "rich.progress", "pydantic",
-    "torch.utils.cpp_extension", "detectron2.config", "detectron2.model_zoo", "detectron2.engine",
+    "torch.utils.cpp_extension", "lvis", "detectron2.config", "detectron2.model_zoo", "detectron2.engine",
     "detectron2.evaluation", "detectron2.modeling",
 )  # fmt: skip
 OURS = "ovd_d2"  # which each command imports itself

@@ -13,7 +13,7 @@ import warm_processes
 ROOT = Path(__file__).resolve().parents[2]
 _COPIES = multiprocessing.get_context("forkserver")  # its server starts anew, without threads
 _COPIES.set_forkserver_preload(
-    ["ovd_d2.engine", "ovd_d2.inference.export", "ovd_d2.cli.app", "timm", "transformers"]
+    [*warm_processes.PACKAGES, "ovd_d2.engine", "ovd_d2.inference.export", "ovd_d2.cli.app"]
 )
 
 
