@@ -22,7 +22,7 @@ import warm_processes
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-IMAGES = 10  # of each of mini's splits, beside those that a page looks at
+IMAGES = 6  # of each of mini's splits, beside those that a page looks at
 TRAINING = "SOLVER.MAX_ITER 2 SOLVER.WARMUP_ITERS 1 SOLVER.IMS_PER_BATCH 2"
 CHANGES = {  # this for that: no model hub is asked, no GPU
     "openai-clip:ViT-B/32": "minilm",

@@ -11,7 +11,7 @@ from detectron2.data import transforms as T
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
-from transformers import BertConfig
+from transformers import BertConfig, BertModel
 
 from ovd_d2 import add_ovd_config
 from ovd_d2.data.mappers.teacher_regions import TeacherRegions
@@ -19,6 +19,7 @@ from ovd_d2.data.named_datasets import register_named_files
 from ovd_d2.errors import OVDError
 from ovd_d2.language import ConceptDictionary, RandomEmbeddings
 from ovd_d2.modeling import is_open_vocabulary, set_vocabulary
+from ovd_d2.modeling.text_backbone import huggingface
 from ovd_d2.region_store import RegionStoreWriter, StoreFacts
 from ovd_d2.structures import (
     PartialMasks,
@@ -45,13 +46,19 @@ FAMILY_OF = {
 }
 
 
+bert_base = huggingface._bert_base
+
+
 @pytest.fixture(scope="module", autouse=True)
 def large_parts_are_made_once_or_small():
     """The recipes of DetCLIP name the same dictionary, which has 70,000 concepts; GLIP's text
-    backbone is BERT-base, which has twelve blocks."""
+    backbone is BERT-base, which has twelve blocks of 768 channels."""
+    small = BertConfig(
+        num_hidden_layers=2, hidden_size=96, num_attention_heads=2, intermediate_size=192
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConceptDictionary, "load", cache(ConceptDictionary.load))
-        patch.setattr("transformers.BertConfig", partial(BertConfig, num_hidden_layers=2))
+        patch.setattr(huggingface, "_bert_base", lambda: BertModel(small, add_pooling_layer=False))
         yield
 
 
@@ -246,7 +253,7 @@ def test_config_builds_in_full_size(path, monkeypatch):
         torch.empty(0)  # the context learns torch's functions here and must not learn the next two
         for name in ("linspace", "tensor"):  # whose numbers are read at once
             monkeypatch.setattr(torch, name, partial(getattr(torch, name), device="cpu"))
-        monkeypatch.setattr("transformers.BertConfig", BertConfig)  # all of its blocks
+        monkeypatch.setattr(huggingface, "_bert_base", bert_base)
         model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     filled = {name: value.numel() for name, value in model.named_parameters() if not value.is_meta}
     assert max(filled.values(), default=1) == 1, filled

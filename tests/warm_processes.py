@@ -33,8 +33,8 @@ PACKAGES = (
     "matplotlib.figure", "safetensors.torch", "typer", "timm", "torch.utils.tensorboard",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
     "transformers.models.bert.modeling_bert", "accelerate", "rich.progress", "pydantic",
-    "torch.utils.cpp_extension", "lvis", "detectron2.config", "detectron2.model_zoo", "detectron2.engine",
-    "detectron2.evaluation", "detectron2.modeling",
+    "torch.utils.cpp_extension", "lvis", "detectron2.config", "detectron2.model_zoo",
+    "detectron2.engine", "detectron2.evaluation", "detectron2.modeling",
 )  # fmt: skip
 OURS = "ovd_d2"  # which each command imports itself
 READ_AT_IMPORT = ("PYTHON", "HF_", "TRANSFORMERS_", "OMP_", "MKL_", "OPENBLAS_", "PYTORCH",
@@ -69,6 +69,7 @@ def serve(place: str) -> dict:
             importlib.import_module(name)
         except ImportError:  # an optional one
             continue
+    _make_transformers_tables()
     assert OURS not in sys.modules
     assert len(os.listdir("/proc/self/task")) == 1, "a copy of a process with threads hangs"
     gc.collect()
@@ -90,6 +91,15 @@ def serve(place: str) -> dict:
             listener.close()
             return _watch(connection)
         connection.close()
+
+
+def _make_transformers_tables() -> None:
+    """A thousand patterns of names of weights, which transformers compiles for its first model."""
+    try:
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    except ImportError:
+        return
+    get_checkpoint_conversion_mapping("bert")
 
 
 def _reap() -> bool:

@@ -40,7 +40,7 @@ def test_training_goes_on_where_it_stopped_and_both_kinds_of_data_are_evaluated(
 def test_two_processes_learn_what_one_learns(folder):
     torchrun = Path(sys.executable).with_name("torchrun")
     run(
-        folder, torchrun, "--nproc-per-node", 2, ROOT / "train_net.py", "--config-file",
+        folder, torchrun, "--standalone", "--nproc-per-node", 2, ROOT / "train_net.py",
         "configs/mini/glip.yaml", *SMALL, "SOLVER.MAX_ITER", 2, "OUTPUT_DIR", "two",
         "DATASETS.TEST", "()",
     )  # fmt: skip

@@ -64,7 +64,7 @@ def test_training_goes_on_where_it_stopped(folder, trained):
 def test_two_processes_train(folder, trained):
     torchrun = Path(sys.executable).with_name("torchrun")
     words = settings(trained, "two", "SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()")
-    run(folder, torchrun, "--nproc-per-node", 2, ROOT / "train_net.py", *words)
+    run(folder, torchrun, "--standalone", "--nproc-per-node", 2, ROOT / "train_net.py", *words)
     rows = [json.loads(line) for line in (folder / "two/metrics.json").read_text().splitlines()]
     assert LOSSES[trained] <= set(rows[-1])
     shutil.rmtree(folder / "two")
