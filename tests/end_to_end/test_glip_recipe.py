@@ -41,8 +41,8 @@ def test_two_processes_learn_what_one_learns(folder):
     torchrun = Path(sys.executable).with_name("torchrun")
     run(
         folder, torchrun, "--standalone", "--nproc-per-node", 2, ROOT / "train_net.py",
-        "configs/mini/glip.yaml", *SMALL, "SOLVER.MAX_ITER", 2, "OUTPUT_DIR", "two",
-        "DATASETS.TEST", "()",
+        "--config-file", "configs/mini/glip.yaml", *SMALL, "SOLVER.MAX_ITER", 2,
+        "OUTPUT_DIR", "two", "DATASETS.TEST", "()",
     )  # fmt: skip
     rows = [json.loads(line) for line in (folder / "two/metrics.json").read_text().splitlines()]
     assert {"loss_token", "loss_box_reg", "loss_centerness"} <= set(rows[-1])
