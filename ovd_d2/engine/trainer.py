@@ -67,6 +67,7 @@ class OpenVocabTrainer(OpenVocabTraining, DefaultTrainer):
             create_ddp_model(
                 model,
                 broadcast_buffers=False,
+                gradient_as_bucket_view=True,  # no second copy of all gradients
                 device_ids=[device.index] if device.type == "cuda" else None,
             ),
             data_loader,
