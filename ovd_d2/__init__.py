@@ -46,6 +46,7 @@ def register() -> None:
             "ovd_d2 needs detectron2, which is not installed: run `make install` in a checkout of "
             f"ovd_d2, or `{GET_DETECTRON2}` (pip install uv) after torch and torchvision."
         )
+    importlib.import_module("ovd_d2.layers.quick_import").install()
     for room in ("modeling", "data"):
         importlib.import_module(f"ovd_d2.{room}")
     # What Detectron2 has but cannot run in some environments: see the two files.

@@ -78,9 +78,10 @@ def command(
     if check_only and resume:
         raise OVDError("--check-only and --resume exclude each other.")
     from ovd_d2 import register
-    from ovd_d2.jobs import finetune as job
 
     register()
+    from ovd_d2.jobs import finetune as job
+
     _silence_torch()
     settings = job.FinetuneSettings(
         data=data, out=str(out), val=val, images=images, kind=kind, shots=shots, seed=seed,

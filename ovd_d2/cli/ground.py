@@ -53,12 +53,13 @@ def command(
     from PIL import Image
 
     from ovd_d2 import register
+
+    register()
     from ovd_d2.files.atomic import check_output, check_picture, write_json, write_picture
     from ovd_d2.inference.opening import check_model_choice, open_predictor
     from ovd_d2.visualization.grounding import draw_grounding
 
     check_model_choice(model, config_file, weights)
-    register()
     check_picture("--out", out, [image])
     if json_file is not None:
         check_output("--json", json_file, [image])

@@ -121,6 +121,9 @@ def command(
 
     Exit code 1: some images could not be read; they are named and left out.
     """
+    from ovd_d2 import register
+
+    register()
     from ovd_d2.inference.opening import WantedClasses, check_model_choice, open_with_classes
 
     check_model_choice("".join(models), config_file, weights)
@@ -129,13 +132,11 @@ def command(
             "--json and --no-pictures are for one --model: of several, each has its json in "
             "OUT/MODEL, and the picture is what they are for."
         )
-    from ovd_d2 import register
     from ovd_d2.files.videos import refuse_videos
     from ovd_d2.inference.formats import check_formats
     from ovd_d2.inference.predict_files import check_targets, find_images, titles_of
     from ovd_d2.inference.tiles import wanted_tiles
 
-    register()
     _silence_torch()
     refuse_videos(images)
     wanted_tiles(tile, overlap)

@@ -94,6 +94,8 @@ def command(
     from tqdm import tqdm
 
     from ovd_d2 import register
+
+    register()
     from ovd_d2.inference.opening import WantedClasses, check_model_choice, open_with_classes
     from ovd_d2.inference.record_video import record_video
     from ovd_d2.inference.tiles import wanted_tiles
@@ -101,7 +103,6 @@ def command(
     from ovd_d2.inference.video_files import VideoSource
 
     check_model_choice(model, config_file, weights)
-    register()
     _silence_torch()
     wanted_tiles(tile, overlap)
     choice = FrameChoice(every, start, end, max_frames, tile, overlap, track)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ovd_d2.encoders.openai_clip import import_clip, resnet_features, vit_features
 from ovd_d2.errors import OVDError
+from ovd_d2.layers.quick_import import quick_import
 from ovd_d2.layers.recompute import RecomputingSequential
 from ovd_d2.layers.timm_weights import load_timm_weights
 
@@ -187,7 +188,7 @@ def build_image_tower(
 
 def _timm_backbone(name: str, image_size: int, weights: str) -> nn.Module:
     try:
-        import timm
+        timm = quick_import("timm")
     except ImportError as error:
         raise OVDError("MODEL.CLIP.IMAGE_TOWER timm needs timm: run `pip install timm`.") from error
     if name not in timm.list_models():

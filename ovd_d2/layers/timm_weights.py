@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ovd_d2.errors import OVDError
+from ovd_d2.layers.quick_import import quick_import
 
 _PACKAGED = {
     # name: (module of the PyPI package, file in it, timm model it fits)
@@ -113,7 +114,7 @@ def _packaged_state(packaged: str, name: str, key: str) -> tuple[Path, dict[str,
 def _rename_by_position(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     """Gives ``state`` timm's names: both list the same network's tensors in order of execution.
     Every shape is compared."""
-    import timm
+    timm = quick_import("timm")
 
     with torch.device("meta"):
         full = timm.create_model(name).state_dict()

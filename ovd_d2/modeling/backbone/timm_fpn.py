@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ovd_d2.encoders.exported import teacher_timm_weights
 from ovd_d2.errors import OVDError
 from ovd_d2.layers.in_pieces import InPieces
+from ovd_d2.layers.quick_import import quick_import
 from ovd_d2.layers.timm_weights import load_timm_state, load_timm_weights
 
 logger = logging.getLogger(__name__)
@@ -198,7 +199,7 @@ def fpn_over(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module | None, als
 def timm_that_has(name: str) -> ModuleType:
     """timm; raises OVDError if it is missing, or has no such model."""
     try:
-        import timm
+        timm = quick_import("timm")
     except ImportError as error:
         raise OVDError("MODEL.TIMM needs timm: run `pip install timm`.") from error
     if name not in timm.list_models():
