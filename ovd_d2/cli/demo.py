@@ -24,12 +24,13 @@ MODELS = {
     "supervised_all": "supervised on all (oracle)",
     "base_closed_set": "base only, closed set",
     "vild_text": "ViLD-text",
+    "vild_text_batch8": "ViLD-text, batch of 8",
     "vild_text_mask": "ViLD-text, masks",
     "vild_ensemble": "ViLD-ensemble",
     "vild_ensemble_batch8": "ViLD-ensemble, longer, batch of 8",
 }
-DEFAULT_MODELS = ("vild_text", "vild_ensemble_batch8")
-PROPOSER = "vild_text"  # has seen boxes of base categories only; its proposals go to the teacher
+DEFAULT_MODELS = ("vild_text_batch8", "vild_ensemble_batch8")
+PROPOSER = "vild_text_batch8"  # has seen boxes of base categories only; its proposals go to the teacher
 NEEDS_REGIONS = ("vild_ensemble", "vild_ensemble_batch8")
 GOES_ON = ("vild_ensemble_batch8",)  # from the proposer's weights
 PROCESSES = 2  # a training on the CPU is split over; fixed, so that any machine gets the same model

@@ -2,11 +2,11 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import warm_processes
 from PIL import Image
 
 from ovd_d2.cli import app, demo
@@ -34,7 +34,7 @@ def test_two_models_as_a_process(checkout):
     ovd = str(Path(sys.executable).with_name("ovd"))
     names = ["vild_text", "vild_text_mask"]
     words = [ovd, "demo", "--models", ",".join(names)]
-    result = subprocess.run(words, capture_output=True, text=True, timeout=240)
+    result = warm_processes.run(words, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stdout + result.stderr
     lines = result.stdout.splitlines()
     commands = [line for line in lines if line.startswith("$ ")]
