@@ -30,7 +30,7 @@ MODELS = {
     "vild_ensemble_batch8": "ViLD-ensemble, longer, batch of 8",
 }
 DEFAULT_MODELS = ("vild_text_batch8", "vild_ensemble_batch8")
-PROPOSER = "vild_text_batch8"  # has seen boxes of base categories only; its proposals go to the teacher
+PROPOSER = "vild_text_batch8"  # has seen boxes of base categories only; its boxes go to the teacher
 NEEDS_REGIONS = ("vild_ensemble", "vild_ensemble_batch8")
 GOES_ON = ("vild_ensemble_batch8",)  # from the proposer's weights
 PROCESSES = 2  # a training on the CPU is split over; fixed, so that any machine gets the same model

@@ -65,13 +65,13 @@ def test_two_models_as_a_process(checkout):
 def test_distilled_models_wait_for_the_regions_of_the_proposer(checkout, no_mini_build, capsys):
     assert run("--models", "vild_ensemble,supervised_all", "--out", "here") == 0
     order = [call.split("configs/mini/")[1].split(".yaml")[0] for call in calls(checkout)]
-    assert sorted(order[:2]) == ["supervised_all", "vild_text"]
+    assert sorted(order[:2]) == ["supervised_all", demo.PROPOSER]
     assert order[2:] == ["vild_ensemble"]
-    digest = json.loads((checkout / "here/vild_text/run.json").read_text())["digest"]
+    digest = json.loads((checkout / "here" / demo.PROPOSER / "run.json").read_text())["digest"]
     assert f"DATASETS.REGION_STORE here/regions-{digest[:8]}" in calls(checkout)[-1]
     out = capsys.readouterr().out
     built = next(line for line in out.splitlines() if " regions build " in line)
-    assert "--proposals rpn:here/vild_text/model_final.pth --encoder mini-teacher" in built
+    assert f"--proposals rpn:here/{demo.PROPOSER}/model_final.pth --encoder mini-teacher" in built
     summary = json.loads((checkout / "here/summary.json").read_text())
     assert list(summary["models"]) == ["vild_ensemble", "supervised_all"]
     assert summary["seed"] == 1
@@ -81,7 +81,7 @@ def test_the_longer_ensemble_goes_on_from_the_proposer(checkout, no_mini_build):
     assert run("--out", "here", "--seed", "2") == 0
     first, second = calls(checkout)
     assert "MODEL.WEIGHTS" not in first
-    assert "MODEL.WEIGHTS here/vild_text/model_final.pth" in second
+    assert f"MODEL.WEIGHTS here/{demo.PROPOSER}/model_final.pth" in second
     assert first.endswith("SEED 2") and "SEED 2" in second
     assert json.loads((checkout / "here/summary.json").read_text())["seed"] == 2
 
