@@ -34,7 +34,7 @@ PROPOSER = "vild_text_batch8"  # has seen boxes of base categories only; its box
 NEEDS_REGIONS = ("vild_ensemble", "vild_ensemble_batch8")
 GOES_ON = ("vild_ensemble_batch8",)  # from the proposer's weights
 PROCESSES = 2  # a training on the CPU is split over; fixed, so that any machine gets the same model
-REGIONS_PER_IMAGE = 20
+REGIONS_PER_IMAGE = 14
 QUICK = ("SOLVER.MAX_ITER", "20", "SOLVER.WARMUP_ITERS", "5", "TEST.DETECTIONS_PER_IMAGE", "20")
 
 _PICTURES = {
