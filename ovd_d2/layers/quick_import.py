@@ -26,8 +26,7 @@ class _StandIn(types.ModuleType):
         searched = name == "__path__" and self.__name__ == COMPILER  # for a module in the package
         if name.startswith("__") and not searched:  # what Python asks of every module
             raise AttributeError(name)
-        _take_away()
-        return getattr(importlib.import_module(self.__name__), name)
+        return getattr(_real(self.__name__), name)
 
 
 def _take_away() -> None:
@@ -36,17 +35,25 @@ def _take_away() -> None:
             del sys.modules[name]
 
 
+def _real(name: str) -> types.ModuleType:
+    """The module ``name``, for which nothing stands in from now on."""
+    _take_away()
+    return importlib.import_module(name)
+
+
 def _is_compile_supported(device_type: object) -> object:
     """``torch._dynamo.utils.is_compile_supported``, which is imported now."""
-    return importlib.import_module(UTILS).is_compile_supported(device_type)
+    return _real(UTILS).is_compile_supported(device_type)
 
 
-def _disable(fn: Callable, recursive: bool = True, **words: object) -> Callable:
-    """``torch._dynamo.disable``, which is imported when ``fn`` is first called."""
+def _disable(fn: Callable | None = None, recursive: bool = True, **words: object) -> Callable:
+    """``torch._dynamo.disable``, which is imported when the function ``fn`` is first called."""
+    if not isinstance(fn, types.FunctionType):
+        return _real(COMPILER).disable(fn, recursive, **words)
 
     @functools.cache
     def disabled() -> Callable:
-        return importlib.import_module(COMPILER).disable(fn, recursive, **words)
+        return _real(COMPILER).disable(fn, recursive, **words)
 
     @functools.wraps(fn)
     def later(*args: object, **kwargs: object) -> object:
@@ -83,4 +90,5 @@ def install() -> None:
     quick_import("torchvision.ops")
     from detectron2.layers import wrappers
 
-    wrappers.check_if_dynamo_compiling = _is_compiling
+    if hasattr(torch, "compiler") and hasattr(torch.compiler, "is_compiling"):
+        wrappers.check_if_dynamo_compiling = _is_compiling

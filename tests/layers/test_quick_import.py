@@ -1,13 +1,16 @@
 """Detecting leaves PyTorch's compiler out, and whoever asks for it gets the real one."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from detectron2.layers import wrappers
 
 import ovd_d2
+from ovd_d2.layers import quick_import
 
 FILE = str(Path(ovd_d2.__file__).parent / "layers" / "quick_import.py")
 ALONE = f"""
@@ -52,6 +55,45 @@ def test_detectron2_knows_that_it_is_compiled():
     zero = torch.zeros(1)
     assert told(zero).item() == 0
     assert torch.compile(told, backend="eager")(zero).item() == 1
+
+
+@pytest.mark.parametrize(
+    "called",
+    ["is_compile_supported('cpu')", "torch.compiler.disable(lambda: 1)()",
+     "torch.compiler.disable()(len)"],
+)  # fmt: skip
+def test_what_is_called_at_once_is_the_real_one(tmp_path, monkeypatch, called):
+    (tmp_path / "caller.py").write_text(
+        f"import torch\nfrom torch._dynamo.utils import is_compile_supported\ngot = {called}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in (quick_import.COMPILER, quick_import.UTILS):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delattr(torch, "_dynamo", raising=False)
+    imported, plain = [], importlib.import_module
+
+    def import_module(name, package=None):
+        if name not in (quick_import.COMPILER, quick_import.UTILS):
+            return plain(name, package)
+        assert name not in sys.modules  # nothing stands in for it
+        imported.append(name)
+        return Answers
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    quick_import.quick_import("caller")
+    assert sys.modules.pop("caller").got and imported
+
+
+class Answers:
+    """In the place of the compiler, whose import takes seconds and cannot be undone."""
+
+    @staticmethod
+    def is_compile_supported(device_type):
+        return device_type
+
+    @staticmethod
+    def disable(fn, recursive, reason):
+        return fn or (lambda fn: fn)
 
 
 def test_a_package_that_asks_for_more_gets_it(tmp_path, monkeypatch):
