@@ -91,7 +91,7 @@ def test_one_that_goes_on_beside_is_told_signals(start):
 def test_what_takes_too_long_is_killed(tmp_path):
     code = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(100)"
     with pytest.raises(subprocess.TimeoutExpired):
-        warm_processes.run([sys.executable, "-c", code], cwd=tmp_path, timeout=5)
+        warm_processes.run([sys.executable, "-c", code], cwd=tmp_path, timeout=10)
     pid = int((tmp_path / "pid").read_text())
     deadline = time.monotonic() + 60
     while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:

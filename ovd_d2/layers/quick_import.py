@@ -90,5 +90,4 @@ def install() -> None:
     quick_import("torchvision.ops")
     from detectron2.layers import wrappers
 
-    if hasattr(torch, "compiler") and hasattr(torch.compiler, "is_compiling"):
-        wrappers.check_if_dynamo_compiling = _is_compiling
+    wrappers.check_if_dynamo_compiling = _is_compiling

@@ -25,7 +25,7 @@ from ovd_d2.files import atomic
 from ovd_d2.region_store import RegionStore, RegionStoreWriter, merge_manifests, verify
 
 folder = Path(sys.argv[1])
-IDS = [f"image {n}" if n % 3 else n for n in range(20)]
+IDS = [f"image {n}" if n % 3 else n for n in range(40)]
 EXPECTED = {image_id: regions_of(n, count=n % 5) for n, image_id in enumerate(IDS)}
 PER_SHARD = 3
 
@@ -164,8 +164,8 @@ def test_killed_writers_lose_and_double_nothing(tmp_path):
     )
     assert process.returncode == 0, process.stderr
     planned, unplanned = map(int, process.stdout.split())
-    # 7 shards, each: save, flush, rename, flush the folder, and as much for its manifest.
-    assert planned >= 7 * 8
+    # 14 shards, each: save, flush, rename, flush the folder, and as much for its manifest.
+    assert planned >= 14 * 8
     assert unplanned == 15 * 4 + 6 * (3 + 2 + 4)
 
 
